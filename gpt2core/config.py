@@ -1,0 +1,285 @@
+"""Parameters: one frozen model a section of params.yaml, checked all at once before anything runs.
+
+Every section forbids unknown keys and wrong types. `load_params` gathers the errors of all sections and of the
+relations between them into one `UserError`, each line naming file, key, value and what is allowed.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from ruamel.yaml import YAML
+from ruamel.yaml.error import YAMLError
+
+from gpt2core.errors import UserError
+
+# The sizes of the GPT-2 paper (Radford et al. 2019, table 2), by OpenAI's names; `tiny` is ours, for two cores.
+PRESETS: dict[str, dict[str, int]] = {
+    "tiny": dict(n_layer=4, n_head=4, n_embd=128, n_positions=256),
+    "124M": dict(n_layer=12, n_head=12, n_embd=768, n_positions=1024),
+    "355M": dict(n_layer=24, n_head=16, n_embd=1024, n_positions=1024),
+    "774M": dict(n_layer=36, n_head=20, n_embd=1280, n_positions=1024),
+    "1558M": dict(n_layer=48, n_head=25, n_embd=1600, n_positions=1024),
+}
+OPENAI_SIZES = ("124M", "355M", "774M", "1558M", "tiny")
+
+PositiveInt = Annotated[int, Field(gt=0)]
+Count = Annotated[int, Field(ge=0)]
+PositiveFloat = Annotated[float, Field(gt=0)]
+Fraction = Annotated[float, Field(ge=0, lt=1)]
+# A model directory, named from models/. No `..` and no root: the stage must stay inside the project.
+BaseName = Annotated[str, Field(pattern=r"^[A-Za-z0-9_][A-Za-z0-9._-]*(/[A-Za-z0-9_][A-Za-z0-9._-]*)*$")]
+
+
+class Section(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+
+
+class Data(Section):
+    """What `download-data` brings: names of the registry in `gpt2core/data/sources.py`, or `own/FILE` in data/own/."""
+
+    corpus: str
+    sms: str
+    instructions: str
+
+
+class Tokenizer(Section):
+    kind: Literal["bpe", "gpt2", "char"]
+    vocab_size: Annotated[int, Field(ge=257, le=65536)]  # bpe: 256 bytes, merges, and <|endoftext|>
+    val_fraction: Annotated[float, Field(gt=0, lt=0.5)]
+
+
+class Pretrain(Section):
+    """A preset, or a preset with single sizes replaced; then the recipe."""
+
+    preset: Literal["tiny", "124M", "355M", "774M", "1558M"]
+    n_layer: PositiveInt | None = None
+    n_head: PositiveInt | None = None
+    n_embd: PositiveInt | None = None
+    n_positions: PositiveInt | None = None
+    dropout: Fraction
+    qkv_bias: bool
+    tie_weights: bool
+    batch_size: PositiveInt
+    grad_accum_steps: PositiveInt
+    context: PositiveInt
+    max_steps: PositiveInt
+    warmup_steps: Count
+    lr: PositiveFloat
+    min_lr_ratio: Annotated[float, Field(ge=0, le=1)]
+    weight_decay: Annotated[float, Field(ge=0)]
+    beta1: Fraction
+    beta2: Fraction
+    grad_clip: Annotated[float, Field(ge=0)]
+    eval_interval_steps: PositiveInt
+    eval_batches: PositiveInt
+    sample_prompt: str
+    sample_tokens: PositiveInt
+    dtype: Literal["float32", "bfloat16"]
+    compile: bool
+
+    def sizes(self) -> dict[str, int]:
+        """n_layer, n_head, n_embd, n_positions: the preset's, where not given."""
+        return {key: getattr(self, key) or value for key, value in PRESETS[self.preset].items()}
+
+
+class OpenAI(Section):
+    sizes: list[Literal["124M", "355M", "774M", "1558M", "tiny"]]
+
+
+class FinetuneClassify(Section):
+    base: BaseName
+    trainable: Literal["head", "last_block", "last_two_blocks", "all"]
+    seeds: Annotated[list[Count], Field(min_length=1)]
+    val_fraction: Annotated[float, Field(gt=0, lt=0.5)]
+    test_fraction: Annotated[float, Field(gt=0, lt=0.5)]
+    epochs: PositiveInt
+    batch_size: PositiveInt
+    lr: PositiveFloat
+    warmup_steps: Count
+    weight_decay: Annotated[float, Field(ge=0)]
+    beta2: Fraction
+    grad_clip: Annotated[float, Field(ge=0)]
+    dropout: Fraction
+    max_tokens: PositiveInt | None
+    max_steps: PositiveInt | None
+    dtype: Literal["float32", "bfloat16"]
+
+
+class FinetuneInstruct(Section):
+    base: BaseName
+    mask_prompt: bool
+    val_fraction: Annotated[float, Field(gt=0, lt=0.5)]
+    test_fraction: Annotated[float, Field(gt=0, lt=0.5)]
+    epochs: PositiveInt
+    batch_size: PositiveInt
+    lr: PositiveFloat
+    warmup_steps: Count
+    weight_decay: Annotated[float, Field(ge=0)]
+    beta2: Fraction
+    grad_clip: Annotated[float, Field(ge=0)]
+    dropout: Fraction
+    max_steps: PositiveInt | None
+    max_new_tokens: PositiveInt
+    dtype: Literal["float32", "bfloat16"]
+
+
+class Judge(Section):
+    """`chrf` needs nothing; `openai` asks a server (its key comes from the environment variable OPENAI_API_KEY)."""
+
+    kind: Literal["chrf", "openai"]
+    base_url: str | None
+    model: str | None
+    timeout_s: PositiveFloat
+    max_retries: Count
+    concurrency: PositiveInt
+    min_coverage: Annotated[float, Field(ge=0, le=1)]
+    bootstrap_samples: PositiveInt
+    max_items: PositiveInt | None
+
+
+class Params(Section):
+    seed: Count
+    data: Data
+    tokenizer: Tokenizer
+    pretrain: Pretrain
+    openai: OpenAI
+    finetune_classify: FinetuneClassify
+    finetune_instruct: FinetuneInstruct
+    judge: Judge
+
+
+def project_root() -> Path:
+    """The project's root as DVC tells it (experiments run in a temporary copy); else the working directory."""
+    return Path(os.environ.get("DVC_ROOT") or Path.cwd())
+
+
+def read_yaml(path: str | os.PathLike[str]) -> Any:
+    """Read YAML as DVC does (YAML 1.2), so that `6e-4` is a number to both. UserError if it is not YAML."""
+    try:
+        with Path(path).open(encoding="utf-8") as file:
+            return YAML(typ="safe").load(file)
+    except FileNotFoundError:
+        raise UserError(f"{path}: no such file; run in the project's folder, or: make profile NAME=embedded") from None
+    except (YAMLError, UnicodeDecodeError) as error:
+        raise UserError(f"{path}: not YAML: {' '.join(str(error).split())}") from None
+
+
+def load_params(path: str | os.PathLike[str] = "params.yaml") -> Params:
+    """Read and check a params file. Raises one UserError that lists everything wrong in it."""
+    values = read_yaml(path)
+    if not isinstance(values, dict):
+        raise UserError(f"{path}: must hold sections ({', '.join(Params.model_fields)}), found {values!r}")
+    try:
+        params = Params.model_validate(values)
+        problems = _contradictions(params)
+    except ValidationError as error:
+        # What is sound is still held against itself, so that one run shows every mistake.
+        problems = [_explain(details) for details in error.errors()]
+        problems += _contradictions(_sound_part(values, {details["loc"] for details in error.errors()}))
+    if problems:
+        noun = "problem" if len(problems) == 1 else "problems"
+        raise UserError("\n".join([f"{path}: {len(problems)} {noun}", *(f"  {problem}" for problem in problems)]))
+    return params
+
+
+def _explain(details: Any) -> str:
+    """One line for one pydantic error: the key, its value, what is allowed."""
+    key = ".".join(str(part) for part in details["loc"])
+    kind, context, value = details["type"], details.get("ctx", {}), details["input"]
+    if kind == "extra_forbidden":
+        section = Params if len(details["loc"]) == 1 else Params.model_fields[details["loc"][0]].annotation
+        return f"{key}: unknown key; allowed here: {', '.join(section.model_fields)}"  # type: ignore[union-attr]
+    if kind == "missing":
+        return f"{key}: missing; profiles/embedded.yaml shows a value and what it means"
+    if kind == "literal_error":
+        return f"{key}: {value!r} is not allowed; allowed: {context['expected']}"
+    if kind == "string_pattern_mismatch":
+        return f"{key}: {value!r} must name a model directory under models/, such as pretrained or openai/124M"
+    if kind in ("model_type", "model_attributes_type"):
+        return f"{key}: {value!r} must be a section of keys"
+    message = details["msg"].removeprefix("Input should be ")
+    return f"{key}: {value!r} must be {message}"
+
+
+def _sound_part(values: dict[str, Any], wrong: set[tuple[Any, ...]]) -> Params:
+    """The params without the keys at the `wrong` places; what is absent raises AttributeError when it is asked for."""
+    sections = {}
+    for name, field in Params.model_fields.items():
+        if isinstance(values.get(name), dict) and name != "seed":
+            keys = {key: value for key, value in values[name].items() if (name, key) not in {w[:2] for w in wrong}}
+            sections[name] = field.annotation.model_construct(**keys)  # type: ignore[union-attr]
+    return Params.model_construct(**sections)
+
+
+def _contradictions(params: Params) -> list[str]:
+    """What no single key shows: sizes and values that do not go together."""
+    problems = []
+    for check in _CHECKS:
+        with contextlib.suppress(AttributeError):  # a part that another message already speaks of
+            problems += check(params)
+    return problems
+
+
+def _check_heads(params: Params) -> Iterator[str]:
+    sizes = params.pretrain.sizes()
+    if sizes["n_embd"] % sizes["n_head"]:
+        yield (
+            f"pretrain.n_head: {sizes['n_head']} heads do not divide the width n_embd {sizes['n_embd']}; "
+            "choose a divisor"
+        )
+
+
+def _check_context(params: Params) -> Iterator[str]:
+    n_positions = params.pretrain.sizes()["n_positions"]
+    if params.pretrain.context > n_positions:
+        yield (
+            f"pretrain.context: {params.pretrain.context} is longer than the model's {n_positions} positions; "
+            "lower it or raise pretrain.n_positions"
+        )
+
+
+def _check_warmup(params: Params) -> Iterator[str]:
+    if params.pretrain.warmup_steps > params.pretrain.max_steps:
+        steps = f"{params.pretrain.warmup_steps} is more than pretrain.max_steps {params.pretrain.max_steps}"
+        yield f"pretrain.warmup_steps: {steps}"
+
+
+def _check_openai_sizes(params: Params) -> Iterator[str]:
+    if len(set(params.openai.sizes)) < len(params.openai.sizes):
+        yield f"openai.sizes: {params.openai.sizes} names a size twice"
+
+
+def _check_bases(params: Params) -> Iterator[str]:
+    for name in ("finetune_classify", "finetune_instruct"):
+        base = getattr(params, name).base
+        if base.startswith("openai/") and base.removeprefix("openai/") not in params.openai.sizes:
+            yield f"{name}.base: {base!r} is not made: add its size to openai.sizes {params.openai.sizes}"
+
+
+def _check_fractions(params: Params) -> Iterator[str]:
+    for name in ("finetune_classify", "finetune_instruct"):
+        section = getattr(params, name)
+        if section.val_fraction + section.test_fraction >= 0.9:
+            yield f"{name}: val_fraction and test_fraction leave less than a tenth for training"
+
+
+def _check_seeds(params: Params) -> Iterator[str]:
+    if len(set(params.finetune_classify.seeds)) < len(params.finetune_classify.seeds):
+        yield f"finetune_classify.seeds: {params.finetune_classify.seeds} names a seed twice"
+
+
+def _check_judge(params: Params) -> Iterator[str]:
+    if params.judge.kind == "openai" and not (params.judge.base_url and params.judge.model):
+        yield "judge.kind: 'openai' needs judge.base_url (such as http://127.0.0.1:11434/v1) and judge.model"
+
+
+_CHECKS = (
+    _check_heads, _check_context, _check_warmup, _check_openai_sizes, _check_bases, _check_fractions, _check_seeds,
+    _check_judge,
+)  # fmt: skip
