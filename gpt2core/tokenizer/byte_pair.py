@@ -1,0 +1,180 @@
+"""A byte-level BPE tokenizer: a table of tokens, encoded by `tiktoken`, kept in GPT-2's own two files.
+
+The three kinds of the pipeline differ only in the table: `train.py` learns it, GPT-2's comes from OpenAI's files, and
+one token a character is a table whose merges only join the bytes of a character.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import regex
+import tiktoken
+
+from gpt2core import files
+from gpt2core.errors import UserError
+
+END_OF_TEXT = "<|endoftext|>"
+
+# Words are cut before merging (Radford et al. 2019, section 2.2), so that no token spans two of them.
+WORD_PATTERN = r"""'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"""
+
+
+@functools.cache
+def printable_bytes() -> dict[int, str]:
+    """GPT-2's way to write any byte as a printable character, so that a vocabulary can be JSON.
+
+    Printable Latin-1 stays as it is, the other 68 bytes move to U+0100 and on: a space is written Ġ. The order of this
+    dict is the order of GPT-2's first 256 ids.
+    """
+    kept = [*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)]
+    moved = [byte for byte in range(256) if byte not in kept]
+    return {byte: chr(byte) for byte in kept} | {byte: chr(256 + i) for i, byte in enumerate(moved)}
+
+
+def _to_printable(token: bytes) -> str:
+    table = printable_bytes()
+    return "".join(table[byte] for byte in token)
+
+
+@functools.cache
+def _from_printable_table() -> dict[str, int]:
+    return {character: byte for byte, character in printable_bytes().items()}
+
+
+def _from_printable(text: str) -> bytes:
+    return bytes(_from_printable_table()[character] for character in text)
+
+
+class Tokenizer:
+    """Text to ids and back.
+
+    Args:
+        ranks: each token's bytes with its id; of two possible merges the one with the lower id is made first.
+        merges: the pairs of tokens in the order in which they were learned; what `merges.txt` holds.
+        eot_id: the id of `<|endoftext|>`, which separates documents and is never found in plain text.
+    """
+
+    def __init__(self, ranks: dict[bytes, int], merges: list[tuple[bytes, bytes]], eot_id: int):
+        self.ranks, self.merges, self.eot_id = ranks, merges, eot_id
+        self.vocab_size = max([*ranks.values(), eot_id]) + 1
+        self._encoding = tiktoken.Encoding(
+            "gpt2core", pat_str=WORD_PATTERN, mergeable_ranks=ranks, special_tokens={END_OF_TEXT: eot_id}
+        )
+        # tiktoken panics on a byte that no token begins with; only a character tokenizer has such gaps.
+        self._foreign = None
+        if any(bytes([byte]) not in ranks for byte in range(256)):
+            known = "".join(regex.escape(t.decode()) for t in ranks if _is_character(t))
+            self._foreign = regex.compile(f"[^{known}]")
+
+    def encode(self, text: str, *, allow_special: bool = False) -> list[int]:
+        """Ids of a text. `<|endoftext|>` in it is plain text, unless `allow_special` makes it the separator.
+
+        Raises:
+            UserError: a character tokenizer meets a character that its corpus did not have.
+        """
+        if self._foreign:
+            plain = text.replace(END_OF_TEXT, "") if allow_special else text
+            if found := self._foreign.search(plain):
+                raise UserError(
+                    f"the tokenizer knows only the characters of its corpus, and {found.group()!r} is not one of them; "
+                    "leave it out, or train with tokenizer.kind: bpe"
+                )
+        if allow_special:
+            return self._encoding.encode(text, allowed_special={END_OF_TEXT})
+        return self._encoding.encode_ordinary(text)
+
+    def decode(self, ids: list[int]) -> str:
+        """The text of ids; bytes that are not UTF-8 become U+FFFD. Raises UserError on an id outside the vocabulary."""
+        try:
+            return self._encoding.decode(ids)
+        except KeyError as error:
+            raise UserError(f"token id {error} is not in this vocabulary of {self.vocab_size}") from None
+
+    def token_bytes(self, token_id: int) -> bytes:
+        """The bytes of one token."""
+        return self._encoding.decode_single_token_bytes(token_id)
+
+    @functools.cached_property
+    def id_to_token(self) -> dict[int, str]:
+        """Each id with the token as `vocab.json` writes it."""
+        tokens = {i: _to_printable(token) for token, i in self.ranks.items()}
+        return dict(sorted((tokens | {self.eot_id: END_OF_TEXT}).items()))
+
+    def save(
+        self,
+        folder: str | os.PathLike[str],
+        *,
+        model_max_length: int | None = None,
+        extra: dict[str, Any] | None = None,
+    ) -> None:
+        """Write `vocab.json`, `merges.txt`, `tokenizer_config.json` as transformers reads them.
+
+        Args:
+            folder: where to.
+            model_max_length: the model's context in tokens, where there is a model.
+            extra: more keys for the last file, such as a chat template.
+        """
+        folder = Path(folder)
+        vocab = {token: i for i, token in self.id_to_token.items()}
+        files.write_text(folder / "vocab.json", json.dumps(vocab, ensure_ascii=False))
+        merges = [f"{_to_printable(left)} {_to_printable(right)}" for left, right in self.merges]
+        files.write_text(folder / "merges.txt", "\n".join(["#version: 0.2", *merges]) + "\n")
+        files.write_json(
+            folder / "tokenizer_config.json",
+            {
+                "tokenizer_class": "GPT2Tokenizer",
+                "bos_token": END_OF_TEXT,
+                "eos_token": END_OF_TEXT,
+                "unk_token": END_OF_TEXT,
+                "pad_token": END_OF_TEXT,
+                "add_prefix_space": False,
+                **({"model_max_length": model_max_length} if model_max_length else {}),
+                **(extra or {}),
+            },
+        )
+
+    @classmethod
+    def load(cls, folder: str | os.PathLike[str]) -> Tokenizer:
+        """Read `vocab.json` and `merges.txt` of a model directory."""
+        return cls.from_files(Path(folder) / "vocab.json", Path(folder) / "merges.txt")
+
+    @classmethod
+    def from_files(cls, vocab_path: str | os.PathLike[str], merges_path: str | os.PathLike[str]) -> Tokenizer:
+        """Read GPT-2's two files (OpenAI: encoder.json, vocab.bpe). Raises UserError that names file and line."""
+        vocab = files.read_json(vocab_path)
+        if not isinstance(vocab, dict) or END_OF_TEXT not in vocab:
+            raise UserError(f"{vocab_path}: must be a JSON object of tokens and ids with {END_OF_TEXT!r} among them")
+        if sorted(vocab.values()) != list(range(len(vocab))):
+            raise UserError(f"{vocab_path}: ids must be 0 to {len(vocab) - 1}, each once")
+        eot_id = vocab.pop(END_OF_TEXT)
+        try:
+            ranks = {_from_printable(token): i for token, i in vocab.items()}
+        except KeyError as error:
+            raise UserError(f"{vocab_path}: {error} is no character of GPT-2's byte alphabet") from None
+        merges = []
+        # Not splitlines(): it also splits at U+0085, which the byte alphabet has.
+        for number, line in enumerate(files.read_text(merges_path).split("\n"), start=1):
+            line = line.removesuffix("\r")
+            if not line or (number == 1 and line.startswith("#version")):
+                continue
+            try:
+                left, right = (_from_printable(part) for part in line.split(" "))
+                ranks[left + right]
+            except (ValueError, KeyError):
+                raise UserError(
+                    f"{merges_path}: line {number}: {line!r} is not a pair of tokens of {vocab_path}"
+                ) from None
+            merges.append((left, right))
+        return cls(ranks, merges, eot_id)
+
+
+def _is_character(token: bytes) -> bool:
+    try:
+        return len(token.decode()) == 1
+    except UnicodeDecodeError:
+        return False

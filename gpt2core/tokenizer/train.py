@@ -1,0 +1,110 @@
+"""Learn a vocabulary from a corpus: byte-pair encoding (Sennrich et al. 2016), or one token a character."""
+
+from __future__ import annotations
+
+import heapq
+from collections import Counter, defaultdict
+from collections.abc import Iterable
+
+import regex
+
+from gpt2core.errors import UserError
+from gpt2core.tokenizer.byte_pair import WORD_PATTERN, Tokenizer, printable_bytes
+
+Pair = tuple[int, int]
+
+
+def train_bpe(documents: Iterable[str], vocab_size: int) -> Tokenizer:
+    """Learn `vocab_size` tokens: 256 bytes, `vocab_size - 257` merges, and `<|endoftext|>` last, as in GPT-2.
+
+    Each round merges the pair of tokens that is most frequent inside words; of equals, the one with the lower ids, so
+    that the result depends on the corpus alone. Counts are updated only where a word changes, and a heap keeps the best
+    pair at hand, which makes a round cost what it changes instead of a pass over the corpus.
+
+    Raises:
+        UserError: the corpus has too few different pairs for so many tokens.
+    """
+    pattern = regex.compile(WORD_PATTERN)
+    words: Counter[str] = Counter()
+    for document in documents:
+        words.update(pattern.findall(document))
+
+    tokens = [bytes([byte]) for byte in printable_bytes()]
+    id_of_byte = {token[0]: i for i, token in enumerate(tokens)}
+    spelled = [[id_of_byte[byte] for byte in word.encode()] for word in words]
+    frequency = list(words.values())
+
+    counts: Counter[Pair] = Counter()
+    words_with: defaultdict[Pair, set[int]] = defaultdict(set)
+    for index, ids in enumerate(spelled):
+        for pair in zip(ids, ids[1:], strict=False):
+            counts[pair] += frequency[index]
+            words_with[pair].add(index)
+    heap = [(-count, pair) for pair, count in counts.items()]
+    heapq.heapify(heap)
+
+    merges: list[tuple[bytes, bytes]] = []
+    while len(tokens) < vocab_size - 1:
+        count, pair = _most_frequent(heap, counts)
+        if count == 0:
+            raise UserError(
+                f"tokenizer.vocab_size: {vocab_size} is more than this corpus gives; "
+                f"it has at most {len(tokens) + 1} tokens: lower vocab_size or bring more text"
+            )
+        new = len(tokens)
+        merges.append((tokens[pair[0]], tokens[pair[1]]))
+        tokens.append(tokens[pair[0]] + tokens[pair[1]])
+        changed: set[Pair] = set()
+        for index in words_with.pop(pair):
+            old, ids = spelled[index], _merge(spelled[index], pair, new)
+            for neighbours in zip(old, old[1:], strict=False):
+                counts[neighbours] -= frequency[index]
+                changed.add(neighbours)
+            for neighbours in zip(ids, ids[1:], strict=False):
+                counts[neighbours] += frequency[index]
+                words_with[neighbours].add(index)
+                changed.add(neighbours)
+            spelled[index] = ids
+        for neighbours in changed:
+            heapq.heappush(heap, (-counts[neighbours], neighbours))
+
+    return Tokenizer({token: i for i, token in enumerate(tokens)}, merges, eot_id=len(tokens))
+
+
+def _most_frequent(heap: list[tuple[int, Pair]], counts: Counter[Pair]) -> tuple[int, Pair]:
+    """Pop the best pair, passing over entries whose count is out of date; count 0 when none is left."""
+    while heap:
+        negative, pair = heapq.heappop(heap)
+        if -negative == counts[pair] > 0:
+            return -negative, pair
+    return 0, (0, 0)
+
+
+def _merge(ids: list[int], pair: Pair, new: int) -> list[int]:
+    """Replace each `pair` in `ids`, from the left, by `new`."""
+    merged, i = [], 0
+    while i < len(ids):
+        if i + 1 < len(ids) and (ids[i], ids[i + 1]) == pair:
+            merged.append(new)
+            i += 2
+        else:
+            merged.append(ids[i])
+            i += 1
+    return merged
+
+
+def train_char(documents: Iterable[str]) -> Tokenizer:
+    """One token for each character of the corpus, in code point order, then `<|endoftext|>`.
+
+    A character outside ASCII has several bytes: their singles and prefixes are tokens too (behind the characters, in
+    the order in which they must merge), which no encoded text ever shows.
+    """
+    characters = sorted({character for document in documents for character in set(document)})
+    if not characters:
+        raise UserError("the corpus is empty: a character tokenizer needs at least one character")
+    tokens = [c.encode() for c in characters]
+    long = [token for token in tokens if len(token) > 1]
+    inner = {token[:n] for token in long for n in range(1, len(token))} | {bytes([b]) for token in long for b in token}
+    tokens += sorted(inner, key=lambda token: (len(token), token))
+    merges = sorted({(t[:n], t[n : n + 1]) for t in long for n in range(1, len(t))}, key=lambda m: (len(m[0]), m))
+    return Tokenizer({token: i for i, token in enumerate(tokens)}, merges, eot_id=len(tokens))
