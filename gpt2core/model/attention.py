@@ -1,0 +1,64 @@
+"""Causal self-attention (Vaswani et al. 2017, section 3.2), written out and by PyTorch's fused kernel.
+
+Shapes: B batch, T tokens of this call, S tokens so far (cache included), C channels, H heads, D = C / H head size.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from gpt2core.model.config import GPTConfig
+from gpt2core.model.kv_cache import LayerCache
+
+
+def attention_written_out(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None) -> Tensor:
+    """softmax(q kᵀ / √D) v, where position t sees positions up to t only. The formula `fused_attention` must equal.
+
+    Args:
+        q: [B, H, T, D]; k, v: [B, H, S, D] with S >= T, the queries being the last T positions.
+        mask: [B, 1, T, S], true where a query may look; causal if absent.
+
+    Returns:
+        [B, H, T, D]
+    """
+    T, S = q.size(-2), k.size(-2)
+    if mask is None:
+        mask = torch.ones(T, S, dtype=torch.bool, device=q.device).tril(S - T)  # [T, S]
+    scores = q @ k.transpose(-2, -1) / math.sqrt(q.size(-1))  # [B, H, T, S]
+    weights = scores.masked_fill(~mask, float("-inf")).softmax(dim=-1)  # [B, H, T, S]
+    return weights @ v  # [B, H, T, D]
+
+
+def fused_attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None, dropout: float = 0.0) -> Tensor:
+    """The same by `scaled_dot_product_attention`, which never holds the [T, S] weights in memory."""
+    T, S = q.size(-2), k.size(-2)
+    # One query sees everything before it; for T == S the kernel has its own causal form; between, a mask.
+    if mask is None and T not in (1, S):
+        mask = torch.ones(T, S, dtype=torch.bool, device=q.device).tril(S - T)
+    causal = mask is None and T == S
+    return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=dropout, is_causal=causal)
+
+
+class CausalSelfAttention(nn.Module):
+    """Multi-head causal self-attention, with a cache of keys and values while generating."""
+
+    def __init__(self, config: GPTConfig):
+        super().__init__()
+        self.n_head, self.dropout = config.n_head, config.attn_pdrop
+        self.c_attn = nn.Linear(config.n_embd, 3 * config.n_embd, bias=config.qkv_bias)
+        self.c_proj = nn.Linear(config.n_embd, config.n_embd)
+        self.resid_dropout = nn.Dropout(config.resid_pdrop)
+
+    def forward(self, x: Tensor, cache: LayerCache | None = None, mask: Tensor | None = None) -> Tensor:
+        """x: [B, T, C]; mask: [B, 1, T, S], true where a query may look -> [B, T, C]"""
+        B, T, C = x.shape
+        q, k, v = self.c_attn(x).view(B, T, 3, self.n_head, C // self.n_head).permute(2, 0, 3, 1, 4)  # 3 × [B, H, T, D]
+        if cache is not None:
+            k, v = cache.append(k, v)  # [B, H, S, D]
+        y = fused_attention(q, k, v, mask, self.dropout if self.training else 0.0)  # [B, H, T, D]
+        y = y.transpose(1, 2).reshape(B, T, C)  # [B, T, C]
+        return self.resid_dropout(self.c_proj(y))

@@ -1,0 +1,132 @@
+"""GPT-2, in the paper's order: embeddings, blocks, final norm, tied output head (Radford et al. 2019, section 2.3).
+
+Shapes: B batch, T tokens, C channels (n_embd), V vocabulary. Parameter names are transformers', so that a state dict
+needs no renaming but for its prefix; `weights/names.py` has the table.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from gpt2core.errors import UserError
+from gpt2core.model.attention import CausalSelfAttention
+from gpt2core.model.config import GPTConfig
+from gpt2core.model.kv_cache import KVCache, LayerCache
+
+
+class MLP(nn.Module):
+    """Two linear layers, four times as wide inside, with GPT-2's GELU: the tanh form (Hendrycks and Gimpel 2016)."""
+
+    def __init__(self, config: GPTConfig):
+        super().__init__()
+        self.c_fc = nn.Linear(config.n_embd, 4 * config.n_embd)
+        self.c_proj = nn.Linear(4 * config.n_embd, config.n_embd)
+        self.dropout = nn.Dropout(config.resid_pdrop)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[B, T, C] -> [B, T, C]"""
+        return self.dropout(self.c_proj(F.gelu(self.c_fc(x), approximate="tanh")))
+
+
+class Block(nn.Module):
+    """Attention, then MLP, each behind a layer norm and beside a residual path ("pre-norm")."""
+
+    def __init__(self, config: GPTConfig):
+        super().__init__()
+        self.ln_1 = nn.LayerNorm(config.n_embd, eps=config.layer_norm_epsilon)
+        self.attn = CausalSelfAttention(config)
+        self.ln_2 = nn.LayerNorm(config.n_embd, eps=config.layer_norm_epsilon)
+        self.mlp = MLP(config)
+
+    def forward(self, x: Tensor, cache: LayerCache | None = None, mask: Tensor | None = None) -> Tensor:
+        """[B, T, C] -> [B, T, C]"""
+        x = x + self.attn(self.ln_1(x), cache, mask)
+        return x + self.mlp(self.ln_2(x))
+
+
+class Transformer(nn.Module):
+    """Everything below the head: ids in, a vector for each position out."""
+
+    def __init__(self, config: GPTConfig):
+        super().__init__()
+        self.config = config
+        self.wte = nn.Embedding(config.vocab_size, config.n_embd)
+        self.wpe = nn.Embedding(config.n_positions, config.n_embd)
+        self.drop = nn.Dropout(config.embd_pdrop)
+        self.h = nn.ModuleList(Block(config) for _ in range(config.n_layer))
+        self.ln_f = nn.LayerNorm(config.n_embd, eps=config.layer_norm_epsilon)
+
+    def forward(
+        self,
+        ids: Tensor,
+        cache: KVCache | None = None,
+        positions: Tensor | None = None,
+        mask: Tensor | None = None,
+    ) -> Tensor:
+        """Hidden states after the final norm.
+
+        Args:
+            ids: [B, T] int64.
+            cache: holds the tokens before these, and gets these too.
+            positions: [B, T] where they are not simply the next ones (rows of unequal length).
+            mask: [B, 1, T, S], true where a query may look; causal if absent.
+
+        Returns:
+            [B, T, C]
+
+        Raises:
+            UserError: the text is longer than the model has positions.
+        """
+        T, start = ids.size(1), cache.length if cache else 0
+        if start + T > self.config.n_positions and positions is None:
+            raise UserError(f"{start + T} tokens are more than this model's {self.config.n_positions} positions")
+        if positions is None:
+            positions = torch.arange(start, start + T, device=ids.device)  # [T]
+        x = self.drop(self.wte(ids) + self.wpe(positions))  # [B, T, C]
+        for i, block in enumerate(self.h):
+            x = block(x, cache.layers[i] if cache else None, mask)
+        return self.ln_f(x)
+
+
+class GPT(nn.Module):
+    """The language model: logits for the token after each position."""
+
+    def __init__(self, config: GPTConfig):
+        super().__init__()
+        self.config = config
+        self.transformer = Transformer(config)
+        self.lm_head = nn.Linear(config.n_embd, config.vocab_size, bias=False)
+        if config.tie_word_embeddings:
+            self.lm_head.weight = self.transformer.wte.weight
+        initialize(self, config)
+
+    def forward(
+        self,
+        ids: Tensor,
+        cache: KVCache | None = None,
+        positions: Tensor | None = None,
+        mask: Tensor | None = None,
+    ) -> Tensor:
+        """ids [B, T] -> logits [B, T, V]; see `Transformer.forward` for the rest."""
+        return self.lm_head(self.transformer(ids, cache, positions, mask))
+
+    def loss(self, ids: Tensor, targets: Tensor) -> Tensor:
+        """Mean cross-entropy in nats of `targets` [B, T] given `ids` [B, T]; targets of -100 do not count."""
+        logits = self(ids)  # [B, T, V]
+        return F.cross_entropy(logits.flatten(0, 1).float(), targets.flatten(), ignore_index=-100)
+
+
+def initialize(model: nn.Module, config: GPTConfig) -> None:
+    """GPT-2's start: normal(0, 0.02), biases zero, and the layers that write to the residual path smaller by √(2L)."""
+    for name, module in model.named_modules():
+        if isinstance(module, nn.Linear | nn.Embedding):
+            std = config.initializer_range
+            if name.endswith("c_proj"):
+                std /= math.sqrt(2 * config.n_layer)
+            nn.init.normal_(module.weight, mean=0.0, std=std)
+        if isinstance(module, nn.Linear) and module.bias is not None:
+            nn.init.zeros_(module.bias)

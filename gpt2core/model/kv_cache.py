@@ -1,0 +1,40 @@
+"""Keys and values of the tokens seen so far, so that generating a token costs one token's work and not the prefix's."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from gpt2core.model.config import GPTConfig
+
+
+class LayerCache:
+    """One layer's keys and values, preallocated: [B, H, max_tokens, D] each."""
+
+    def __init__(self, shape: tuple[int, int, int, int], device: torch.device, dtype: torch.dtype):
+        self.k = torch.empty(shape, device=device, dtype=dtype)
+        self.v = torch.empty(shape, device=device, dtype=dtype)
+        self.length = 0
+
+    def append(self, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+        """Add [B, H, T, D]; give all so far, [B, H, S, D]."""
+        start, self.length = self.length, self.length + k.size(-2)
+        self.k[:, :, start : self.length] = k
+        self.v[:, :, start : self.length] = v
+        return self.k[:, :, : self.length], self.v[:, :, : self.length]
+
+
+class KVCache:
+    """The caches of all layers; B sequences of at most `max_tokens`."""
+
+    def __init__(
+        self, config: GPTConfig, batch_size: int, max_tokens: int, *, device: torch.device, dtype: torch.dtype
+    ):
+        shape = (batch_size, config.n_head, max_tokens, config.n_embd // config.n_head)
+        self.layers = [LayerCache(shape, device, dtype) for _ in range(config.n_layer)]
+        self.max_tokens = max_tokens
+
+    @property
+    def length(self) -> int:
+        """Tokens held so far."""
+        return self.layers[0].length
