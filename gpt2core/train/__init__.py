@@ -1,0 +1,1 @@
+"""Training: one loop under pretraining and both fine-tunings."""

@@ -1,0 +1,78 @@
+"""Which examples a step sees: pure functions of (seed, step), so that nothing else can change them."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from gpt2core.errors import UserError
+from gpt2core.train.loop import IGNORE, Batch
+
+
+class WindowSampler:
+    """Windows of a token array, each token once an epoch.
+
+    An epoch cuts the array into windows of `context` tokens from a random offset and goes through them in random order.
+
+    Args:
+        tokens: [n], may be a memory map.
+        context: tokens of a window; targets are the next tokens.
+        batch_size: windows of a batch.
+    """
+
+    def __init__(self, tokens: np.ndarray, context: int, batch_size: int, seed: int, where: str):
+        if len(tokens) < context + 1:
+            raise UserError(
+                f"{where}: {len(tokens)} tokens are fewer than one context of {context} and its next token; "
+                "bring more text, or lower pretrain.context"
+            )
+        self.tokens, self.context, self.batch_size, self.seed = tokens, context, batch_size, seed
+        # One window fewer than fits where there are several, so that every offset has as many.
+        self.windows = max(1, (len(tokens) - 1) // context - 1)
+        self.epoch = functools.lru_cache(maxsize=2)(self._epoch)
+
+    def _epoch(self, epoch: int) -> np.ndarray:
+        """The starts of an epoch's windows, in order: [windows]"""
+        rng = np.random.default_rng([self.seed, epoch])
+        slack = len(self.tokens) - 1 - self.windows * self.context
+        return rng.integers(slack + 1) + self.context * rng.permutation(self.windows)
+
+    def batch(self, index: int) -> Batch:
+        """Batch number `index`: ids [B, T] and the next ids [B, T]."""
+        rows = []
+        for number in range(index * self.batch_size, (index + 1) * self.batch_size):
+            start = self.epoch(number // self.windows)[number % self.windows]
+            rows.append(self.tokens[start : start + self.context + 1])
+        ids = torch.from_numpy(np.stack(rows).astype(np.int64))  # [B, T + 1]
+        return Batch((ids[:, :-1],), ids[:, 1:])
+
+
+def epoch_order(lengths: Sequence[int], batch_size: int, seed: int, epoch: int) -> list[list[int]]:
+    """An epoch's batches of example numbers: random, but with like lengths together, so that little is padding.
+
+    Shuffled examples are taken in pools of 16 batches, sorted by length within the pool, cut, and the batches shuffled.
+    """
+    rng = np.random.default_rng([seed, epoch])
+    order = rng.permutation(len(lengths))
+    batches = []
+    for start in range(0, len(order), 16 * batch_size):
+        pool = sorted(order[start : start + 16 * batch_size].tolist(), key=lambda i: lengths[i])
+        batches += [pool[i : i + batch_size] for i in range(0, len(pool), batch_size)]
+    return [batches[i] for i in rng.permutation(len(batches))]
+
+
+def pad(rows: Sequence[Sequence[int]], value: int) -> Tensor:
+    """Rows of unequal length as one tensor, padded on the right: [B, T] int64"""
+    out = torch.full((len(rows), max(map(len, rows))), value)
+    for i, row in enumerate(rows):
+        out[i, : len(row)] = torch.tensor(row)
+    return out
+
+
+def next_token_batch(ids: Sequence[Sequence[int]], targets: Sequence[Sequence[int]], pad_id: int) -> Batch:
+    """Examples of ids and, for each, the target at its position; padded with `pad_id` and -100."""
+    return Batch((pad(ids, pad_id),), pad(targets, IGNORE))

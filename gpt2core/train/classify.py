@@ -1,0 +1,176 @@
+"""Fine-tuning a language model into a classifier of texts."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from gpt2core import config, runtime
+from gpt2core.errors import UserError
+from gpt2core.model import GPT, GPTClassifier
+from gpt2core.tokenizer import Tokenizer
+from gpt2core.train.batches import epoch_order, pad
+from gpt2core.train.loop import Batch, Step, train
+from gpt2core.train.optim import adamw
+from gpt2core.train.schedule import WarmupCosine
+from gpt2core.weights.model_dir import load
+
+Example = tuple[str, str]  # label, text
+
+
+@dataclass
+class Classified:
+    """The classifier, its tokenizer, a row for each epoch (see `COLUMNS`), and the test labels before and after."""
+
+    model: GPTClassifier
+    tokenizer: Tokenizer
+    curve: list[dict[str, float]] = field(default_factory=list)
+    before: list[str] = field(default_factory=list)
+    after: list[str] = field(default_factory=list)
+    truncated: int = 0
+
+
+COLUMNS = ("epoch", "examples", "train_loss", "train_accuracy", "val_loss", "val_accuracy")
+
+
+def load_base(path: Path, dropout: float) -> tuple[GPT, Tokenizer]:
+    """The language model that a fine-tuning starts from, with its tokenizer. Raises UserError if it is none."""
+    model, tokenizer = load(path, device=runtime.device(), dropout=dropout)
+    if not isinstance(model, GPT):
+        raise UserError(f"{path}: is a classifier; a fine-tuning starts from a language model such as pretrained")
+    if tokenizer is None:
+        raise UserError(f"{path}: has no vocab.json and merges.txt, and a fine-tuning takes its base's tokenizer")
+    return model, tokenizer
+
+
+def new_classifier(base: GPT, labels: tuple[str, ...], trainable: str, seed: int) -> GPTClassifier:
+    """The base's transformer under a new head; only the part that `trainable` names will learn.
+
+    Args:
+        trainable: head (with the final norm), last_block, last_two_blocks (each with head and final norm), or all.
+    """
+    runtime.seed_everything(seed)
+    device = base.transformer.wte.weight.device
+    model = GPTClassifier(base.config, labels).to(device)
+    model.transformer.load_state_dict(base.transformer.state_dict())
+    blocks = {"head": 0, "last_block": 1, "last_two_blocks": 2}.get(trainable)
+    if blocks is not None:
+        model.transformer.requires_grad_(False)
+        first = max(0, len(model.transformer.h) - blocks)
+        for module in (model.transformer.ln_f, *model.transformer.h[first:]):
+            module.requires_grad_(True)
+    return model
+
+
+def encode(
+    texts: Sequence[str], tokenizer: Tokenizer, n_positions: int, max_tokens: int | None
+) -> tuple[list[list[int]], int]:
+    """Ids of each text, cut to the model's context (or `max_tokens`), and how many were cut."""
+    limit = min(max_tokens or n_positions, n_positions)
+    ids = [tokenizer.encode(text) for text in texts]
+    cut = sum(len(row) > limit for row in ids)
+    return [row[:limit] or [tokenizer.eot_id] for row in ids], cut
+
+
+@torch.inference_mode()
+def predict(model: GPTClassifier, ids: Sequence[Sequence[int]], batch_size: int = 64) -> Tensor:
+    """Logits of each text, [n, classes], in the order of `ids`; texts of like length are computed together."""
+    model.eval()
+    device = model.score.weight.device
+    logits = torch.empty(len(ids), len(model.labels))
+    order = sorted(range(len(ids)), key=lambda i: len(ids[i]))
+    for start in range(0, len(order), batch_size):
+        rows = order[start : start + batch_size]
+        batch = pad([ids[i] for i in rows], 0).to(device)
+        lengths = torch.tensor([len(ids[i]) for i in rows], device=device)
+        logits[rows] = model(batch, lengths).float().cpu()
+    return logits
+
+
+def finetune_classify(
+    params: config.FinetuneClassify,
+    seed: int,
+    base_dir: Path,
+    labels: tuple[str, ...],
+    train_examples: Sequence[Example],
+    val_examples: Sequence[Example],
+    test_examples: Sequence[Example],
+    on_metrics: Callable[[dict[str, float], int], None] = lambda metrics, step: None,
+) -> Classified:
+    """Fine-tune once, with one seed (of the head's first weights, the order of the data and dropout)."""
+    base, tokenizer = load_base(base_dir, params.dropout)
+    model = new_classifier(base, labels, params.trainable, seed)
+    result = Classified(model, tokenizer)
+    splits = []
+    for examples in (train_examples, val_examples, test_examples):
+        ids, cut = encode([text for _, text in examples], tokenizer, base.config.n_positions, params.max_tokens)
+        splits.append((ids, torch.tensor([labels.index(label) for label, _ in examples])))
+        result.truncated += cut
+    (train_ids, train_labels), (val_ids, val_labels), (test_ids, _) = splits
+
+    steps_an_epoch = -(-len(train_ids) // params.batch_size)
+    max_steps = min(params.epochs * steps_an_epoch, params.max_steps or 1 << 62)
+    lengths = [len(row) for row in train_ids]
+    optimizer = adamw(model, lr=params.lr, weight_decay=params.weight_decay, beta2=params.beta2)
+    schedule = WarmupCosine(params.lr, params.warmup_steps, max_steps)
+    losses: list[float] = []
+
+    def batches(step: int) -> list[Batch]:
+        epoch, number = divmod(step, steps_an_epoch)
+        rows = epoch_order(lengths, params.batch_size, seed, epoch)[number]
+        inputs = pad([train_ids[i] for i in rows], tokenizer.eot_id), torch.tensor([lengths[i] for i in rows])
+        return [Batch(inputs, train_labels[rows])]
+
+    def loss_sum(batch: Batch) -> Tensor:
+        return F.cross_entropy(model(*batch.inputs).float(), batch.targets, reduction="sum")
+
+    def evaluate(ids: list[list[int]], targets: Tensor) -> tuple[float, float]:
+        logits = predict(model, ids)
+        accuracy = (logits.argmax(-1) == targets).double().mean().item()
+        return F.cross_entropy(logits, targets).item(), accuracy
+
+    def on_step(done: Step) -> None:
+        losses.append(done.loss)
+        progress.update()
+        on_metrics({"train_loss": done.loss, "lr": done.lr, "grad_norm": done.grad_norm}, done.step)
+        if done.step % steps_an_epoch and done.step != max_steps:
+            return
+        some = np.random.default_rng(seed).permutation(len(train_ids))[: len(val_ids)].tolist()
+        _, train_accuracy = evaluate([train_ids[i] for i in some], train_labels[some])
+        val_loss, val_accuracy = evaluate(val_ids, val_labels)
+        row = {
+            "epoch": -(-done.step // steps_an_epoch),
+            "examples": min(done.step * params.batch_size, params.epochs * len(train_ids)),
+            "train_loss": sum(losses) / len(losses),
+            "train_accuracy": train_accuracy,
+            "val_loss": val_loss,
+            "val_accuracy": val_accuracy,
+        }
+        losses.clear()
+        result.curve.append(row)
+        on_metrics({key: row[key] for key in ("train_accuracy", "val_loss", "val_accuracy")}, done.step)
+
+    result.before = _labels(model, test_ids)
+    with tqdm(total=max_steps, desc=f"classify seed {seed}", unit="step", disable=None) as progress:
+        train(
+            model, optimizer, schedule, batches, loss_sum,
+            max_steps=max_steps, grad_clip=params.grad_clip, dtype=runtime.torch_dtype(params.dtype), on_step=on_step,
+        )  # fmt: skip
+    result.after = _labels(model, test_ids)
+    return result
+
+
+def _labels(model: GPTClassifier, ids: list[list[int]]) -> list[str]:
+    return [model.labels[i] for i in predict(model, ids).argmax(-1).tolist()]
+
+
+def trainable_parameters(model: nn.Module) -> int:
+    """How many weights learn."""
+    return sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)

@@ -1,0 +1,160 @@
+"""Fine-tuning a language model to follow instructions (Wei et al. 2021; the prompt is Alpaca's, Taori et al. 2023)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from tqdm import tqdm
+
+from gpt2core import config, prompts, runtime
+from gpt2core.errors import UserError
+from gpt2core.generate import generate_batch
+from gpt2core.model import GPT
+from gpt2core.tokenizer import Tokenizer
+from gpt2core.train.batches import epoch_order, next_token_batch
+from gpt2core.train.classify import load_base
+from gpt2core.train.loop import IGNORE, Batch, Step, train
+from gpt2core.train.optim import adamw
+from gpt2core.train.schedule import WarmupCosine
+
+Entry = Mapping[str, str]  # instruction, input, output
+
+
+class Example(NamedTuple):
+    """Ids of an entry, and at each position the id that should follow, -100 where it does not count."""
+
+    ids: list[int]
+    targets: list[int]
+
+
+@dataclass
+class Instructed:
+    """The tuned model, its tokenizer, a row for each epoch (see `COLUMNS`), and the responses to the test set."""
+
+    model: GPT
+    tokenizer: Tokenizer
+    before_val_loss: float = 0.0
+    curve: list[dict[str, float]] = field(default_factory=list)
+    base_responses: list[str] = field(default_factory=list)
+    responses: list[str] = field(default_factory=list)
+    truncated: int = 0
+
+
+COLUMNS = ("epoch", "examples", "train_loss", "val_loss")
+
+
+def make_example(entry: Entry, tokenizer: Tokenizer, n_positions: int, mask_prompt: bool) -> Example:
+    """Prompt, response and `<|endoftext|>`, shifted by one into ids and targets; cut to the context.
+
+    With `mask_prompt` only the response (and the end) counts.
+
+    Raises:
+        UserError: the prompt alone fills the context.
+    """
+    prompt = tokenizer.encode(prompts.alpaca(entry["instruction"], entry["input"]))
+    if len(prompt) >= n_positions:
+        raise UserError(
+            f"the entry with instruction {entry['instruction'][:60]!r} has a prompt of {len(prompt)} tokens; with its "
+            f"response it must fit the model's {n_positions}: shorten it or take a base with a longer context"
+        )
+    ids = [*prompt, *tokenizer.encode(entry["output"]), tokenizer.eot_id][: n_positions + 1]
+    targets = ids[1:]
+    if mask_prompt:
+        targets = [IGNORE] * (len(prompt) - 1) + targets[len(prompt) - 1 :]
+    return Example(ids[:-1], targets)
+
+
+def batch_loss_sum(model: GPT, batch: Batch) -> Tensor:
+    """Cross-entropy in nats, summed over the targets that count."""
+    logits = model(*batch.inputs)  # [B, T, V]
+    return F.cross_entropy(logits.flatten(0, 1).float(), batch.targets.flatten(), ignore_index=IGNORE, reduction="sum")
+
+
+@torch.inference_mode()
+def mean_loss(model: GPT, examples: Sequence[Example], pad_id: int, batch_size: int = 16) -> float:
+    """Mean nats a target over all examples."""
+    model.eval()
+    total, n_targets = 0.0, 0
+    order = sorted(range(len(examples)), key=lambda i: len(examples[i].ids))
+    for start in range(0, len(order), batch_size):
+        rows = [examples[i] for i in order[start : start + batch_size]]
+        batch = next_token_batch([row.ids for row in rows], [row.targets for row in rows], pad_id)
+        total += batch_loss_sum(model, batch.to(model.transformer.wte.weight.device)).item()
+        n_targets += batch.n_targets
+    return total / max(1, n_targets)
+
+
+def respond(
+    model: GPT, tokenizer: Tokenizer, entries: Sequence[Entry], max_new_tokens: int, batch_size: int = 32
+) -> list[str]:
+    """Greedy responses to the prompts of `entries`, without surrounding white space."""
+    encoded = [tokenizer.encode(prompts.alpaca(entry["instruction"], entry["input"])) for entry in entries]
+    answers = generate_batch(model.eval(), encoded, max_new_tokens, eos_id=tokenizer.eot_id, batch_size=batch_size)
+    return [tokenizer.decode(answer).strip() for answer in answers]
+
+
+def finetune_instruct(
+    params: config.FinetuneInstruct,
+    seed: int,
+    base_dir: Path,
+    train_entries: Sequence[Entry],
+    val_entries: Sequence[Entry],
+    test_entries: Sequence[Entry],
+    on_metrics: Callable[[dict[str, float], int], None] = lambda metrics, step: None,
+) -> Instructed:
+    """Fine-tune, and answer the test set before and after."""
+    model, tokenizer = load_base(base_dir, params.dropout)
+    runtime.seed_everything(seed)  # dropout
+    result = Instructed(model, tokenizer)
+    n_positions = model.config.n_positions
+
+    def examples(entries: Sequence[Entry]) -> list[Example]:
+        made = [make_example(entry, tokenizer, n_positions, params.mask_prompt) for entry in entries]
+        result.truncated += sum(row.targets[-1] != tokenizer.eot_id for row in made)
+        return made
+
+    train_examples, val_examples = examples(train_entries), examples(val_entries)
+    examples(test_entries)  # a test prompt that does not fit stops before the training, not after
+    steps_an_epoch = -(-len(train_examples) // params.batch_size)
+    max_steps = min(params.epochs * steps_an_epoch, params.max_steps or 1 << 62)
+    lengths = [len(example.ids) for example in train_examples]
+    optimizer = adamw(model, lr=params.lr, weight_decay=params.weight_decay, beta2=params.beta2)
+    schedule = WarmupCosine(params.lr, params.warmup_steps, max_steps)
+    losses: list[float] = []
+
+    def batches(step: int) -> list[Batch]:
+        epoch, number = divmod(step, steps_an_epoch)
+        rows = [train_examples[i] for i in epoch_order(lengths, params.batch_size, seed, epoch)[number]]
+        return [next_token_batch([row.ids for row in rows], [row.targets for row in rows], tokenizer.eot_id)]
+
+    def on_step(done: Step) -> None:
+        losses.append(done.loss)
+        progress.update()
+        on_metrics({"train_loss": done.loss, "lr": done.lr, "grad_norm": done.grad_norm}, done.step)
+        if done.step % steps_an_epoch and done.step != max_steps:
+            return
+        row = {
+            "epoch": -(-done.step // steps_an_epoch),
+            "examples": min(done.step * params.batch_size, params.epochs * len(train_examples)),
+            "train_loss": sum(losses) / len(losses),
+            "val_loss": mean_loss(model, val_examples, tokenizer.eot_id),
+        }
+        losses.clear()
+        result.curve.append(row)
+        on_metrics({"val_loss": row["val_loss"]}, done.step)
+
+    result.before_val_loss = mean_loss(model, val_examples, tokenizer.eot_id)
+    result.base_responses = respond(model, tokenizer, test_entries, params.max_new_tokens)
+    with tqdm(total=max_steps, desc="instruct", unit="step", disable=None) as progress:
+        train(
+            model, optimizer, schedule, batches, lambda batch: batch_loss_sum(model, batch),
+            max_steps=max_steps, grad_clip=params.grad_clip, dtype=runtime.torch_dtype(params.dtype), on_step=on_step,
+        )  # fmt: skip
+    result.responses = respond(model, tokenizer, test_entries, params.max_new_tokens)
+    return result

@@ -1,0 +1,154 @@
+"""GPT-2 from random weights on token shards."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from tqdm import tqdm
+
+from gpt2core import config, runtime
+from gpt2core.data.shards import Shard
+from gpt2core.generate import generate
+from gpt2core.model import GPT, GPTConfig
+from gpt2core.tokenizer import Tokenizer
+from gpt2core.train.batches import WindowSampler
+from gpt2core.train.loop import IGNORE, Batch, Step, train
+from gpt2core.train.optim import adamw
+from gpt2core.train.schedule import WarmupCosine
+
+
+@dataclass
+class Pretrained:
+    """The model, a row for each evaluation (see `COLUMNS`), and the text sampled at each."""
+
+    model: GPT
+    curve: list[dict[str, float]] = field(default_factory=list)
+    samples: list[dict[str, Any]] = field(default_factory=list)
+
+
+COLUMNS = (
+    "tokens", "step", "train_loss", "val_loss", "val_perplexity", "val_bits_per_byte", "lr", "grad_norm",
+)  # fmt: skip
+
+
+def new_model(params: config.Pretrain, vocab_size: int, seed: int) -> GPT:
+    """A model of the size that the params name, with GPT-2's initial weights drawn from `seed`."""
+    runtime.seed_everything(seed)
+    sizes = params.sizes()
+    return GPT(
+        GPTConfig(
+            vocab_size=vocab_size,
+            **sizes,
+            resid_pdrop=params.dropout,
+            embd_pdrop=params.dropout,
+            attn_pdrop=params.dropout,
+            qkv_bias=params.qkv_bias,
+            tie_word_embeddings=params.tie_weights,
+        )
+    )
+
+
+def pretrain(
+    params: config.Pretrain,
+    seed: int,
+    train_shard: Shard,
+    val_shard: Shard,
+    tokenizer: Tokenizer,
+    on_metrics: Callable[[dict[str, float], int], None] = lambda metrics, step: None,
+) -> Pretrained:
+    """Train a new model.
+
+    Args:
+        params: sizes and recipe.
+        seed: of the initial weights, the order of the data and dropout.
+        train_shard, val_shard: tokens of both splits.
+        tokenizer: for the samples.
+        on_metrics: called with figures and the step they belong to.
+
+    Raises:
+        UserError: a split is shorter than one context, or the loss is not finite.
+    """
+    device, dtype = runtime.device(), runtime.torch_dtype(params.dtype)
+    sampler = WindowSampler(train_shard.tokens, params.context, params.batch_size, seed, "training split")
+    val_context = min(params.context, val_shard.n_tokens - 1)
+    val_sampler = WindowSampler(val_shard.tokens, max(1, val_context), params.batch_size, seed, "validation split")
+    model = new_model(params, tokenizer.vocab_size, seed).to(device)
+    optimizer = adamw(model, lr=params.lr, weight_decay=params.weight_decay, beta1=params.beta1, beta2=params.beta2)
+    schedule = WarmupCosine(params.lr, params.warmup_steps, params.max_steps, params.min_lr_ratio)
+    forward = torch.compile(model) if params.compile else model
+    result = Pretrained(model)
+    tokens_seen, since_eval = 0, []
+    bits_per_nat_by_byte = val_shard.n_tokens / val_shard.n_bytes / math.log(2)
+
+    def batches(step: int) -> list[Batch]:
+        first = step * params.grad_accum_steps
+        return [sampler.batch(first + i) for i in range(params.grad_accum_steps)]
+
+    def loss_sum(batch: Batch) -> Tensor:
+        logits = forward(*batch.inputs)  # [B, T, V]
+        return F.cross_entropy(
+            logits.flatten(0, 1).float(), batch.targets.flatten(), ignore_index=IGNORE, reduction="sum"
+        )
+
+    @torch.no_grad()
+    def val_loss() -> float:
+        model.eval()
+        total = n_targets = 0.0
+        for index in range(params.eval_batches):
+            batch = val_sampler.batch(index)
+            with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
+                total += loss_sum(batch.to(device)).item()
+            n_targets += batch.n_targets
+        return total / n_targets
+
+    def on_step(done: Step) -> None:
+        nonlocal tokens_seen
+        tokens_seen += done.n_targets
+        since_eval.append(done.loss)
+        progress.update()
+        progress.set_postfix(loss=f"{done.loss:.3f}", refresh=False)
+        on_metrics(
+            {"train_loss": done.loss, "lr": done.lr, "grad_norm": done.grad_norm, "tokens": tokens_seen}, done.step
+        )
+        if done.step % params.eval_interval_steps and done.step != params.max_steps:
+            return
+        loss = val_loss()
+        row = {
+            "tokens": tokens_seen,
+            "step": done.step,
+            "train_loss": sum(since_eval) / len(since_eval),
+            "val_loss": loss,
+            "val_perplexity": math.exp(min(loss, 700)),
+            "val_bits_per_byte": loss * bits_per_nat_by_byte,
+            "lr": done.lr,
+            "grad_norm": done.grad_norm,
+        }
+        since_eval.clear()
+        result.curve.append(row)
+        on_metrics({key: row[key] for key in ("val_loss", "val_perplexity", "val_bits_per_byte")}, done.step)
+        text = sample(model, tokenizer, params.sample_prompt, params.sample_tokens, seed)
+        result.samples.append({"tokens": tokens_seen, "text": text})
+
+    with tqdm(total=params.max_steps, desc="pretrain", unit="step", disable=None) as progress:
+        train(
+            model, optimizer, schedule, batches, loss_sum,
+            max_steps=params.max_steps, grad_clip=params.grad_clip, dtype=dtype, on_step=on_step,
+        )  # fmt: skip
+    model.eval()
+    return result
+
+
+def sample(model: GPT, tokenizer: Tokenizer, prompt: str, max_new_tokens: int, seed: int) -> str:
+    """A text drawn from the model at temperature 1, up to the end of a document."""
+    model.eval()
+    ids = torch.tensor([[tokenizer.eot_id, *tokenizer.encode(prompt)]], device=model.transformer.wte.weight.device)
+    drawn = generate(
+        model, ids, max_new_tokens, temperature=1.0, seed=seed, eos_id=tokenizer.eot_id
+    )[0, 1:].tolist()  # fmt: skip
+    return tokenizer.decode(drawn).split("<|endoftext|>")[0]
