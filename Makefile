@@ -1,0 +1,43 @@
+# `make repro` rebuilds everything, `make test` checks it; both set up .venv first. Python 3.11 or newer, git and make.
+PYTHON ?= python3
+VENV := .venv
+export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
+export VIRTUAL_ENV := $(CURDIR)/$(VENV)
+READY := $(VENV)/ready
+
+.PHONY: help repro test test-slow test-all peers profile mlflow lint
+
+help:  ## list the targets
+	@grep -E '^[a-z-]+:.*##' Makefile | sed -E 's/:.*## /\t/' | expand -t 14
+
+$(READY): requirements.lock pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "error: Python 3.11 or newer is needed; try: make PYTHON=python3.12")'
+	$(PYTHON) -m venv $(VENV)
+	$(VENV)/bin/python -m pip install --quiet -r requirements.lock
+	$(VENV)/bin/python -m pip install --quiet --no-deps --no-build-isolation -e .
+	@touch $(READY)
+
+repro: $(READY)  ## run the pipeline (dvc repro) and show what it made
+	dvc repro
+	gpt2core summary
+
+test: $(READY)  ## every test that is not slow
+	pytest -m "not slow"
+
+test-slow: $(READY)  ## the slow tests alone
+	pytest -m slow
+
+test-all: test test-slow  ## everything
+
+peers: $(READY)  ## transformers and TensorFlow, which some tests compare with
+	$(VENV)/bin/python -m pip install --quiet -r requirements-peers.lock
+
+profile: $(READY)  ## make profile NAME=seeds: copy profiles/NAME.yaml over params.yaml
+	@python scripts/profile.py "$(NAME)" $(if $(FORCE),--force)
+
+mlflow: $(READY)  ## look at all runs in the browser
+	mlflow ui --backend-store-uri sqlite:///mlflow.db --host 127.0.0.1
+
+lint: $(READY)  ## style and common mistakes
+	ruff check .
+	ruff format --check .

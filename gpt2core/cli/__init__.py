@@ -1,0 +1,31 @@
+"""The command `gpt2core`: one file a subcommand.
+
+Exit codes: 0 done, 1 a mistake in what was given, 2 a mistake in how the command was written.
+"""
+
+from __future__ import annotations
+
+import click
+
+from gpt2core import __version__
+from gpt2core.cli.classify import classify
+from gpt2core.cli.convert import convert
+from gpt2core.cli.generate import generate
+from gpt2core.cli.respond import respond
+from gpt2core.cli.summary import summary
+from gpt2core.runtime import run_stage
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.version_option(__version__, prog_name="gpt2core")
+def cli() -> None:
+    """GPT-2 from scratch: use the models that the pipeline made. `dvc repro` makes them."""
+
+
+for command in (generate, classify, respond, convert, summary):
+    cli.add_command(command)
+
+
+def main() -> None:
+    """Entry point of the console script."""
+    run_stage(cli.main)

@@ -1,0 +1,28 @@
+"""`gpt2core convert`"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from gpt2core.cli import options
+
+
+@click.command()
+@click.argument("src_dir", type=click.Path(path_type=Path))
+@click.argument("out_dir", type=click.Path(path_type=Path))
+@options.as_json
+def convert(src_dir: Path, out_dir: Path, as_json: bool) -> None:
+    """Convert OpenAI's GPT-2 checkpoint in SRC_DIR to a model directory OUT_DIR.
+
+    SRC_DIR holds OpenAI's files (hparams.json, model.ckpt.index, ...). TensorFlow is not needed; every tensor's
+    checksum is verified. OUT_DIR is opened by this program and by transformers.
+    """
+    from gpt2core.weights import openai
+
+    openai.convert(src_dir, out_dir)
+    if as_json:
+        options.print_json({"model_dir": str(out_dir)})
+    else:
+        click.echo(f"{out_dir}: converted; try: gpt2core generate {out_dir} --prompt Hello")

@@ -1,0 +1,70 @@
+"""What several commands share."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from gpt2core.errors import UserError
+
+if TYPE_CHECKING:
+    from gpt2core.model import GPT, GPTClassifier
+    from gpt2core.tokenizer import Tokenizer
+
+model_dir = click.argument("model_dir", type=click.Path(path_type=Path))
+as_json = click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of text.")
+seed = click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Of the draws.")
+
+
+def sampling(command: Any) -> Any:
+    """--max-new-tokens, --temperature, --top-k, --top-p, --seed."""
+    options = (
+        click.option("--max-new-tokens", type=click.IntRange(min=1), default=100, show_default=True,
+                     help="How many tokens to add at most."),
+        click.option("--temperature", type=click.FloatRange(min=0), default=1.0, show_default=True,
+                     help="0 takes the likeliest token each time; higher is more varied."),
+        click.option("--top-k", type=click.IntRange(min=1), help="Draw from the k likeliest tokens only."),
+        click.option("--top-p", type=click.FloatRange(min=0, max=1, min_open=True),
+                     help="Draw from the smallest set of likeliest tokens that holds this probability."),
+        seed,
+    )  # fmt: skip
+    for option in reversed(options):
+        command = option(command)
+    return command
+
+
+def load_language_model(path: Path) -> tuple[GPT, Tokenizer]:
+    """A language model with its tokenizer. Raises UserError if the directory holds something else."""
+    from gpt2core.model import GPT
+
+    model, tokenizer = _load(path)
+    if not isinstance(model, GPT):
+        raise UserError(f"{path}: is a classifier; use: gpt2core classify {path} TEXT")
+    return model, tokenizer
+
+
+def load_classifier(path: Path) -> tuple[GPTClassifier, Tokenizer]:
+    """A classifier with its tokenizer. Raises UserError if the directory holds something else."""
+    from gpt2core.model import GPTClassifier
+
+    model, tokenizer = _load(path)
+    if not isinstance(model, GPTClassifier):
+        raise UserError(f"{path}: is a language model, not a classifier; use: gpt2core generate {path}")
+    return model, tokenizer
+
+
+def _load(path: Path) -> tuple[Any, Tokenizer]:
+    from gpt2core import runtime
+    from gpt2core.weights.model_dir import load
+
+    model, tokenizer = load(path, device=runtime.device())
+    if tokenizer is None:
+        raise UserError(f"{path}: has no vocab.json and merges.txt, so text cannot be read or written")
+    return model, tokenizer
+
+
+def print_json(value: Any) -> None:
+    click.echo(json.dumps(value, ensure_ascii=False))

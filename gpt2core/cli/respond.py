@@ -1,0 +1,28 @@
+"""`gpt2core respond`"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from gpt2core.cli import options
+
+
+@click.command()
+@options.model_dir
+@click.option("--instruction", required=True, help="What to do.")
+@click.option("--input", "input_text", default="", help="What to do it with, where the instruction needs something.")
+@click.option("--max-new-tokens", type=click.IntRange(min=1), default=256, show_default=True, help="Longest response.")
+@options.as_json
+def respond(model_dir: Path, instruction: str, input_text: str, max_new_tokens: int, as_json: bool) -> None:
+    """Answer an instruction with the instruction-tuned model in MODEL_DIR."""
+    from gpt2core.train.instruct import respond as answer
+
+    model, tokenizer = options.load_language_model(model_dir)
+    entry = {"instruction": instruction, "input": input_text}
+    (response,) = answer(model, tokenizer, [entry], max_new_tokens)
+    if as_json:
+        options.print_json({**entry, "response": response})
+    else:
+        click.echo(response)
