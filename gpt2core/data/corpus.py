@@ -17,7 +17,7 @@ FEW_DOCUMENTS = 20  # below this, the end of each document is held out; else who
 
 # Between a word and the single space or newline before the next one no tokenizer of GPT-2's pattern has a token across.
 SAFE_CUT = regex.compile(r"(?<=\S)(?=[ \n]\S)")
-SEPARATOR = regex.compile(r"\n?" + regex.escape(END_OF_TEXT) + r"\n?")
+SEPARATOR = regex.compile(r"\n?" + regex.escape(END_OF_TEXT))
 
 
 class Piece(NamedTuple):
@@ -39,20 +39,35 @@ def read_pieces(folder: Path) -> Iterator[Piece]:
     if not paths:
         raise UserError(f"{folder}: no .txt file; run the stage download-data first: dvc repro download-data")
     for path in paths:
-        buffer = ""
-        try:
-            with path.open(encoding="utf-8") as file:  # line ends become \n
-                while block := file.read(BLOCK_CHARS):
-                    buffer += block
-                    *documents, buffer = SEPARATOR.split(buffer)
-                    yield from (Piece(document, True) for document in documents if document.strip())
-                    if len(buffer) > BLOCK_CHARS and (cut := _last_safe_cut(buffer)):
-                        yield Piece(buffer[:cut], False)
-                        buffer = buffer[cut:]
-        except UnicodeDecodeError as error:
-            raise UserError(f"{path}: not UTF-8 ({error.reason}); convert it: iconv -f latin1 -t utf-8") from None
-        if buffer.strip():
-            yield Piece(buffer, True)
+        yield from _read_file(path)
+
+
+def _read_file(path: Path) -> Iterator[Piece]:
+    buffer = ""
+    begun = False  # whether a piece of the current document is out already
+    after_separator = False
+
+    def piece(text: str, ends_document: bool) -> Iterator[Piece]:
+        nonlocal begun, after_separator
+        if not begun and after_separator:
+            text = text.removeprefix("\n")
+        if text.strip() or begun:  # documents of white space alone are none
+            begun = not ends_document
+            yield Piece(text, ends_document)
+        after_separator = after_separator or ends_document
+
+    try:
+        with path.open(encoding="utf-8") as file:  # line ends become \n
+            while block := file.read(BLOCK_CHARS):
+                *documents, buffer = SEPARATOR.split(buffer + block)
+                for document in documents:
+                    yield from piece(document, True)
+                if len(buffer) > BLOCK_CHARS and (cut := _last_safe_cut(buffer)):
+                    yield from piece(buffer[:cut], False)
+                    buffer = buffer[cut:]
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path}: not UTF-8 ({error.reason}); convert it: iconv -f latin1 -t utf-8") from None
+    yield from piece(buffer, True)
 
 
 def _last_safe_cut(text: str, window: int = 4096) -> int:

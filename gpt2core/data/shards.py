@@ -79,7 +79,7 @@ def open_shard(path: str | os.PathLike[str]) -> Shard:
             f"({n_tokens:,} tokens); {again}"
         )
     if n_tokens == 0:
-        raise UserError(f"{path}: holds no tokens; the corpus is too short to split: bring more text")
+        raise UserError(f"{path}: holds no tokens: the corpus is too short to split; bring more text and {again}")
     tokens = np.memmap(path, dtype=f"<u{itemsize}", mode="r", offset=HEADER.size, shape=(n_tokens,))
     return Shard(tokens, vocab_size, n_documents, n_bytes)
 

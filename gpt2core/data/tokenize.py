@@ -20,7 +20,7 @@ def tokenize(params: config.Tokenizer, seed: int, raw_dir: Path, out_dir: Path) 
     Args:
         params: kind of tokenizer, vocabulary size, validation fraction.
         seed: decides which documents are held out.
-        raw_dir: what `download-data` made: `corpus/`, and `gpt2-bpe/` for GPT-2's own tokenizer.
+        raw_dir: what `download-data` made: `corpus/`, with `gpt2-bpe/` in it for GPT-2's own tokenizer.
         out_dir: gets `train.bin`, `val.bin` and the tokenizer's files; whole or not at all.
     """
     corpus = Corpus(raw_dir / "corpus", params.val_fraction, seed)
@@ -31,7 +31,7 @@ def tokenize(params: config.Tokenizer, seed: int, raw_dir: Path, out_dir: Path) 
         case "char":  # of the whole corpus: validation may have a character that training lacks
             tokenizer = train_char(piece.text for split in ("train", "val") for piece in corpus.pieces(split))
         case "gpt2":
-            folder = raw_dir / "gpt2-bpe"
+            folder = raw_dir / "corpus" / "gpt2-bpe"
             tokenizer = Tokenizer.from_files(folder / "encoder.json", folder / "vocab.bpe")
     with files.atomic_dir(out_dir) as folder:
         train = write_shard(folder / "train.bin", corpus.pieces("train"), tokenizer)

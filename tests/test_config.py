@@ -1,0 +1,124 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import yaml
+from ruamel.yaml import YAML
+
+from gpt2core.config import PRESETS, load_params
+from gpt2core.errors import UserError
+
+ROOT = Path(__file__).parent.parent
+PROFILES = sorted((ROOT / "profiles").glob("*.yaml"))
+
+
+def edited(tmp_path: Path, *changes: tuple[str, object]) -> Path:
+    """The embedded profile with some values changed; a dotted key, and a value or KeyError to delete it."""
+    values = YAML(typ="safe").load(ROOT / "profiles" / "embedded.yaml")
+    for key, value in changes:
+        section, _, name = key.rpartition(".")
+        target = values[section] if section else values
+        if value is KeyError:
+            del target[name]
+        else:
+            target[name] = value
+    path = tmp_path / "params.yaml"
+    with path.open("w") as file:
+        YAML().dump(values, file)
+    return path
+
+
+@pytest.mark.parametrize("path", PROFILES, ids=lambda path: path.stem)
+def test_profiles_are_valid_whole_and_commented(path: Path) -> None:
+    load_params(path)
+    for line in path.read_text().splitlines():
+        if ":" in line and not line.startswith("#") and not line.rstrip().endswith(":") and "  #" not in line:
+            assert " # " in line, f"{path.name}: no comment: {line}"
+
+
+def test_every_profile_has_the_same_keys() -> None:
+    keys = [
+        {(s, k) for s, v in yaml.safe_load(p.read_text()).items() for k in (v if isinstance(v, dict) else [""])}
+        for p in PROFILES
+    ]
+    assert all(k == keys[0] for k in keys)
+
+
+@pytest.mark.parametrize("path", PROFILES, ids=lambda path: path.stem)
+def test_yaml_1_1_and_1_2_read_a_profile_alike(path: Path) -> None:
+    """DVC reads YAML 1.2, PyYAML 1.1: 6e-4 and on would differ."""
+    assert yaml.safe_load(path.read_text()) == YAML(typ="safe").load(path)
+
+
+def test_the_default_params_are_the_embedded_profile() -> None:
+    import subprocess
+
+    committed = subprocess.run(
+        ["git", "show", "HEAD:params.yaml"], cwd=ROOT, capture_output=True, text=True, check=False
+    )
+    if committed.returncode:
+        committed.stdout = (ROOT / "params.yaml").read_text()  # not a git checkout: an unpacked archive
+    assert committed.stdout == (ROOT / "profiles" / "embedded.yaml").read_text()
+
+
+def test_all_errors_come_in_one_message(tmp_path: Path) -> None:
+    path = edited(
+        tmp_path,
+        ("seed", "one"),
+        ("data.mirror", "x"),
+        ("tokenizer.kind", "words"),
+        ("pretrain.lr", "fast"),
+        ("pretrain.n_head", 3),
+        ("pretrain.context", 512),
+        ("finetune_classify.base", "openai/124M"),
+        ("finetune_instruct.base", "../elsewhere"),
+        ("finetune_instruct.epochs", KeyError),
+        ("judge.kind", "openai"),
+    )
+    with pytest.raises(UserError) as error:
+        load_params(path)
+    lines = str(error.value).splitlines()
+    assert lines[0] == f"{path}: 10 problems"
+    for start in (
+        "seed: 'one' must be",
+        "data.mirror: unknown key; allowed here: corpus, sms, instructions",
+        "tokenizer.kind: 'words' is not allowed; allowed: 'bpe', 'gpt2' or 'char'",
+        "pretrain.lr: 'fast' must be",
+        "pretrain.n_head: 3 heads do not divide the width n_embd 128",
+        "pretrain.context: 512 is longer than the model's 256 positions",
+        "finetune_classify.base: 'openai/124M' is not made",
+        "finetune_instruct.base: '../elsewhere' must name a model directory under models/",
+        "finetune_instruct.epochs: missing",
+        "judge.kind: 'openai' needs judge.base_url",
+    ):
+        assert any(line.strip().startswith(start) for line in lines), start
+
+
+@pytest.mark.parametrize(("key", "value"), [("pretrain.lr", True), ("pretrain.max_steps", 1.5), ("seed", -1)])
+def test_wrong_types_are_not_bent_into_right_ones(tmp_path: Path, key: str, value: object) -> None:
+    with pytest.raises(UserError, match=key):
+        load_params(edited(tmp_path, (key, value)))
+
+
+def test_not_yaml_and_not_sections(tmp_path: Path) -> None:
+    path = tmp_path / "params.yaml"
+    path.write_text("a: [1, 2")
+    with pytest.raises(UserError, match="not YAML"):
+        load_params(path)
+    path.write_text("- 1")
+    with pytest.raises(UserError, match="must hold sections"):
+        load_params(path)
+    with pytest.raises(UserError, match="no such file"):
+        load_params(tmp_path / "absent.yaml")
+
+
+def test_six_e_minus_four_is_a_number(tmp_path: Path) -> None:
+    path = tmp_path / "params.yaml"
+    path.write_text((ROOT / "profiles" / "embedded.yaml").read_text().replace("lr: 0.003 ", "lr: 6e-4 "))
+    assert load_params(path).pretrain.lr == 6e-4
+
+
+def test_sizes_replace_the_presets() -> None:
+    params = load_params(ROOT / "profiles" / "tiny.yaml").pretrain
+    assert params.sizes() == PRESETS["tiny"] | {"n_layer": 2, "n_embd": 64}
