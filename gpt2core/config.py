@@ -65,6 +65,7 @@ class Pretrain(Section):
     dropout: Fraction
     qkv_bias: bool
     tie_weights: bool
+    initializer_range: PositiveFloat
     batch_size: PositiveInt
     grad_accum_steps: PositiveInt
     context: PositiveInt

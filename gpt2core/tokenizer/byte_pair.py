@@ -149,7 +149,7 @@ class Tokenizer:
         vocab = files.read_json(vocab_path)
         if not isinstance(vocab, dict) or END_OF_TEXT not in vocab:
             raise UserError(f"{vocab_path}: must be a JSON object of tokens and ids with {END_OF_TEXT!r} among them")
-        if sorted(vocab.values()) != list(range(len(vocab))):
+        if set(map(type, vocab.values())) != {int} or sorted(vocab.values()) != list(range(len(vocab))):
             raise UserError(f"{vocab_path}: ids must be 0 to {len(vocab) - 1}, each once")
         eot_id = vocab.pop(END_OF_TEXT)
         try:

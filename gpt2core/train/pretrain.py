@@ -50,6 +50,7 @@ def new_model(params: config.Pretrain, vocab_size: int, seed: int) -> GPT:
             attn_pdrop=params.dropout,
             qkv_bias=params.qkv_bias,
             tie_word_embeddings=params.tie_weights,
+            initializer_range=params.initializer_range,
         )
     )
 

@@ -34,33 +34,41 @@ def save_model(
     """
     if tokenizer.vocab_size != model.config.vocab_size:
         raise UserError(f"{path}: the tokenizer has {tokenizer.vocab_size} tokens, the model {model.config.vocab_size}")
-    head = names.head_name(model.config, isinstance(model, GPTClassifier))
+    is_classifier = isinstance(model, GPTClassifier)
+    head = names.head_name(model.config, is_classifier)
     state = {name: tensor.float().cpu() for name, tensor in model.state_dict().items()}
     with files.atomic_dir(path) as folder:
         tensors = names.to_hf(state, model.config, head)
-        safetensors.torch.save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
-        files.write_json(folder / "config.json", _hf_config(model, tokenizer))
+        with files.atomic_path(folder / "model.safetensors") as file:  # for its mode: safetensors gives 0600
+            safetensors.torch.save_file(tensors, file, metadata={"format": "pt"})
+        config = hf_config(model.config, tokenizer.eot_id)
+        files.write_json(folder / "config.json", config | _classifier_keys(model.labels) if is_classifier else config)
         extra = {"chat_template": chat_template} if chat_template else None
         tokenizer.save(folder, model_max_length=model.config.n_positions, extra=extra)
 
 
-def _hf_config(model: Model, tokenizer: Tokenizer) -> dict[str, Any]:
-    config: dict[str, Any] = {
+def hf_config(config: GPTConfig, eot_id: int) -> dict[str, Any]:
+    """A language model's `config.json` (transformers' GPT2Config, and our `qkv_bias`)."""
+    return {
         "model_type": "gpt2",
         "architectures": ["GPT2LMHeadModel"],
         "activation_function": "gelu_new",
-        "bos_token_id": tokenizer.eot_id,
-        "eos_token_id": tokenizer.eot_id,
-        "pad_token_id": tokenizer.eot_id,
+        "bos_token_id": eot_id,
+        "eos_token_id": eot_id,
+        "pad_token_id": eot_id,
         "dtype": "float32",
-        **model.config.to_dict(),
+        **config.to_dict(),
     }
-    if isinstance(model, GPTClassifier):
-        config["architectures"] = ["GPT2ForSequenceClassification"]
-        config["id2label"] = {str(i): label for i, label in enumerate(model.labels)}
-        config["label2id"] = {label: i for i, label in enumerate(model.labels)}
-        config["problem_type"] = "single_label_classification"
-    return config
+
+
+def _classifier_keys(labels: tuple[str, ...]) -> dict[str, Any]:
+    """What a classifier's `config.json` says otherwise."""
+    return {
+        "architectures": ["GPT2ForSequenceClassification"],
+        "id2label": {str(i): label for i, label in enumerate(labels)},
+        "label2id": {label: i for i, label in enumerate(labels)},
+        "problem_type": "single_label_classification",
+    }
 
 
 def load(

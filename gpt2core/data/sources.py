@@ -1,0 +1,146 @@
+"""The registry of public inputs: where each comes from, what its bytes hash to, and under which licence.
+
+A file's path in a mirror is `<asset>/<file name>`. Hashes and sizes are those of the file itself, also where the
+public source is a zip that holds it.
+"""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Iterable
+from dataclasses import dataclass
+from functools import cache
+from importlib import resources
+from typing import Literal
+
+from gpt2core.errors import UserError
+
+Kind = Literal["corpus", "sms", "instructions", "tokenizer", "openai"]
+
+# The data shard, by far the largest, comes last: when a small file fails, nothing large has to be fetched again.
+OPENAI_FILES = (
+    "checkpoint", "encoder.json", "hparams.json", "vocab.bpe", "model.ckpt.index", "model.ckpt.meta",
+    "model.ckpt.data-00000-of-00001",
+)  # fmt: skip
+OPENAI_URL = "https://openaipublic.blob.core.windows.net/gpt-2"
+BOOK_CODE_URL = "https://raw.githubusercontent.com/rasbt/LLMs-from-scratch/main"
+
+
+@dataclass(frozen=True)
+class File:
+    """One file of an asset. The URLs are tried in order; where `archive_member` is set, they lead to a zip of it."""
+
+    name: str
+    urls: tuple[str, ...] = ()
+    sha256: str | None = None
+    size_bytes: int | None = None
+    archive_member: str | None = None
+
+
+@dataclass(frozen=True)
+class Asset:
+    """A named input. `generated` is written by `gpt2core.data.synthetic`; `packaged` lies in `gpt2core/assets/`."""
+
+    name: str
+    kind: Kind
+    description: str
+    licence: str
+    files: tuple[File, ...] = ()
+    origin: Literal["public", "generated", "packaged"] = "public"
+    cut: Literal["gutenberg"] | None = None  # keep only what stands between Project Gutenberg's START and END lines
+    held_out: tuple[str, ...] = ()  # names of the files that are the validation split
+
+
+def find(kind: Kind, name: str) -> Asset:
+    """The asset of that kind and name. Raises UserError that lists what there is."""
+    names = [asset.name for asset in registry() if asset.kind == kind]
+    for asset in registry():
+        if (asset.kind, asset.name) == (kind, name):
+            return asset
+    own = "" if kind in ("tokenizer", "openai") else "; a file of your own goes to data/own/ and is named own/FILE"
+    raise UserError(f"no {kind} source is called {name!r}; there are: {', '.join(names)}{own}")
+
+
+@cache
+def registry() -> tuple[Asset, ...]:
+    """All assets."""
+    encoder = ("encoder.json", "196139668be63f3b5d6574427317ae82f612a97c5d1cdaf36ed2256dbf636783", 1_042_301)
+    vocab = ("vocab.bpe", "1ce1664773c50f3e0cc8842619a93edc4624525b728b188a9e0be33b7726adc5", 456_318)
+    return (
+        Asset("embedded", "corpus", "short tales from a grammar", "MIT", origin="generated"),
+        Asset(
+            "the-verdict", "corpus", "Edith Wharton, The Verdict (1908); 5,145 GPT-2 tokens", "public domain",
+            (File(
+                "the-verdict.txt", (f"{BOOK_CODE_URL}/ch02/01_main-chapter-code/the-verdict.txt",),
+                "b41e41a68f0398a3154ae69e2e4c0e2694e17fe0d66730536837f1b01935b31f", 20_479,
+            ),),
+        ),
+        Asset(
+            "tiny-shakespeare", "corpus", "1.1 MB of Shakespeare's plays", "public domain",
+            (File(
+                "input.txt",
+                ("https://raw.githubusercontent.com/karpathy/char-rnn/master/data/tinyshakespeare/input.txt",),
+                "86c4e6aa9db7c042ec79f339dcb96d42b0075e16b8fc2e86bf0ca57e2dc565ed", 1_115_394,
+            ),),
+        ),
+        _novels(),
+        Asset("embedded", "sms", "short messages from two grammars, a third of them spam", "MIT", origin="generated"),
+        Asset(
+            "sms-spam-collection", "sms", "Almeida and Hidalgo (2011): 5,574 messages, 747 of them spam", "CC BY 4.0",
+            (File(
+                "SMSSpamCollection",
+                (
+                    "https://archive.ics.uci.edu/static/public/228/sms+spam+collection.zip",
+                    "https://f001.backblazeb2.com/file/LLMs-from-scratch/sms%2Bspam%2Bcollection.zip",
+                ),
+                "7d039a24a6083ed9ef0f806ebad56bbb976e3aeb8de05669173bfdc4996c239d", 477_907, "SMSSpamCollection",
+            ),),
+        ),
+        Asset("embedded", "instructions", "instructions about the tales' world", "MIT", origin="generated"),
+        Asset(
+            "instruction-data", "instructions", "1,100 instructions in Alpaca's form", "Apache-2.0",
+            (File(
+                "instruction-data.json", (f"{BOOK_CODE_URL}/ch07/01_main-chapter-code/instruction-data.json",),
+                "7e09a9af353722ca15c18bc580f093f9c39d3178335a75177319cb1e1d163944", 203_524,
+            ),),
+        ),
+        Asset(
+            "gpt2-bpe", "tokenizer", "GPT-2's byte-level BPE", "modified MIT",
+            tuple(
+                File(name, (f"{OPENAI_URL}/models/124M/{name}", f"{OPENAI_URL}/encodings/main/{name}"), sha, size)
+                for name, sha, size in (encoder, vocab)
+            ),
+        ),
+        # No hashes of the weights were published; `convert` checks the checksum that the checkpoint has of each tensor.
+        *(
+            Asset(
+                f"openai-{size}", "openai", f"GPT-2 {size}, a TensorFlow checkpoint", "modified MIT",
+                tuple(_openai_file(size, name, {entry[0]: entry[1:] for entry in (encoder, vocab)})
+                      for name in OPENAI_FILES),
+            )
+            for size in ("124M", "355M", "774M", "1558M")
+        ),
+        Asset(
+            "openai-tiny", "openai", "a GPT-2 of our own in OpenAI's format, for work without a network", "MIT",
+            tuple(File(name) for name in OPENAI_FILES), origin="packaged",
+        ),
+    )  # fmt: skip
+
+
+def _openai_file(size: str, name: str, pinned: dict[str, tuple[str, int]]) -> File:
+    sha256, size_bytes = pinned.get(name, (None, None))
+    return File(name, (f"{OPENAI_URL}/models/{size}/{name}",), sha256, size_bytes)
+
+
+def _novels() -> Asset:
+    text = resources.files("gpt2core.data").joinpath("novels.tsv").read_text(encoding="utf-8")
+    rows: Iterable[dict[str, str]] = list(csv.DictReader(text.splitlines(), delimiter="\t", quoting=csv.QUOTE_NONE))
+    return Asset(
+        "novels",
+        "corpus",
+        "23 novels, 28.9 MB, about 7 million GPT-2 tokens; two of them held out",
+        "public domain in the USA",
+        tuple(File(row["file"], (row["url"],), row["sha256"], int(row["bytes"])) for row in rows),
+        cut="gutenberg",
+        held_out=tuple(row["file"] for row in rows if row["split"] == "val"),
+    )

@@ -1,0 +1,103 @@
+"""Write a checkpoint in OpenAI's format with random weights, to try what real ones go through without the network.
+
+    python scripts/make_random_checkpoint.py 124M OUT_DIR [--bpe DIR] [--seed N]
+
+The seven files have OpenAI's names, sizes and shapes; 124M takes 0.5 GB on disk and 0.4 GB of memory. Without --bpe
+the vocabulary is made up, too. Needs no TensorFlow. Same arguments, same bytes.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import shutil
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+
+from gpt2core import files
+from gpt2core.config import PRESETS
+from gpt2core.errors import UserError
+from gpt2core.model import GPTConfig
+from gpt2core.tokenizer import Tokenizer
+from gpt2core.tokenizer.byte_pair import printable_bytes
+from gpt2core.weights.openai import CHECKPOINT_PREFIX, HPARAMS, Row, table
+from gpt2core.weights.tf_writer import message, write_checkpoint
+
+VOCAB_SIZE = 50_257  # 256 bytes, 50,000 merges, <|endoftext|>
+
+
+def make(config: GPTConfig, out_dir: Path, bpe_dir: Path | None = None, seed: int = 0) -> None:
+    """Write OpenAI's seven files for a model of this shape.
+
+    Args:
+        config: only its sizes count.
+        out_dir: where to; replaced if it is there.
+        bpe_dir: holds `encoder.json` and `vocab.bpe`; without it, all pairs of bytes in order make the merges.
+        seed: of the weights.
+    """
+    with files.atomic_dir(out_dir) as folder:
+        rng = np.random.Generator(np.random.PCG64(seed))
+        write_checkpoint(folder / CHECKPOINT_PREFIX, _random_tensors(table(config), rng))
+        # A MetaGraphDef, which TensorFlow reads: no graph, and a tag (field 1.4) that says where it is from.
+        meta = message({"meta_info_def": (1, 2)}, meta_info_def=message({"tags": (4, 2)}, tags=[b"random"]))
+        (folder / f"{CHECKPOINT_PREFIX}.meta").write_bytes(meta)
+        state = [f'{key}: "{CHECKPOINT_PREFIX}"\n' for key in ("model_checkpoint_path", "all_model_checkpoint_paths")]
+        files.write_text(folder / "checkpoint", "".join(state))
+        files.write_text(
+            folder / "hparams.json", json.dumps({key: getattr(config, name) for key, name in HPARAMS.items()})
+        )
+        if bpe_dir:
+            for name in ("encoder.json", "vocab.bpe"):
+                try:
+                    shutil.copyfile(bpe_dir / name, folder / name)
+                except OSError as error:
+                    raise UserError(f"{bpe_dir / name}: cannot be read ({error.strerror})") from None
+        else:
+            _write_made_up_bpe(folder, config.vocab_size)
+
+
+def _random_tensors(rows: list[Row], rng: np.random.Generator) -> Iterator[tuple[str, np.ndarray]]:
+    """GPT-2's initial spread (0.02; gains near 1). Uniform, not normal: that takes no `log`, so any machine agrees."""
+    half_width = np.float32(0.02 * math.sqrt(3))  # of a uniform distribution with standard deviation 0.02
+    for row in rows:
+        array = rng.random(row.openai_shape, dtype=np.float32)
+        array -= np.float32(0.5)
+        array *= 2 * half_width
+        if row.openai.endswith("/g"):
+            array += np.float32(1)
+        yield row.openai, array
+
+
+def _write_made_up_bpe(folder: Path, vocab_size: int) -> None:
+    alphabet = [bytes([byte]) for byte in printable_bytes()]
+    pairs = [(left, right) for left in alphabet for right in alphabet][: vocab_size - 257]
+    if len(pairs) < vocab_size - 257 or vocab_size < 257:
+        raise UserError(f"vocab_size: {vocab_size} must be 257 to {256 + 256**2 + 1}, or --bpe be given")
+    tokens = [*alphabet, *(left + right for left, right in pairs)]
+    tokenizer = Tokenizer({token: i for i, token in enumerate(tokens)}, pairs, eot_id=vocab_size - 1)
+    tokenizer.save(folder)
+    (folder / "vocab.json").rename(folder / "encoder.json")
+    (folder / "merges.txt").rename(folder / "vocab.bpe")
+    (folder / "tokenizer_config.json").unlink()  # transformers' file, not one of OpenAI's
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("size", choices=list(PRESETS))
+    parser.add_argument("out_dir", type=Path, help="becomes OpenAI's directory; replaced if it is there")
+    parser.add_argument("--bpe", type=Path, help="a directory with encoder.json and vocab.bpe (GPT-2's)")
+    parser.add_argument("--seed", type=int, default=0)
+    arguments = parser.parse_args()
+    try:
+        config = GPTConfig(vocab_size=VOCAB_SIZE, **PRESETS[arguments.size])
+        make(config, arguments.out_dir, arguments.bpe, arguments.seed)
+    except UserError as error:
+        sys.exit(f"error: {error}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,28 @@
+"""Stage `fetch-openai-weights@SIZE`: the seven files of OpenAI's checkpoint of that size, to data/openai/SIZE."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+from gpt2core import config
+from gpt2core.data import sources
+from gpt2core.data.download import fetch_all
+from gpt2core.errors import UserError
+from gpt2core.runtime import run_stage
+from gpt2core.track import stage_run
+
+
+def main() -> None:
+    size = sys.argv[1] if len(sys.argv) == 2 else None
+    if size not in config.OPENAI_SIZES:
+        raise UserError(f"usage: python -m stages.fetch_openai_weights SIZE, one of {', '.join(config.OPENAI_SIZES)}")
+    params = config.load_params()
+    with stage_run(f"fetch-openai-weights@{size}", params) as run:
+        out_dir = Path("data/openai") / size
+        fetch_all(sources.find("openai", f"openai-{size}"), out_dir)
+        run.finish({"bytes": sum(path.stat().st_size for path in out_dir.iterdir())})
+
+
+if __name__ == "__main__":
+    run_stage(main)

@@ -1,0 +1,76 @@
+"""Stage finetune-classify: a base model and labelled messages -> models/classifier
+(`python -m stages.finetune_classify`)."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from statistics import mean
+
+from gpt2core import config, files
+from gpt2core.data import sms_spam
+from gpt2core.evaluate.classification import classification_metrics, tfidf_baseline
+from gpt2core.runtime import run_stage
+from gpt2core.track import plots, stage_run
+from gpt2core.train.classify import COLUMNS, finetune_classify, trainable_parameters
+from gpt2core.weights.model_dir import save_model
+
+CURVE = Path("metrics/plots/finetune_classify.csv")
+CONFUSION = Path("metrics/plots/confusion.csv")
+
+
+def main() -> None:
+    params = config.load_params()
+    section = params.finetune_classify
+    messages = sms_spam.read_jsonl(Path("data/raw/sms.jsonl"))
+    with stage_run("finetune-classify", params, sections=("data", "finetune_classify")) as run:
+        curve, confusion, scores, before, baseline = [], [], [], [], []
+        for number, seed in enumerate(section.seeds):
+            splits = sms_spam.split(messages, section.val_fraction, section.test_fraction, seed)
+            on_metrics = run.log_metrics if number == 0 else _silent  # one curve a run
+            result = finetune_classify(
+                section, seed, Path("models") / section.base, sms_spam.LABELS,
+                splits.train, splits.val, splits.test, on_metrics,
+            )  # fmt: skip
+            truth = [label for label, _ in splits.test]
+            scores.append(classification_metrics(truth, result.after))
+            before.append(classification_metrics(truth, result.before))
+            baseline.append(tfidf_baseline(splits.train, splits.test, seed))
+            curve += [{"seed": seed, **row} for row in result.curve]
+            confusion += [{"seed": seed, "actual": a, "predicted": p} for a, p in zip(truth, result.after, strict=True)]
+            if number == 0:  # the first seed's model is the one kept
+                save_model("models/classifier", result.model, result.tokenizer)
+
+        def over_seeds(rows: list[dict], key: str) -> float:
+            return round(mean(row[key] for row in rows), 6)
+
+        metrics = {
+            "test_accuracy": over_seeds(scores, "accuracy"),
+            "test_f1": over_seeds(scores, "f1"),
+            "test_accuracy_by_seed": {str(s): r["accuracy"] for s, r in zip(section.seeds, scores, strict=True)},
+            "before_test_accuracy": over_seeds(before, "accuracy"),
+            "before_test_f1": over_seeds(before, "f1"),
+            "baseline_test_accuracy": over_seeds(baseline, "accuracy"),
+            "baseline_test_f1": over_seeds(baseline, "f1"),
+            "confusion_matrix": scores[0]["confusion_matrix"],
+            "before_confusion_matrix": before[0]["confusion_matrix"],
+            "train_messages": len(splits.train),
+            "val_messages": len(splits.val),
+            "test_messages": len(splits.test),
+            "truncated_messages": result.truncated,
+            "trainable_parameters": trainable_parameters(result.model),
+        }
+        files.write_csv(CURVE, ("seed", *COLUMNS), curve)
+        files.write_csv(CONFUSION, ("seed", "actual", "predicted"), confusion)
+        files.write_json("metrics/finetune_classify.json", metrics)
+        run.log_artifact(CURVE)
+        run.log_figure(plots.accuracy_curve, CURVE)
+        run.log_figure(plots.confusion_matrix, metrics["confusion_matrix"], sms_spam.LABELS)
+        run.finish(metrics)
+
+
+def _silent(metrics: dict[str, float], step: int) -> None:
+    """Curves of further seeds are in the CSV."""
+
+
+if __name__ == "__main__":
+    run_stage(main)

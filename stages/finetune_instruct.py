@@ -1,0 +1,56 @@
+"""Stage finetune-instruct: a base model and instructions -> models/instruct and its responses to the test set
+(`python -m stages.finetune_instruct`)."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from gpt2core import config, files
+from gpt2core.data import instructions
+from gpt2core.prompts import chat_template
+from gpt2core.runtime import run_stage
+from gpt2core.track import plots, stage_run
+from gpt2core.train.instruct import COLUMNS, finetune_instruct
+from gpt2core.weights.model_dir import save_model
+
+CURVE = Path("metrics/plots/finetune_instruct.csv")
+RESPONSES = Path("data/responses")
+
+
+def main() -> None:
+    params = config.load_params()
+    section = params.finetune_instruct
+    entries = instructions.read(Path("data/raw/instructions.json"))
+    splits = instructions.split(entries, section.val_fraction, section.test_fraction, params.seed)
+    with stage_run("finetune-instruct", params, sections=("data", "finetune_instruct")) as run:
+        result = finetune_instruct(
+            section, params.seed, Path("models") / section.base,
+            splits.train, splits.val, splits.test, run.log_metrics,
+        )  # fmt: skip
+        metrics = {
+            "val_loss": round(result.curve[-1]["val_loss"], 6),
+            "before_val_loss": round(result.before_val_loss, 6),
+            "train_loss": round(result.curve[-1]["train_loss"], 6),
+            "train_entries": len(splits.train),
+            "val_entries": len(splits.val),
+            "test_entries": len(splits.test),
+            "truncated_entries": result.truncated,
+        }
+        answered = [
+            {**entry, "response": response, "base_response": base}
+            for entry, response, base in zip(splits.test, result.responses, result.base_responses, strict=True)
+        ]
+        with files.atomic_dir(RESPONSES) as folder:
+            files.write_json(folder / "test.json", answered)
+            files.write_json(folder / "train.json", splits.train)
+        save_model("models/instruct", result.model, result.tokenizer, chat_template=chat_template())
+        files.write_csv(CURVE, COLUMNS, result.curve)
+        files.write_json("metrics/finetune_instruct.json", metrics)
+        run.log_artifact(CURVE)
+        run.log_artifact(RESPONSES / "test.json")
+        run.log_figure(plots.loss_curve, CURVE)
+        run.finish(metrics)
+
+
+if __name__ == "__main__":
+    run_stage(main)

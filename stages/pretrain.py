@@ -1,0 +1,50 @@
+"""Stage pretrain: token shards -> models/pretrained (`python -m stages.pretrain`)."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from gpt2core import config, files
+from gpt2core.data.shards import documents, open_shard
+from gpt2core.data.synthetic import log2_probability
+from gpt2core.evaluate.language_model import evaluate
+from gpt2core.evaluate.trigram import Trigram
+from gpt2core.runtime import run_stage
+from gpt2core.tokenizer import Tokenizer
+from gpt2core.track import plots, stage_run
+from gpt2core.train.pretrain import COLUMNS, pretrain
+from gpt2core.weights.model_dir import save_model
+
+TOKENS = Path("data/tokens")
+CURVE = Path("metrics/plots/pretrain.csv")
+MAX_TRIGRAM_TOKENS = 20_000_000  # its counts are held in memory
+
+
+def main() -> None:
+    params = config.load_params()
+    tokenizer = Tokenizer.load(TOKENS)
+    train, val = open_shard(TOKENS / "train.bin"), open_shard(TOKENS / "val.bin")
+    with stage_run("pretrain", params, sections=("data", "tokenizer", "pretrain")) as run:
+        result = pretrain(params.pretrain, params.seed, train, val, tokenizer, run.log_metrics)
+        metrics = evaluate(result.model, val, tokenizer.eot_id, params.pretrain.context)
+        trigram = Trigram(train.tokens[:MAX_TRIGRAM_TOKENS], tokenizer.vocab_size)
+        metrics["trigram_bits_per_byte"] = round(trigram.bits_per_byte(val.tokens, tokenizer.eot_id, val.n_bytes), 6)
+        metrics["bits_per_byte_floor"] = None  # known only where a grammar wrote the corpus
+        if params.data.corpus == "embedded":
+            texts = [tokenizer.decode(ids.tolist()) for ids in documents(val, tokenizer.eot_id)]
+            metrics["bits_per_byte_floor"] = round(-sum(map(log2_probability, texts)) / val.n_bytes, 6)
+        metrics["train_loss"] = round(result.curve[-1]["train_loss"], 6)
+        metrics["parameters"] = sum(parameter.numel() for parameter in result.model.parameters())
+
+        save_model("models/pretrained", result.model, tokenizer)
+        files.write_csv(CURVE, COLUMNS, result.curve)
+        files.write_json("metrics/samples.json", result.samples)
+        files.write_json("metrics/pretrain.json", metrics)
+        run.log_artifact(CURVE)
+        run.log_artifact("metrics/samples.json")
+        run.log_figure(plots.loss_curve, CURVE)
+        run.finish(metrics)
+
+
+if __name__ == "__main__":
+    run_stage(main)

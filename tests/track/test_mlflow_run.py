@@ -1,0 +1,382 @@
+"""Tracking against real SQLite stores, real processes and real sockets."""
+
+from __future__ import annotations
+
+import math
+import os
+import shutil
+import socket
+import sqlite3
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from gpt2core.config import Params, Tokenizer
+from gpt2core.errors import UserError
+from gpt2core.track import mlflow_run, stage_run
+
+PARAMS = Params.model_construct(seed=7, tokenizer=Tokenizer(kind="bpe", vocab_size=512, val_fraction=0.1))
+ENVIRONMENT = (
+    "DVC_ROOT", "DVC_STAGE", "DVC_EXP_NAME", "DVC_EXP_BASELINE_REV", "GPT2CORE_TRACKING", "MLFLOW_RUN_ID",
+    "MLFLOW_TRACKING_URI", "MLFLOW_HTTP_REQUEST_MAX_RETRIES", "MLFLOW_HTTP_REQUEST_TIMEOUT",
+)  # fmt: skip
+STAGE = """
+import sys
+from pathlib import Path
+from gpt2core.config import Params
+from gpt2core.track import stage_run
+
+stage = sys.argv[1]
+with stage_run(stage, Params.model_construct(seed=7)) as run:
+    for step in range(5):
+        run.log_metrics({"loss": 5.0 - step}, step)
+    run.finish({"val_loss": 1.5})
+    Path(f"{stage}.done").touch()
+"""
+
+
+@pytest.fixture(scope="session")
+def empty_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A database without runs; to build one takes seconds."""
+    root = tmp_path_factory.mktemp("store")
+    mlflow_run._prepare_mlflow()
+    mlflow_run._local_store(root)
+    return root / "mlflow.db"
+
+
+@pytest.fixture
+def fresh_root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A project in which nothing was tracked yet."""
+    for name in ENVIRONMENT:
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("DVC_ROOT", str(tmp_path))
+    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parents[2]))
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+@pytest.fixture
+def root(fresh_root: Path, empty_store: Path) -> Path:
+    shutil.copy(empty_store, fresh_root / "mlflow.db")
+    return fresh_root
+
+
+def client(root: Path):
+    from mlflow import MlflowClient
+
+    return MlflowClient(tracking_uri=f"sqlite:///{root}/mlflow.db")
+
+
+def runs(root: Path) -> tuple[list, list]:
+    """Parents and children, the oldest first."""
+    experiment = client(root).get_experiment_by_name("gpt2core")
+    found = client(root).search_runs([experiment.experiment_id], order_by=["attributes.start_time ASC"])
+    parents = [run for run in found if "mlflow.parentRunId" not in run.data.tags]
+    return parents, [run for run in found if "mlflow.parentRunId" in run.data.tags]
+
+
+def in_new_process(*arguments: str, **options) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([sys.executable, *arguments], capture_output=True, text=True, timeout=120, **options)
+
+
+def test_a_stage_is_a_child_with_its_params_metrics_by_step_artifacts_and_results(root, monkeypatch):
+    monkeypatch.setenv("DVC_EXP_NAME", "bold-lamb")
+    monkeypatch.setenv("DVC_EXP_BASELINE_REV", "0" * 40)
+    monkeypatch.setenv("MLFLOW_RUN_ID", "inherited")
+    (root / "curve.csv").write_text("a\n1\n")
+    with stage_run("convert@tiny", PARAMS, sections=()) as run:
+        run.log_metrics({"loss": 3.0, "lr": 0.1}, step=10)
+        run.log_metrics({"loss": 2.0, "by_kind": {"spam": 0.5}}, step=20)
+        run.log_artifact("curve.csv", "tables")
+        run.log_text("Once upon a time", "sample.txt")
+        run.set_tags({"note": "first"})
+        run.finish({"loss": 1.0, "judge": "chrf", "missing": None, "matrix": [[1, 2], [3, 4]]})
+    (parent,), (child,) = runs(root)
+
+    assert (child.info.run_name, parent.info.run_name) == ("convert@tiny", "bold-lamb")
+    assert child.data.tags["mlflow.parentRunId"] == parent.info.run_id
+    assert child.info.status == parent.info.status == "FINISHED"
+    assert child.data.params == {"seed": "7"}
+    assert parent.data.params == {
+        "seed": "7", "tokenizer.kind": "bpe", "tokenizer.vocab_size": "512", "tokenizer.val_fraction": "0.1",
+    }  # fmt: skip
+    for tracked in (parent, child):
+        assert tracked.data.tags["dvc_exp_name"] == "bold-lamb"
+        assert tracked.data.tags["dvc_exp_baseline"] == "0" * 40
+        assert {"python", "torch"} <= tracked.data.tags.keys()
+    assert (child.data.tags["stage"], child.data.tags["note"]) == ("convert@tiny", "first")
+
+    history = client(root).get_metric_history(child.info.run_id, "loss")
+    assert [(metric.step, metric.value) for metric in history] == [(10, 3.0), (20, 2.0), (20, 1.0)]
+    duration_s = child.data.metrics.pop("duration_s")
+    assert 0 < duration_s < 60
+    assert child.data.metrics == {"loss": 1.0, "lr": 0.1, "by_kind.spam": 0.5}
+    # MLflow takes no @ in the name of a metric
+    assert parent.data.metrics == {"convert_tiny.loss": 1.0, "convert_tiny.duration_s": pytest.approx(duration_s)}
+
+    folder = Path(child.info.artifact_uri.removeprefix("file://"))
+    assert folder.is_relative_to(root / "mlartifacts")
+    assert (folder / "tables" / "curve.csv").read_text() == "a\n1\n"
+    assert (folder / "sample.txt").read_text() == "Once upon a time"
+
+
+@pytest.mark.parametrize(
+    ("error", "status", "reason"),
+    [
+        (UserError("step 3: the loss is nan"), "FAILED", "UserError: step 3: the loss is nan"),
+        (SystemExit(1), "FAILED", "SystemExit: 1"),
+        (KeyboardInterrupt(), "KILLED", "interrupted"),
+        (SystemExit(0), "FINISHED", None),
+    ],
+)
+def test_the_parent_takes_over_the_status_of_its_last_stage(root, monkeypatch, error, status, reason):
+    monkeypatch.setenv("DVC_EXP_NAME", "bold-lamb")
+    with pytest.raises(type(error)), stage_run("pretrain", PARAMS) as run:
+        run.log_metrics({"loss": 4.0}, step=3)
+        raise error
+    (parent,), (child,) = runs(root)
+    assert (child.info.status, child.data.tags.get("error")) == (status, reason)
+    assert child.data.metrics["loss"] == 4.0, "what was buffered when it failed is kept"
+    assert parent.info.status == status
+
+    with stage_run("pretrain", PARAMS):
+        (parent,), _ = runs(root)
+        assert parent.info.status == "RUNNING"
+    (parent,), children = runs(root)
+    assert parent.info.status == "FINISHED"
+    assert [child.info.status for child in children] == [status, "FINISHED"]
+
+
+def test_a_parent_for_each_experiment_and_each_stage_started_by_hand(root, monkeypatch):
+    for name, baseline in [("a", "1"), ("a", "1"), ("a", "2"), ('it\'s "b"', "1"), ('it\'s "b"', "1")]:
+        monkeypatch.setenv("DVC_EXP_NAME", name)
+        monkeypatch.setenv("DVC_EXP_BASELINE_REV", baseline)
+        with stage_run("tokenize", PARAMS):
+            pass
+    monkeypatch.delenv("DVC_EXP_NAME")
+    for _ in range(2):
+        with stage_run("tokenize", PARAMS):
+            pass
+    parents, children = runs(root)
+    assert [parent.info.run_name for parent in parents] == ["a", "a", 'it\'s "b"', "tokenize", "tokenize"]
+    numbers = {parent.info.run_id: number for number, parent in enumerate(parents)}
+    assert [numbers[child.data.tags["mlflow.parentRunId"]] for child in children] == [0, 0, 1, 2, 2, 3, 4]
+
+
+def test_metrics_cost_the_caller_microseconds_and_all_arrive(root):
+    calls = 2500
+    with stage_run("pretrain", PARAMS) as run:
+        start_s = time.perf_counter()
+        for step in range(calls):
+            run.log_metrics({"loss": 1 / (step + 1)}, step)
+        per_call_s = (time.perf_counter() - start_s) / calls
+    assert per_call_s < 0.001  # MLflow's own call takes 0.02 s
+    (child,) = runs(root)[1]
+    history = client(root).get_metric_history(child.info.run_id, "loss")
+    assert sorted((metric.step, metric.value) for metric in history) == [
+        (step, 1 / (step + 1)) for step in range(calls)
+    ]
+
+
+def test_metrics_are_seen_while_the_stage_runs(root, monkeypatch):
+    monkeypatch.setattr(mlflow_run, "FLUSH_INTERVAL_S", 0.1)
+    with stage_run("pretrain", PARAMS) as run:
+        run.log_metrics({"loss": 2.0}, step=1)
+        deadline_s = time.monotonic() + 20
+        while "loss" not in runs(root)[1][0].data.metrics:
+            assert time.monotonic() < deadline_s, "the metric was not sent before the end of the stage"
+            time.sleep(0.1)
+
+
+def test_only_numbers_are_metrics():
+    metrics = {"a": 1, "b": {"c": {"7": np.float32(0.5)}}, "d": True, "e": None, "f": "1", "g": [1], "h": math.inf}
+    assert mlflow_run.numbers(metrics) == {"a": 1.0, "b.c.7": 0.5, "h": math.inf}
+
+
+def test_a_figure_is_drawn_into_the_run_and_a_broken_one_costs_nothing_else(root, capfd):
+    def drawing(text: str, path: Path) -> None:
+        path.write_text(text)
+
+    def broken(path: Path) -> None:
+        raise ValueError("no such column")
+
+    with stage_run("pretrain", PARAMS) as run:
+        run.log_figure(broken)
+        run.log_figure(drawing, "<svg/>")
+        run.finish({"val_loss": 1.0})
+    (child,) = runs(root)[1]
+    artifacts = client(root).list_artifacts(child.info.run_id, "plots")
+    assert [artifact.path for artifact in artifacts] == ["plots/drawing.svg"]
+    assert child.data.metrics["val_loss"] == 1.0
+    assert capfd.readouterr().err == "warning: broken.svg was not drawn (ValueError: no such column)\n"
+
+
+def test_a_store_that_breaks_in_the_middle_is_one_warning(root, capfd):
+    with stage_run("pretrain", PARAMS) as run:
+        connection = sqlite3.connect(root / "mlflow.db")
+        connection.execute("DROP TABLE tags")
+        connection.close()
+        run.set_tags({"a": 1})
+        run.set_tags({"b": 1})
+        run.log_metrics({"loss": 1.0}, step=1)
+        run.finish({"val_loss": 1.0})
+        survived = True
+    assert survived
+    (warning,) = capfd.readouterr().err.splitlines()
+    assert warning.startswith("warning: stage pretrain goes on without MLflow tracking (")
+
+
+def test_a_server_that_is_away_costs_seconds_and_one_warning(fresh_root):
+    with socket.socket() as unused:  # bound, not listening: connections are refused
+        unused.bind(("127.0.0.1", 0))
+        uri = f"http://user:secret@127.0.0.1:{unused.getsockname()[1]}"
+        start_s = time.monotonic()
+        done = in_new_process("-c", STAGE, "pretrain", env={**os.environ, "MLFLOW_TRACKING_URI": uri})
+    assert time.monotonic() - start_s < 30
+    assert done.returncode == 0 and (fresh_root / "pretrain.done").exists()
+    (warning,) = done.stderr.splitlines()
+    assert warning.startswith("warning: stage pretrain goes on without MLflow tracking (")
+    assert "secret" not in warning
+    assert not (fresh_root / "mlflow.db").exists()
+
+
+@pytest.mark.slow
+def test_a_server_that_never_answers_is_given_up(fresh_root):
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        accepted = []
+        threading.Thread(target=lambda: accepted.extend(silent.accept() for _ in range(3)), daemon=True).start()
+        uri = f"http://127.0.0.1:{silent.getsockname()[1]}"
+        start_s = time.monotonic()
+        environment = {**os.environ, "MLFLOW_TRACKING_URI": uri, "MLFLOW_HTTP_REQUEST_TIMEOUT": "1"}  # 5 by default
+        done = in_new_process("-c", STAGE, "pretrain", env=environment)
+        for connection, _ in accepted:
+            connection.close()
+    assert time.monotonic() - start_s < 30
+    assert done.returncode == 0 and len(done.stderr.splitlines()) == 1
+    assert accepted, "nobody asked the server"
+
+
+def test_tracking_can_be_turned_off(fresh_root):
+    done = in_new_process("-c", STAGE, "pretrain", env={**os.environ, "GPT2CORE_TRACKING": "off"})
+    assert (done.returncode, done.stderr) == (0, "")
+    assert {path.name for path in fresh_root.iterdir()} == {"pretrain.done"}
+
+
+def test_importing_it_imports_nothing_heavy(fresh_root):
+    code = "import sys, gpt2core.track.plots; print({'mlflow', 'matplotlib', 'torch'} & {*sys.modules})"
+    assert in_new_process("-c", code).stdout == "set()\n"
+
+
+def test_a_half_built_database_is_not_left_behind(fresh_root, monkeypatch, capfd):
+    import mlflow
+
+    def killed(*_, **__):
+        raise OSError("No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(mlflow.MlflowClient, "search_experiments", killed)
+        with stage_run("tokenize", PARAMS):
+            pass
+    assert not list(fresh_root.glob("*mlflow.db*"))
+    assert "No space left on device" in capfd.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("command", "expected"),
+    [
+        ("dvc repro", True),
+        ("/home/me/.venv/bin/python /home/me/.venv/bin/dvc exp run", True),
+        ("python3.11 -I -m dvc repro", True),
+        (r"C:/Python/python.exe C:/Python/Scripts/dvc.exe repro", True),
+        ("vim dvc.yaml", False),
+        ("python -m stages.pretrain dvc", False),
+        ("/bin/sh -c dvc", False),
+        ("", False),
+    ],
+)
+def test_a_dvc_process_is_known_by_its_command_line(command, expected):
+    assert mlflow_run._is_dvc(command.split()) is expected
+
+
+def test_the_git_revision_says_whether_more_than_results_changed(fresh_root):
+    def git(*arguments: str) -> str:
+        identity = ("-c", "user.name=t", "-c", "user.email=t@example.org")
+        return subprocess.run(["git", *identity, *arguments], capture_output=True, text=True, check=True).stdout.strip()
+
+    assert mlflow_run._git_revision() is None
+    git("init")
+    for name in ("params.yaml", "dvc.lock"):
+        (fresh_root / name).write_text("1\n")
+    git("add", ".")
+    git("commit", "-m", "first")
+    head = git("rev-parse", "HEAD")
+    (fresh_root / "dvc.lock").write_text("2\n")
+    assert mlflow_run._git_revision() == head
+    (fresh_root / "params.yaml").write_text("2\n")
+    assert mlflow_run._git_revision() == f"{head}-dirty"
+
+
+@pytest.mark.slow
+def test_six_processes_on_a_fresh_store_share_one_parent_and_lose_nothing(fresh_root):
+    (fresh_root / "stage.py").write_text(STAGE)
+    # Stands for the dvc process: known by its name, a shell between it and the stages.
+    (fresh_root / "dvc").write_text(
+        "import subprocess, sys\n"
+        "commands = [f'{sys.executable} stage.py s{number}; exit $?' for number in range(int(sys.argv[1]))]\n"
+        "running = [subprocess.Popen(command, shell=True) for command in commands]\n"
+        "sys.exit(sum(process.wait() for process in running))\n"
+    )
+    done = in_new_process("dvc", "6")
+    assert (done.returncode, done.stderr) == (0, "")
+    (parent,), children = runs(fresh_root)
+    assert parent.info.run_name == "repro"
+    assert {child.info.run_name for child in children} == {f"s{number}" for number in range(6)}
+    assert {child.data.tags["mlflow.parentRunId"] for child in children} == {parent.info.run_id}
+    for child in children:
+        history = client(fresh_root).get_metric_history(child.info.run_id, "loss")
+        assert sorted((metric.step, metric.value) for metric in history) == [(s, 5.0 - s) for s in range(5)]
+        assert parent.data.metrics[f"{child.info.run_name}.val_loss"] == child.data.metrics["val_loss"] == 1.5
+    in_new_process("dvc", "1")  # another pipeline run
+    assert [len(found) for found in runs(fresh_root)] == [2, 7]
+
+
+@pytest.mark.slow
+def test_dvc_repro_and_experiments_each_have_a_parent_and_a_cached_run_adds_none(root):
+    def call(*command: str) -> None:
+        done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=120)
+        assert done.returncode == 0, done.stdout + done.stderr
+
+    environment = {name: value for name, value in os.environ.items() if name != "DVC_ROOT"}
+    environment |= {
+        f"GIT_{role}_{key}": "t@example.org" for role in ("AUTHOR", "COMMITTER") for key in ("NAME", "EMAIL")
+    }
+    dvc = (sys.executable, "-m", "dvc")
+    (root / "stage.py").write_text(STAGE)
+    (root / "params.yaml").write_text("lr: 1\n")
+    (root / ".gitignore").write_text("/mlflow.db*\n/mlartifacts/\n/.locks/\n")
+    (root / "dvc.yaml").write_text(
+        "stages:\n"
+        f"  one: {{cmd: {sys.executable} stage.py one, params: [lr], outs: [one.done]}}\n"
+        f"  two: {{cmd: {sys.executable} stage.py two, deps: [one.done], params: [lr], outs: [two.done]}}\n"
+    )
+    call("git", "init")
+    call(*dvc, "init", "-q")
+    call(*dvc, "config", "core.analytics", "false")
+    call("git", "add", ".")
+    call("git", "commit", "-m", "first")
+    call(*dvc, "repro")
+    assert [len(found) for found in runs(root)] == [1, 2]
+    call(*dvc, "repro")
+    assert [len(found) for found in runs(root)] == [1, 2]
+    call("git", "add", ".")
+    call("git", "commit", "-m", "second")
+    call(*dvc, "exp", "run", "--temp", "-n", "faster", "-S", "lr=2")
+    parents, children = runs(root)
+    assert [parent.info.run_name.split()[0] for parent in parents] == ["repro", "faster"]
+    assert [child.info.run_name for child in children] == ["one", "two", "one", "two"]
+    assert parents[1].data.tags["git_revision"].endswith("-dirty"), "its params differ from the baseline's"
