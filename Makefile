@@ -5,7 +5,7 @@ export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
 export VIRTUAL_ENV := $(CURDIR)/$(VENV)
 READY := $(VENV)/ready
 
-.PHONY: help repro test test-slow test-all peers profile mlflow lint
+.PHONY: help repro test test-slow test-all peers profile mirror mlflow lint
 
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*##' Makefile | sed -E 's/:.*## /\t/' | expand -t 14
@@ -34,6 +34,9 @@ peers: $(READY)  ## transformers and TensorFlow, which some tests compare with
 
 profile: $(READY)  ## make profile NAME=seeds: copy profiles/NAME.yaml over params.yaml
 	@python scripts/profile.py "$(NAME)" $(if $(FORCE),--force)
+
+mirror: $(READY)  ## fetch the public inputs into mirror/, for GPT2CORE_MIRROR
+	python scripts/mirror.py mirror
 
 mlflow: $(READY)  ## look at all runs in the browser
 	mlflow ui --backend-store-uri sqlite:///mlflow.db --host 127.0.0.1

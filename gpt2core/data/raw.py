@@ -21,7 +21,7 @@ from gpt2core.data.sources import Asset
 from gpt2core.data.synthetic import generate_instructions, generate_messages, generate_tales
 from gpt2core.errors import UserError
 
-EMBEDDED_TALES = 2_900  # of about 645 bytes: 1.3 MB
+EMBEDDED_TALES = 2_900  # of about 645 bytes: 1.9 MB
 SEPARATOR = "\n<|endoftext|>\n"
 BLOCK_CHARS = 1 << 20
 

@@ -15,7 +15,7 @@ from typing import Literal
 
 from gpt2core.errors import UserError
 
-Kind = Literal["corpus", "sms", "instructions", "tokenizer", "openai"]
+Kind = Literal["corpus", "sms", "instructions", "tokenizer", "openai", "scores"]
 
 # The data shard, by far the largest, comes last: when a small file fails, nothing large has to be fetched again.
 OPENAI_FILES = (
@@ -109,6 +109,37 @@ def registry() -> tuple[Asset, ...]:
             tuple(
                 File(name, (f"{OPENAI_URL}/models/124M/{name}", f"{OPENAI_URL}/encodings/main/{name}"), sha, size)
                 for name, sha, size in (encoder, vocab)
+            ),
+        ),
+        Asset(
+            "judge-examples", "scores", "two models' responses, with GPT-4's and Llama-3-8B's scores of them",
+            "Apache-2.0",
+            (
+                File(
+                    "instruction-data-with-response.json",
+                    (f"{BOOK_CODE_URL}/ch07/01_main-chapter-code/instruction-data-with-response.json",),
+                    "aced320504c77c98d957316eb9f3460945256226c36b5e9752bf7d49585eb943", 29_279,
+                ),
+                File(
+                    "eval-example-data.json", (f"{BOOK_CODE_URL}/ch07/03_model-evaluation/eval-example-data.json",),
+                    "90e9ceb4f1184f6b307fd76d0dd1e8b15bd3da200b1fc69ee897107394a775e0", 36_874,
+                ),
+                *(
+                    File(
+                        f"scores-{name}.json", (f"{BOOK_CODE_URL}/ch07/03_model-evaluation/scores/{name}.json",),
+                        sha256, size_bytes,
+                    )
+                    for name, sha256, size_bytes in (
+                        ("gpt4-model-1-response",
+                         "705f24bf17878d5e29c5cb2daeae00a64a1688756192478f91f41bf1eff85689", 445),
+                        ("gpt4-model-2-response",
+                         "2b10d2abdf1f71f4f8057c012be2bf6c777823adbadb597f4d1699e06129db5a", 408),
+                        ("llama3-8b-model-1-response",
+                         "a6005211110bf3d9e30dbdb17638a1918004bc490c85b0b3520798a31d7fa5a4", 402),
+                        ("llama3-8b-model-2-response",
+                         "18e501530c56085aca3e6c2d7da39edc03fd85fe205f17a65ab1a400c6d61125", 393),
+                    )
+                ),
             ),
         ),
         # No hashes of the weights were published; `convert` checks the checksum that the checkpoint has of each tensor.

@@ -15,14 +15,14 @@ from gpt2core.data.synthetic.grammar import END, START, Grammar
 from gpt2core.data.synthetic.lexicon import Draw
 from gpt2core.data.synthetic.tales import FORMS, ROLES
 
-N_MESSAGES = 3000
+N_MESSAGES = 5000
 SPAM_SHARE = 1 / 3
 ORDER_SHARE = 0.27  # of either class: the messages in which only order or role decides
 
 # Who pays before the goods come is cheated; who pays after they came is not.
 _YOU_PAY = ("you pay {+price} coins", "you send us {+price} coins", "{friend} gets {+price} coins from you")
 _YOU_GET = ("we send you the {thing}", "you get the {thing} from us", "{friend} brings you the {thing}")
-_EARLIER_LATER = ("first {0}, then {1}", "after {0}, {1}", "before {1}, {0}")
+_EARLIER_LATER = ("first {0}, then {1}", "after {0}, {1}", "{0}, and only then {1}")
 # In each of them {0} happens before {1}.
 
 # Who gives a secret away is cheated; who is told to keep it is warned.

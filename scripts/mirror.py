@@ -1,0 +1,26 @@
+"""Fetch all public inputs but OpenAI's weights into a folder for GPT2CORE_MIRROR: `python scripts/mirror.py FOLDER`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from gpt2core.data.download import fetch
+from gpt2core.data.sources import registry
+from gpt2core.runtime import run_stage
+
+
+@click.command()
+@click.argument("folder", type=click.Path(path_type=Path))
+def main(folder: Path) -> None:
+    """Fetch into FOLDER/<asset>/<file>; what is there already is kept."""
+    for asset in registry():
+        if asset.origin == "public" and asset.kind != "openai":
+            for file in asset.files:
+                fetch(asset, file, folder / asset.name / file.name)
+            click.echo(f"{folder / asset.name}: {asset.description} ({asset.licence})")
+
+
+if __name__ == "__main__":
+    run_stage(main)

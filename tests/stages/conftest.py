@@ -1,0 +1,169 @@
+"""Clean clones of this working tree, and bounded commands in them."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+from ruamel.yaml import YAML
+
+ROOT = Path(__file__).parents[2]
+BIN = Path(sys.executable).parent
+# What the surroundings of the tests must not decide.
+PRIVATE = ("DVC_", "GPT2CORE_", "MLFLOW_", "OPENAI_", "GIT_")
+
+
+@dataclass(frozen=True)
+class Result:
+    """How a command ended: exit code, what it wrote, and how long it took."""
+
+    returncode: int
+    stdout: str
+    stderr: str
+    duration_s: float
+
+    @property
+    def output(self) -> str:
+        return self.stdout + self.stderr
+
+    @property
+    def stages_run(self) -> list[str]:
+        """The stages that DVC says it ran, in order."""
+        prefix = "Running stage '"
+        lines = (line[len(prefix) :] for line in self.stdout.splitlines() if line.startswith(prefix))
+        return [line.partition("'")[0] for line in lines]
+
+
+@dataclass
+class Project:
+    """A clone with its own Git, DVC cache and MLflow store."""
+
+    root: Path
+    env: dict[str, str]
+
+    def run(self, *command: str | Path, timeout_s: float = 300, check: bool = True, **env: str) -> Result:
+        """Run a command in the clone. It and all it started are killed after `timeout_s`."""
+        start_s = time.monotonic()
+        process = subprocess.Popen(
+            [str(word) for word in command],
+            cwd=self.root,
+            env=self.env | env,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            encoding="utf-8",
+            start_new_session=True,
+        )
+        try:
+            stdout, stderr = process.communicate(timeout=timeout_s)
+        except BaseException:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
+            process.communicate(timeout=30)
+            raise
+        result = Result(process.returncode, stdout, stderr, time.monotonic() - start_s)
+        if check and result.returncode:
+            pytest.fail(f"{' '.join(map(str, command))} ended with {result.returncode}:\n{result.output[-6000:]}")
+        return result
+
+    def python(self, *arguments: str | Path, **options: Any) -> Result:
+        return self.run(sys.executable, *arguments, **options)
+
+    def dvc(self, *arguments: str | Path, **options: Any) -> Result:
+        return self.python("-m", "dvc", *arguments, **options)
+
+    def git(self, *arguments: str | Path) -> str:
+        return self.run("git", *arguments, timeout_s=60).stdout.strip()
+
+    def commit(self, message: str) -> None:
+        """Commit every change that Git does not ignore."""
+        self.git("add", "--all")
+        self.git("commit", "--quiet", "--allow-empty", "--message", message)
+
+    def profile(self, name: str) -> None:
+        self.python("scripts/profile.py", name, "--force", timeout_s=60)
+
+    def set_params(self, values: dict[str, Any]) -> None:
+        """Change values of params.yaml, named as `section.key`."""
+        yaml = YAML()
+        path = self.root / "params.yaml"
+        params = yaml.load(path)
+        for name, value in values.items():
+            section, _, key = name.rpartition(".")
+            (params[section] if section else params)[key] = value
+        yaml.dump(params, path)
+
+    def lock(self) -> dict[str, Any]:
+        """dvc.lock's stages."""
+        return YAML(typ="safe").load(self.root / "dvc.lock")["stages"]
+
+    def copy_to(self, root: Path) -> Project:
+        """A copy with all that was made so far, but without runs in MLflow: its store knows absolute paths."""
+        ignored = shutil.ignore_patterns("mlflow.db*", "mlartifacts")
+        shutil.copytree(self.root, root, symlinks=True, ignore=ignored)
+        return Project(root, self.env)
+
+
+def clone(root: Path) -> Project:
+    """Clone the repository with its uncommitted changes, so that the tests look at the working tree."""
+    env = {name: value for name, value in os.environ.items() if not name.startswith(PRIVATE)}
+    env.pop("PYTHONPATH", None)
+    env |= {
+        "PATH": f"{BIN}{os.pathsep}{os.environ['PATH']}",  # the stages' `python` is ours
+        "DVC_NO_ANALYTICS": "1",
+        "DVC_SITE_CACHE_DIR": str(root.parent / f"{root.name}-dvc-site"),
+        "GPT2CORE_TRACKING": "off",
+        "OMP_NUM_THREADS": "1",  # two clones run at once; last bits depend on the number of threads
+    }
+    project = Project(root, env)
+    changed = {*_git_names("diff", "--name-only", "HEAD"), *_git_names("ls-files", "--others", "--exclude-standard")}
+    subprocess.run(["git", "clone", "--quiet", str(ROOT), str(root)], check=True, timeout=120, env=env)
+    for name in sorted(changed):
+        source, copy = ROOT / name, root / name
+        if source.exists():
+            copy.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy2(source, copy)
+        else:
+            copy.unlink(missing_ok=True)
+    project.git("config", "user.name", "test")
+    project.git("config", "user.email", "test@example.invalid")
+    project.git("config", "commit.gpgsign", "false")
+    project.commit("the working tree")
+    where = project.python("-c", "import gpt2core, stages; print(gpt2core.__file__)", timeout_s=60).stdout
+    assert Path(where.strip()).is_relative_to(root), f"the clone imports another package: {where}"
+    return project
+
+
+def _git_names(*command: str) -> list[str]:
+    """The files that a git command lists in this working tree."""
+    listed = subprocess.run(
+        ["git", *command, "-z"], cwd=ROOT, capture_output=True, text=True, check=True, timeout=60
+    )  # fmt: skip
+    return [name for name in listed.stdout.split("\0") if name]
+
+
+@pytest.fixture(scope="session")
+def tiny_twins(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Project, Project]]:
+    """Two clean clones in which the profile `tiny` was reproduced; the first one with tracking."""
+    folder = tmp_path_factory.mktemp("twins")
+    tracked, untracked = clone(folder / "tracked"), clone(folder / "untracked")
+    tracked.env = tracked.env | {"GPT2CORE_TRACKING": "on"}
+    for project in (tracked, untracked):
+        project.profile("tiny")
+        project.commit("the profile tiny")
+    with ThreadPoolExecutor() as pool:  # at once: each on one core
+        list(pool.map(lambda project: project.dvc("repro", timeout_s=420), (tracked, untracked)))
+    yield tracked, untracked
+    shutil.rmtree(folder, ignore_errors=True)

@@ -1,0 +1,291 @@
+"""The whole pipeline: the profile `tiny` in two clean clones, what it leaves behind, and what reruns when."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import math
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+
+import gpt2core
+from gpt2core.model import GPTClassifier
+from tests.stages.conftest import Project
+
+STAGES = {
+    "download-data", "tokenize", "pretrain", "fetch-openai-weights@tiny", "convert@tiny", "finetune-classify",
+    "finetune-instruct", "llm-judge-eval",
+}  # fmt: skip
+METRICS = {
+    "tokenize": {"vocab_size", "train_tokens", "val_tokens"},
+    "pretrain": {"val_loss", "val_perplexity", "bits_per_byte", "bits_per_byte_floor", "trigram_bits_per_byte"},
+    "finetune_classify": {"test_accuracy", "test_f1", "baseline_test_accuracy", "before_test_accuracy"},
+    "finetune_instruct": {"val_loss", "before_val_loss"},
+    "llm_judge_eval": {"judge", "mean_score", "base_score", "echo_score", "nearest_score", "coverage", "n"},
+}
+LONGEST_NO_OP_S = 6.0  # 3 s on an idle machine; tests share theirs
+
+
+@pytest.fixture(scope="module")
+def tracked(tiny_twins: tuple[Project, Project]) -> Project:
+    return tiny_twins[0]
+
+
+@pytest.fixture(scope="module")
+def metrics(tracked: Project) -> dict[str, dict[str, Any]]:
+    """Each file of metrics/, by its stem."""
+    return {path.stem: json.loads(path.read_text()) for path in (tracked.root / "metrics").glob("*.json")}
+
+
+@pytest.fixture
+def scratch(tiny_twins: tuple[Project, Project], tmp_path: Path) -> Iterator[Project]:
+    """A reproduced project to change."""
+    yield tiny_twins[1].copy_to(tmp_path / "scratch")
+    shutil.rmtree(tmp_path / "scratch")
+
+
+# -- The same twice --------------------------------------------------------------------------------------------------
+
+
+def test_two_clones_end_with_the_same_lock(tiny_twins: tuple[Project, Project]) -> None:
+    one, other = ((project.root / "dvc.lock").read_bytes() for project in tiny_twins)
+    assert one == other
+    assert tiny_twins[0].lock().keys() >= STAGES
+
+
+def test_a_second_repro_runs_nothing(tracked: Project) -> None:
+    before = (tracked.root / "dvc.lock").read_bytes()
+    runs = len(mlflow_runs(tracked))
+    again = tracked.dvc("repro", timeout_s=120)
+    assert again.stages_run == []
+    assert "Data and pipelines are up to date" in again.output
+    assert again.duration_s <= LONGEST_NO_OP_S
+    assert (tracked.root / "dvc.lock").read_bytes() == before
+    assert len(mlflow_runs(tracked)) == runs  # none added, none lost
+
+
+def test_nothing_of_the_machine_is_in_the_lock(tracked: Project) -> None:
+    text = (tracked.root / "dvc.lock").read_text()
+    assert str(tracked.root) not in text
+    assert "mirror" not in text.lower()
+
+
+# -- What it made ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", METRICS)
+def test_metrics_have_their_keys(metrics: dict[str, dict[str, Any]], name: str) -> None:
+    assert metrics[name].keys() >= METRICS[name]
+    for key, value in metrics[name].items():
+        assert not any(word in key for word in ("duration", "seconds", "time", "per_s")), key
+        assert not isinstance(value, float) or math.isfinite(value)
+
+
+def test_metrics_agree_with_each_other(metrics: dict[str, dict[str, Any]]) -> None:
+    tokens, language = metrics["tokenize"], metrics["pretrain"]
+    assert language["val_perplexity"] == pytest.approx(math.exp(language["val_loss"]), rel=1e-5)
+    bits = language["val_loss"] / math.log(2) * tokens["val_tokens"] / tokens["val_bytes"]
+    assert language["bits_per_byte"] == pytest.approx(bits, rel=1e-5)
+    assert language["bits_per_byte_floor"] < language["trigram_bits_per_byte"]
+    assert language["bits_per_byte_floor"] < language["bits_per_byte"]
+    assert language["val_loss"] < math.log(tokens["vocab_size"])  # it learned something
+    assert metrics["finetune_instruct"]["val_loss"] < metrics["finetune_instruct"]["before_val_loss"]
+    classifier = metrics["finetune_classify"]
+    assert sum(map(sum, classifier["confusion_matrix"])) == classifier["test_messages"]
+    assert metrics["llm_judge_eval"]["n"] == metrics["finetune_instruct"]["test_entries"]
+    assert metrics["llm_judge_eval"]["coverage"] == 1
+    assert metrics["llm_judge_eval"]["judge"] == "chrf"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["pretrained", "openai/tiny", "classifier", "instruct"])
+def test_transformers_opens_the_models_as_they_stand(tracked: Project, name: str) -> None:
+    transformers = pytest.importorskip("transformers")
+    folder = tracked.root / "models" / name
+    model, tokenizer = gpt2core.load(folder)
+    is_classifier = isinstance(model, GPTClassifier)
+    auto = transformers.AutoModelForSequenceClassification if is_classifier else transformers.AutoModelForCausalLM
+    theirs, loading = auto.from_pretrained(folder, output_loading_info=True)
+    assert not any(loading[key] for key in ("missing_keys", "unexpected_keys", "mismatched_keys"))
+    their_tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
+    text = "Mara took the lamp to the harbour, didn't she?\n\nYes: 12 times."
+    ids = tokenizer.encode(text)
+    assert their_tokenizer.encode(text) == ids
+    assert their_tokenizer.decode(ids) == text
+    with torch.inference_mode():
+        batch = torch.tensor([ids])
+        ours = model(batch, torch.tensor([len(ids)])) if is_classifier else model(batch)
+        torch.testing.assert_close(theirs.eval()(batch).logits, ours, atol=1e-4, rtol=1e-4)
+    if name == "instruct":
+        chat = [{"role": "user", "content": "Name a colour."}]
+        prompt = their_tokenizer.apply_chat_template(chat, tokenize=False)
+        assert prompt.endswith("### Instruction:\nName a colour.\n\n### Response:\n")
+
+
+@pytest.mark.slow
+def test_no_file_is_a_pickle(tracked: Project) -> None:
+    suffixes = {path.suffix for path in (tracked.root / "models").rglob("*") if path.is_file()}
+    assert suffixes == {".json", ".txt", ".safetensors"}
+
+
+# -- Ways to look at it ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.slow
+def test_summary(tracked: Project, metrics: dict[str, dict[str, Any]]) -> None:
+    shown = tracked.python("-m", "gpt2core", "summary", timeout_s=120).stdout
+    assert f"{metrics['pretrain']['val_loss']:.3f}" in shown
+    assert f"{metrics['finetune_classify']['test_accuracy']:.2%}" in shown
+    assert f"{metrics['llm_judge_eval']['mean_score']:.1f}" in shown
+    assert "mlflow ui" in shown
+    values = json.loads(tracked.python("-m", "gpt2core", "summary", "--json", timeout_s=120).stdout)
+    assert values["metrics"] == {name: metrics[name] for name in values["metrics"]}
+    assert len(values["messages"]) == 3
+    assert len(values["answers"]) == 2
+    assert values["text"]
+    for row in values["messages"]:
+        assert row["text"] in " ".join(shown.split()) or row["text"][:40] in shown
+
+
+@pytest.mark.slow
+def test_dvc_metrics_show(tracked: Project, metrics: dict[str, dict[str, Any]]) -> None:
+    shown = json.loads(tracked.dvc("metrics", "show", "--json", timeout_s=60).stdout)
+    by_file = {Path(name).stem: entry["data"] for name, entry in shown[""]["data"].items()}
+    assert by_file == {name: metrics[name] for name in METRICS}
+
+
+@pytest.mark.slow
+def test_dvc_params_diff(tracked: Project) -> None:
+    """From the default profile, two commits back, to `tiny`."""
+    shown = json.loads(tracked.dvc("params", "diff", "HEAD~1", "--json", timeout_s=60).stdout)
+    assert shown["params.yaml"]["pretrain.n_embd"] == {"old": None, "new": 64}
+
+
+@pytest.mark.slow
+def test_dvc_plots_show(tracked: Project, tmp_path: Path) -> None:
+    tracked.dvc("plots", "show", "--out", tmp_path, timeout_s=120)
+    page = (tmp_path / "index.html").read_text(encoding="utf-8")
+    for word in ("train_loss", "val_loss", "val_accuracy", "predicted", "actual"):
+        assert word in page
+    vega = json.loads(tracked.dvc("plots", "show", "--json", timeout_s=120).stdout)
+    assert vega.keys() >= {"data"}
+    titles = {"Pretraining loss", "Classifier accuracy", "Instruction loss", "Confusion of the classifier"}
+    assert vega["data"].keys() >= titles
+    assert not vega.get("errors")
+
+
+@pytest.mark.parametrize(
+    ("name", "columns"),
+    [
+        ("pretrain", {"tokens", "train_loss", "val_loss", "val_perplexity", "val_bits_per_byte", "lr", "grad_norm"}),
+        ("finetune_classify", {"seed", "epoch", "train_accuracy", "val_accuracy"}),
+        ("finetune_instruct", {"epoch", "train_loss", "val_loss"}),
+        ("confusion", {"actual", "predicted"}),
+        ("judge_scores", {"index", "score", "base", "echo", "nearest"}),
+    ],
+)
+def test_plots_have_their_columns(tracked: Project, name: str, columns: set[str]) -> None:
+    rows = list(csv.DictReader(io.StringIO((tracked.root / f"metrics/plots/{name}.csv").read_text())))
+    assert rows
+    assert rows[0].keys() >= columns
+
+
+# -- MLflow ----------------------------------------------------------------------------------------------------------
+
+
+def mlflow_client(project: Project) -> Any:
+    from mlflow import MlflowClient
+
+    return MlflowClient(tracking_uri=f"sqlite:///{project.root / 'mlflow.db'}")
+
+
+def mlflow_runs(project: Project) -> list[Any]:
+    client = mlflow_client(project)
+    return client.search_runs([experiment.experiment_id for experiment in client.search_experiments()])
+
+
+def test_mlflow_has_a_parent_with_a_child_for_each_stage(tracked: Project, metrics: dict[str, dict[str, Any]]) -> None:
+    client, runs = mlflow_client(tracked), mlflow_runs(tracked)
+    parents = [run for run in runs if "mlflow.parentRunId" not in run.data.tags]
+    (parent,) = parents
+    children = {run.info.run_name: run for run in runs if run is not parent}
+    assert len(children) == len(runs) - 1 == len(STAGES)
+    assert children.keys() == STAGES
+    for child in children.values():
+        assert child.data.tags["mlflow.parentRunId"] == parent.info.run_id
+    assert {run.info.status for run in runs} == {"FINISHED"}
+    revision = tracked.git("rev-parse", "HEAD")
+    assert {run.data.tags["git_revision"] for run in runs} == {revision}
+
+    params = yaml.safe_load((tracked.root / "params.yaml").read_text())
+    assert parent.data.params["pretrain.lr"] == str(params["pretrain"]["lr"])
+    assert parent.data.params["judge.kind"] == "chrf"
+    assert children["pretrain"].data.params.items() <= parent.data.params.items()
+    assert parent.data.metrics["pretrain.val_loss"] == metrics["pretrain"]["val_loss"]
+    assert parent.data.metrics["finetune-classify.test_accuracy"] == metrics["finetune_classify"]["test_accuracy"]
+
+    steps = [point.step for point in client.get_metric_history(children["pretrain"].info.run_id, "train_loss")]
+    assert set(steps) == set(range(1, params["pretrain"]["max_steps"] + 1))
+    for name, wanted in {
+        "pretrain": {"pretrain.csv", "plots/loss_curve.svg"},
+        "finetune-classify": {"finetune_classify.csv", "plots/accuracy_curve.svg", "plots/confusion_matrix.svg"},
+        "finetune-instruct": {"finetune_instruct.csv", "plots/loss_curve.svg"},
+        "llm-judge-eval": {"judge_scores.csv"},
+    }.items():
+        run_id = children[name].info.run_id
+        found = {file.path for folder in ("", "plots") for file in client.list_artifacts(run_id, folder or None)}
+        assert found >= wanted
+
+
+# -- What reruns -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.slow
+def test_an_edited_byte_of_ones_own_corpus_reruns_what_reads_it(scratch: Project) -> None:
+    tales = (scratch.root / "data/raw/corpus/train/tales.txt").read_text(encoding="utf-8")
+    own = scratch.root / "data/own/tales.txt"
+    own.write_text(tales[:300_000], encoding="utf-8")
+    scratch.set_params({"data.corpus": "own/tales.txt"})
+    first = scratch.dvc("repro", "tokenize", timeout_s=180)
+    assert first.stages_run == ["download-data", "tokenize"]
+    assert scratch.dvc("repro", "tokenize").stages_run == []
+    text = own.read_bytes()
+    own.write_bytes(text[:-1] + b"!")
+    assert scratch.dvc("repro", "tokenize", timeout_s=180).stages_run == ["download-data", "tokenize"]
+    assert (scratch.root / "data/raw/corpus/train/tales.txt").read_bytes() == text[:-1] + b"!"
+
+
+@pytest.mark.slow
+def test_a_file_in_data_own_that_no_param_names_reruns_nothing_else(scratch: Project) -> None:
+    (scratch.root / "data/own/notes.txt").write_text("not for the model\n", encoding="utf-8")
+    assert scratch.dvc("repro", timeout_s=180).stages_run == ["download-data"]
+
+
+@pytest.mark.slow
+def test_an_edited_judge_reruns_just_the_stages_that_list_evaluation(scratch: Project) -> None:
+    path = scratch.root / "gpt2core/evaluate/judges/chrf.py"
+    path.write_text(path.read_text(encoding="utf-8") + "\n# edited\n", encoding="utf-8")
+    stages = yaml.safe_load((scratch.root / "dvc.yaml").read_text())["stages"]
+    listing = [name for name, stage in stages.items() if "gpt2core/evaluate" in stage.get("do", stage)["deps"]]
+    before = {name: entry.get("outs") for name, entry in scratch.lock().items()}
+    assert sorted(scratch.dvc("repro", timeout_s=300).stages_run) == sorted(listing)
+    assert "llm-judge-eval" in listing
+    assert "tokenize" not in listing
+    assert {name: entry.get("outs") for name, entry in scratch.lock().items()} == before  # the same bytes again
+
+
+@pytest.mark.slow
+def test_a_stage_that_fails_leaves_its_message_and_no_traceback(scratch: Project) -> None:
+    scratch.set_params({"pretrain.n_head": 5, "pretrain.context": 4096, "judge.kind": "oracle"})
+    failed = scratch.dvc("repro", timeout_s=120, check=False)
+    assert failed.returncode != 0
+    assert "Traceback" not in failed.output
+    for name in ("pretrain.n_head", "pretrain.context", "judge.kind"):
+        assert failed.output.count(f"  {name}: ") == 1
