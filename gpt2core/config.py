@@ -71,7 +71,9 @@ class Pretrain(Section):
     context: PositiveInt
     max_steps: PositiveInt
     warmup_steps: Count
+    optimizer: Literal["adamw", "muon"]
     lr: PositiveFloat
+    muon_lr: PositiveFloat
     min_lr_ratio: Annotated[float, Field(ge=0, le=1)]
     weight_decay: Annotated[float, Field(ge=0)]
     beta1: Fraction

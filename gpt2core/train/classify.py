@@ -118,8 +118,8 @@ def finetune_classify(
     steps_an_epoch = -(-len(train_ids) // params.batch_size)
     max_steps = min(params.epochs * steps_an_epoch, params.max_steps or 1 << 62)
     lengths = [len(row) for row in train_ids]
-    optimizer = adamw(model, lr=params.lr, weight_decay=params.weight_decay, beta2=params.beta2)
-    schedule = WarmupCosine(params.lr, params.warmup_steps, max_steps)
+    optimizer = adamw(model.parameters(), lr=params.lr, weight_decay=params.weight_decay, beta2=params.beta2)
+    schedule = WarmupCosine(params.warmup_steps, max_steps)
     losses: list[float] = []
 
     def batches(step: int) -> list[Batch]:
@@ -160,7 +160,7 @@ def finetune_classify(
     result.before = _labels(model, test_ids)
     with tqdm(total=max_steps, desc=f"classify seed {seed}", unit="step", disable=None) as progress:
         train(
-            model, optimizer, schedule, batches, loss_sum,
+            model, [optimizer], schedule, batches, loss_sum,
             max_steps=max_steps, grad_clip=params.grad_clip, dtype=runtime.torch_dtype(params.dtype), on_step=on_step,
         )  # fmt: skip
     result.after = _labels(model, test_ids)

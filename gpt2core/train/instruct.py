@@ -124,8 +124,8 @@ def finetune_instruct(
     steps_an_epoch = -(-len(train_examples) // params.batch_size)
     max_steps = min(params.epochs * steps_an_epoch, params.max_steps or 1 << 62)
     lengths = [len(example.ids) for example in train_examples]
-    optimizer = adamw(model, lr=params.lr, weight_decay=params.weight_decay, beta2=params.beta2)
-    schedule = WarmupCosine(params.lr, params.warmup_steps, max_steps)
+    optimizer = adamw(model.parameters(), lr=params.lr, weight_decay=params.weight_decay, beta2=params.beta2)
+    schedule = WarmupCosine(params.warmup_steps, max_steps)
     losses: list[float] = []
 
     def batches(step: int) -> list[Batch]:
@@ -153,7 +153,7 @@ def finetune_instruct(
     result.base_responses = respond(model, tokenizer, test_entries, params.max_new_tokens)
     with tqdm(total=max_steps, desc="instruct", unit="step", disable=None) as progress:
         train(
-            model, optimizer, schedule, batches, lambda batch: batch_loss_sum(model, batch),
+            model, [optimizer], schedule, batches, lambda batch: batch_loss_sum(model, batch),
             max_steps=max_steps, grad_clip=params.grad_clip, dtype=runtime.torch_dtype(params.dtype), on_step=on_step,
         )  # fmt: skip
     result.responses = respond(model, tokenizer, test_entries, params.max_new_tokens)

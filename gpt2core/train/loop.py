@@ -30,7 +30,8 @@ class Batch:
 
 @dataclass(frozen=True)
 class Step:
-    """What a step did. loss: mean nats a target; grad_norm: before clipping; step: steps done so far."""
+    """What a step did. loss: mean nats a target; grad_norm: before clipping; lr: the last optimizer's; step: steps
+    done so far."""
 
     step: int
     loss: float
@@ -41,7 +42,7 @@ class Step:
 
 def train(
     model: nn.Module,
-    optimizer: torch.optim.Optimizer,
+    optimizers: Sequence[torch.optim.Optimizer],
     schedule: Callable[[int], float],
     batches: Callable[[int], Sequence[Batch]],
     loss_sum: Callable[[Batch], Tensor],
@@ -55,8 +56,8 @@ def train(
 
     Args:
         model: its trainable parameters are clipped together.
-        optimizer: over the same parameters.
-        schedule: the learning rate of a step.
+        optimizers: over the same parameters, each in one of them (see `optim.py`).
+        schedule: the learning rate of a step, as a factor of each group's `initial_lr`.
         batches: the micro-batches of a step, a pure function of the step; their gradients add up to one update.
         loss_sum: the loss of a batch summed over its targets. It is divided by the targets of the whole step, so that
             cutting a step into micro-batches of unequal numbers of targets changes nothing.
@@ -72,9 +73,10 @@ def train(
     parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
     for step in range(max_steps):
         model.train()
-        lr = schedule(step)
-        for group in optimizer.param_groups:
-            group["lr"] = lr
+        for optimizer in optimizers:
+            for group in optimizer.param_groups:
+                group["lr"] = group["initial_lr"] * schedule(step)
+        lr = optimizers[-1].param_groups[0]["lr"]
         micro_batches = batches(step)
         n_targets = sum(batch.n_targets for batch in micro_batches)
         loss = 0.0
@@ -85,8 +87,9 @@ def train(
             loss += micro_loss.item()
         grad_norm = nn.utils.clip_grad_norm_(parameters, grad_clip or float("inf")).item()
         _check_finite(step + 1, loss, grad_norm, lr)
-        optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
+        for optimizer in optimizers:
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
         on_step(Step(step + 1, loss, grad_norm, lr, n_targets))
 
 

@@ -19,7 +19,7 @@ from gpt2core.model import GPT, GPTConfig
 from gpt2core.tokenizer import Tokenizer
 from gpt2core.train.batches import WindowSampler
 from gpt2core.train.loop import IGNORE, Batch, Step, train
-from gpt2core.train.optim import adamw
+from gpt2core.train.optim import adamw, muon_and_adamw
 from gpt2core.train.schedule import WarmupCosine
 
 
@@ -55,6 +55,14 @@ def new_model(params: config.Pretrain, vocab_size: int, seed: int) -> GPT:
     )
 
 
+def new_optimizers(model: GPT, params: config.Pretrain) -> list[torch.optim.Optimizer]:
+    """The optimizers that the params name."""
+    recipe = dict(lr=params.lr, weight_decay=params.weight_decay, beta1=params.beta1, beta2=params.beta2)
+    if params.optimizer == "muon":
+        return muon_and_adamw(model, muon_lr=params.muon_lr, **recipe)
+    return [adamw(model.parameters(), **recipe)]
+
+
 def pretrain(
     params: config.Pretrain,
     seed: int,
@@ -80,8 +88,8 @@ def pretrain(
     val_context = min(params.context, val_shard.n_tokens - 1)
     val_sampler = WindowSampler(val_shard.tokens, max(1, val_context), params.batch_size, seed, "validation split")
     model = new_model(params, tokenizer.vocab_size, seed).to(device)
-    optimizer = adamw(model, lr=params.lr, weight_decay=params.weight_decay, beta1=params.beta1, beta2=params.beta2)
-    schedule = WarmupCosine(params.lr, params.warmup_steps, params.max_steps, params.min_lr_ratio)
+    optimizers = new_optimizers(model, params)
+    schedule = WarmupCosine(params.warmup_steps, params.max_steps, params.min_lr_ratio)
     forward = torch.compile(model) if params.compile else model
     result = Pretrained(model)
     tokens_seen, since_eval = 0, []
@@ -138,7 +146,7 @@ def pretrain(
 
     with tqdm(total=params.max_steps, desc="pretrain", unit="step", disable=None) as progress:
         train(
-            model, optimizer, schedule, batches, loss_sum,
+            model, optimizers, schedule, batches, loss_sum,
             max_steps=params.max_steps, grad_clip=params.grad_clip, dtype=dtype, on_step=on_step,
         )  # fmt: skip
     model.eval()

@@ -19,7 +19,7 @@ import gpt2core
 from gpt2core import cli, prompts
 from gpt2core.generate import generate
 from gpt2core.model import GPT, GPTClassifier, GPTConfig
-from gpt2core.tokenizer.train import train_bpe
+from gpt2core.tokenizer.train import train_bpe, train_char
 from gpt2core.weights.model_dir import save_model
 
 ROOT = Path(__file__).parents[2]
@@ -119,6 +119,7 @@ def test_version(run: Run) -> None:
         (["generate", "x", "--top-p", "0"], "--top-p"),
         (["generate", "x", "--max-new-tokens", "0"], "--max-new-tokens"),
         (["generate", "x", "--seed", "-1"], "--seed"),
+        (["generate", "x", "--seed", str(2**64)], "--seed"),
         (["generate", "x", "--no-such-option"], "--no-such-option"),
         (["classify", "x"], "TEXT"),
         (["respond", "x"], "--instruction"),
@@ -167,6 +168,15 @@ def test_top_k_of_one_is_greedy(run: Run, models: Path) -> None:
     assert run("generate", models / "lm", *options, "--top-p", "0.000001") == greedy
 
 
+def test_a_temperature_near_zero_is_greedy(run: Run, models: Path) -> None:
+    options = ("--prompt", "The", "--max-new-tokens", "20", "--temperature")
+    assert run("generate", models / "lm", *options, "1e-40") == run("generate", models / "lm", *options, "0")
+
+
+def test_a_temperature_must_be_a_number(run: Run, models: Path) -> None:
+    refused(run("generate", models / "lm", "--temperature", "nan"), 1, "temperature", "nan")
+
+
 def test_generate_starts_a_document_without_a_prompt(run: Run, models: Path) -> None:
     ended = run("generate", models / "lm", "--max-new-tokens", "5", "--json")
     assert ended.code == 0
@@ -181,6 +191,14 @@ def test_generate_goes_on_beyond_the_context(run: Run, models: Path) -> None:
 
 def test_generate_refuses_a_classifier(run: Run, models: Path) -> None:
     refused(run("generate", models / "classifier"), 1, "classifier", "gpt2core classify")
+
+
+def test_generate_knows_what_its_tokenizer_knows(run: Run, tmp_path: Path) -> None:
+    """A tokenizer of characters has only those of its corpus."""
+    tokenizer = train_char(["The lamp."])
+    save_model(tmp_path, GPT(GPTConfig(tokenizer.vocab_size, n_positions=8, n_embd=4, n_layer=1, n_head=1)), tokenizer)
+    assert run("generate", tmp_path, "--prompt", "The").code == 0
+    refused(run("generate", tmp_path, "--prompt", "Thé"), 1, "'é'")
 
 
 # -- classify --------------------------------------------------------------------------------------------------------

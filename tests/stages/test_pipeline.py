@@ -6,7 +6,16 @@ import csv
 import io
 import json
 import math
+import os
+import re
 import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -242,6 +251,46 @@ def test_mlflow_has_a_parent_with_a_child_for_each_stage(tracked: Project, metri
         run_id = children[name].info.run_id
         found = {file.path for folder in ("", "plots") for file in client.list_artifacts(run_id, folder or None)}
         assert found >= wanted
+
+
+@pytest.mark.slow
+def test_the_line_that_opens_the_runs_in_a_browser_works(tracked: Project) -> None:
+    """As `gpt2core summary` prints it, on a free port."""
+    shown = tracked.python("-m", "gpt2core", "summary", timeout_s=120).stdout
+    (command,) = re.findall(r"mlflow (ui --backend-store-uri \S+)", shown)
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    with tempfile.TemporaryFile() as log:
+        server = subprocess.Popen(
+            [sys.executable, "-m", "mlflow", *command.split(), "--host", "127.0.0.1", "--port", str(port)],
+            cwd=tracked.root, env=tracked.env, stdin=subprocess.DEVNULL, stdout=log,
+            stderr=log, start_new_session=True,
+        )  # fmt: skip
+        try:
+            page = poll(f"http://127.0.0.1:{port}/", server, timeout_s=90)
+            assert "MLflow" in page
+            api = f"http://127.0.0.1:{port}/api/2.0/mlflow"
+            found = poll(f"{api}/experiments/get-by-name?experiment_name=gpt2core", server)
+            assert json.loads(found)["experiment"]["name"] == "gpt2core"
+        finally:
+            os.killpg(server.pid, signal.SIGKILL)  # it has worker processes
+            server.wait(timeout=30)
+
+
+def poll(url: str, server: subprocess.Popen[bytes], timeout_s: float = 30) -> str:
+    """The answer of a server that may still be starting."""
+    deadline_s = time.monotonic() + timeout_s
+    direct = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+    while True:
+        assert server.poll() is None, "the server has ended"
+        try:
+            with direct.open(url, timeout=10) as answer:
+                return answer.read().decode()
+        except OSError:
+            if time.monotonic() > deadline_s:
+                raise
+            time.sleep(0.3)
 
 
 # -- What reruns -----------------------------------------------------------------------------------------------------

@@ -15,7 +15,7 @@ from gpt2core.train.batches import WindowSampler, epoch_order, next_token_batch,
 from gpt2core.train.classify import new_classifier, predict
 from gpt2core.train.instruct import make_example, mean_loss
 from gpt2core.train.loop import IGNORE, Batch, Step, train
-from gpt2core.train.optim import adamw
+from gpt2core.train.optim import adamw, muon_and_adamw
 from gpt2core.train.schedule import WarmupCosine
 
 CONFIG = GPTConfig(vocab_size=300, n_positions=64, n_embd=16, n_layer=2, n_head=2)
@@ -32,18 +32,18 @@ def test_schedule_is_pytorchs() -> None:
         ],
         milestones=[5],
     )
-    ours = WarmupCosine(lr=0.01, warmup_steps=5, max_steps=25, min_lr_ratio=0.1)
+    ours = WarmupCosine(warmup_steps=5, max_steps=25, min_ratio=0.1)
     for step in range(25):
-        assert ours(step) == pytest.approx(optimizer.param_groups[0]["lr"], rel=1e-9), step
+        assert 0.01 * ours(step) == pytest.approx(optimizer.param_groups[0]["lr"], rel=1e-9), step
         optimizer.step()
         theirs.step()
-    assert ours(25) == ours(1000) == pytest.approx(0.001)
+    assert ours(25) == ours(1000) == pytest.approx(0.1)
 
 
 def test_only_matrices_decay_and_frozen_weights_stay_out() -> None:
     model = GPT(CONFIG)
     model.transformer.wpe.requires_grad_(False)
-    decayed, plain = adamw(model, lr=1e-3, weight_decay=0.1, beta2=0.99).param_groups
+    decayed, plain = adamw(model.parameters(), lr=1e-3, weight_decay=0.1, beta2=0.99).param_groups
     assert {p.dim() for p in decayed["params"]} == {2}
     assert {p.dim() for p in plain["params"]} == {1}
     assert (decayed["weight_decay"], plain["weight_decay"]) == (0.1, 0.0)
@@ -72,9 +72,9 @@ def loss_sum_of(model: nn.Module):
 def test_the_loop_is_a_plain_pytorch_loop() -> None:
     model, (batch, *_) = linear_problem()
     steps: list[Step] = []
-    optimizer = adamw(model, lr=1.0, weight_decay=0.1, beta2=0.95)
-    schedule = WarmupCosine(0.05, 2, 6)
-    train(model, optimizer, schedule, lambda step: [batch], loss_sum_of(model), max_steps=6, grad_clip=0.3,
+    optimizer = adamw(model.parameters(), lr=0.05, weight_decay=0.1, beta2=0.95)
+    schedule = WarmupCosine(2, 6)
+    train(model, [optimizer], schedule, lambda step: [batch], loss_sum_of(model), max_steps=6, grad_clip=0.3,
           on_step=steps.append)  # fmt: skip
 
     reference, _ = linear_problem()
@@ -84,7 +84,7 @@ def test_the_loop_is_a_plain_pytorch_loop() -> None:
     )
     for step in range(6):
         for group in plain.param_groups:
-            group["lr"] = schedule(step)
+            group["lr"] = 0.05 * schedule(step)
         loss = F.cross_entropy(reference(*batch.inputs), batch.targets, ignore_index=IGNORE)
         plain.zero_grad()
         loss.backward()
@@ -92,7 +92,7 @@ def test_the_loop_is_a_plain_pytorch_loop() -> None:
         plain.step()
         assert steps[step].loss == pytest.approx(loss.item(), rel=1e-5)
         assert steps[step].grad_norm == pytest.approx(norm.item(), rel=1e-5)
-        assert steps[step].lr == schedule(step)
+        assert steps[step].lr == 0.05 * schedule(step)
     torch.testing.assert_close(model.weight, reference.weight)
 
 
@@ -104,8 +104,8 @@ def test_micro_batches_of_unequal_targets_are_one_batch() -> None:
         torch.manual_seed(0)
         model = nn.Linear(4, 3)
         done: list[Step] = []
-        optimizer = adamw(model, lr=0.1, weight_decay=0.0, beta2=0.95)
-        train(model, optimizer, lambda step: 0.1, lambda step, m=micro: m, loss_sum_of(model), max_steps=3,
+        optimizer = adamw(model.parameters(), lr=0.1, weight_decay=0.0, beta2=0.95)
+        train(model, [optimizer], lambda step: 1.0, lambda step, m=micro: m, loss_sum_of(model), max_steps=3,
               grad_clip=1.0, on_step=done.append)  # fmt: skip
         results.append((model.weight.detach(), done))
     torch.testing.assert_close(results[0][0], results[1][0])
@@ -115,7 +115,7 @@ def test_micro_batches_of_unequal_targets_are_one_batch() -> None:
 @pytest.mark.parametrize("bad", [math.nan, math.inf])
 def test_a_loss_that_is_not_finite_stops_before_the_weights(bad: float) -> None:
     model, (batch, *_) = linear_problem()
-    optimizer = adamw(model, lr=0.1, weight_decay=0.0, beta2=0.95)
+    optimizer = adamw(model.parameters(), lr=0.1, weight_decay=0.0, beta2=0.95)
     weights: list[torch.Tensor] = []
     plain = loss_sum_of(model)
 
@@ -124,7 +124,7 @@ def test_a_loss_that_is_not_finite_stops_before_the_weights(bad: float) -> None:
 
     with pytest.raises(UserError, match=r"step 3: the loss is (nan|inf) \(learning rate 0.1\)"):
         train(
-            model, optimizer, lambda step: 0.1, lambda step: [batch], loss_sum, max_steps=5, grad_clip=1.0,
+            model, [optimizer], lambda step: 1.0, lambda step: [batch], loss_sum, max_steps=5, grad_clip=1.0,
             on_step=lambda done: weights.append(model.weight.detach().clone()),
         )  # fmt: skip
     assert len(weights) == 2
@@ -219,3 +219,34 @@ def test_mean_loss_is_the_mean_over_tokens_whatever_the_batches() -> None:
     assert mean_loss(model, examples, 0, batch_size=2) == pytest.approx(total / (3 + 7 + 28), rel=1e-5)
     batch = next_token_batch([e.ids for e in examples], [e.targets for e in examples], 0)
     assert batch.n_targets == 38
+
+
+def test_muon_takes_the_matrices_of_the_blocks_and_adamw_the_rest() -> None:
+    model = GPT(CONFIG)
+    muon, rest = muon_and_adamw(model, muon_lr=0.02, lr=0.001, weight_decay=0.1, beta1=0.9, beta2=0.95)
+    in_muon = {id(p) for group in muon.param_groups for p in group["params"]}
+    in_rest = {id(p) for group in rest.param_groups for p in group["params"]}
+    assert not in_muon & in_rest
+    assert in_muon | in_rest == {id(p) for p in model.parameters()}
+    names = {name for name, p in model.named_parameters() if id(p) in in_muon}
+    kinds = ("attn.c_attn", "attn.c_proj", "mlp.c_fc", "mlp.c_proj")
+    assert names == {f"transformer.h.{i}.{kind}.weight" for i in range(2) for kind in kinds}
+    assert [optimizer.param_groups[0]["initial_lr"] for optimizer in (muon, rest)] == [0.02, 0.001]
+
+
+def test_a_muon_update_is_nearly_orthogonal() -> None:
+    """Its singular values are near 1 (times the learning rate), whatever the gradient's were, but for the smallest."""
+    model = GPT(CONFIG)
+    weight = model.transformer.h[0].mlp.c_fc.weight
+    before = weight.detach().clone()
+    optimizers = muon_and_adamw(model, muon_lr=1.0, lr=0.001, weight_decay=0.0, beta1=0.9, beta2=0.95)
+    ids = torch.randint(300, (4, 32), generator=torch.Generator().manual_seed(0))
+    batch = Batch((ids[:, :-1],), ids[:, 1:])
+
+    def loss_sum(batch: Batch) -> torch.Tensor:
+        return F.cross_entropy(model(*batch.inputs).flatten(0, 1), batch.targets.flatten(), reduction="sum")
+
+    train(model, optimizers, lambda step: 1.0, lambda step: [batch], loss_sum, max_steps=1, grad_clip=0.0)
+    update = (weight.detach() - before) / math.sqrt(max(1, 64 / 16))  # torch scales tall matrices by this
+    singular = torch.linalg.svdvals(update)
+    assert 0.6 < singular.median() <= singular.max() < 1.3

@@ -1,0 +1,136 @@
+"""DVC experiments: a queue of learning rates, a temporary one, and whose code they run."""
+
+from __future__ import annotations
+
+import csv
+import io
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.stages.conftest import Project
+
+pytestmark = pytest.mark.slow
+
+LEARNING_RATES = (0.001, 0.002, 0.003)
+TEMPORARY_RATE = 0.004
+# What follows pretraining in the experiments: less of each.
+SMALL = {
+    "pretrain.max_steps": 12,
+    "pretrain.eval_interval_steps": 12,
+    "finetune_classify.max_steps": 2,
+    "finetune_classify.test_fraction": 0.02,
+    "finetune_classify.val_fraction": 0.02,
+    "finetune_instruct.max_steps": 2,
+    "finetune_instruct.max_new_tokens": 4,
+    "judge.bootstrap_samples": 20,
+}
+STAGES = {"pretrain", "finetune-classify", "finetune-instruct", "llm-judge-eval"}  # upstream nothing changes
+SAYS_WHERE = '\nimport gpt2core\nprint("imported from", gpt2core.__file__)\n'
+
+
+@pytest.fixture(scope="module")
+def project(
+    tiny_twins: tuple[Project, Project], tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[tuple[Project, dict[str, str]]]:
+    """The three experiments of a queue and a temporary one, run; with what each of them wrote, by its learning rate."""
+    folder = tmp_path_factory.mktemp("experiments")
+    project = tiny_twins[1].copy_to(folder / "project")
+    project.env = project.env | {"GPT2CORE_TRACKING": "on"}
+    script = project.root / "stages/pretrain.py"
+    script.write_text(script.read_text(encoding="utf-8") + SAYS_WHERE, encoding="utf-8")
+    project.set_params(SMALL)
+    project.commit("the baseline")
+    # What the workspace has but the experiments' commit does not: an experiment that imports it fails.
+    package = project.root / "gpt2core/__init__.py"
+    committed = package.read_text(encoding="utf-8")
+    try:
+        rates = ",".join(map(str, LEARNING_RATES))
+        project.dvc("exp", "run", "--queue", "--set-param", f"pretrain.lr={rates}", timeout_s=120)
+        package.write_text('raise ImportError("this is the workspace, not the experiment")\n', encoding="utf-8")
+        project.dvc("exp", "run", "--run-all", "--jobs", "1", timeout_s=540)
+        names = [row["Experiment"] for row in rows(project) if row["Experiment"]]
+        logs = {name: project.dvc("queue", "logs", name, timeout_s=60).output for name in names}
+        package.write_text(committed, encoding="utf-8")
+        temporary = project.dvc(
+            "exp", "run", "--temp", "--name", "temporary", "--set-param", f"pretrain.lr={TEMPORARY_RATE}", timeout_s=300
+        )
+        yield project, logs | {"temporary": temporary.output}
+    finally:
+        project.dvc("queue", "stop", "--kill", timeout_s=60, check=False)
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def rows(project: Project) -> list[dict[str, str]]:
+    """The table of `dvc exp show`."""
+    return list(csv.DictReader(io.StringIO(project.dvc("exp", "show", "--csv", timeout_s=60).stdout)))
+
+
+def mlflow_runs(project: Project) -> list[Any]:
+    from mlflow import MlflowClient
+
+    client = MlflowClient(tracking_uri=f"sqlite:///{project.root / 'mlflow.db'}")
+    return client.search_runs([experiment.experiment_id for experiment in client.search_experiments()])
+
+
+def test_exp_show_has_a_row_for_each_experiment(project: tuple[Project, dict[str, str]]) -> None:
+    experiments = {float(row["pretrain.lr"]): row for row in rows(project[0]) if row["Experiment"]}
+    assert experiments.keys() == {*LEARNING_RATES, TEMPORARY_RATE}
+    losses = set()
+    for row in experiments.values():
+        assert row["State"] in ("", "Success"), row
+        assert row["mean_score"]
+        (column,) = (name for name in row if name.endswith("pretrain.json:val_loss"))
+        losses.add(float(row[column]))
+    assert len(losses) == len(experiments)  # each trained on its own
+
+
+def test_mlflow_has_a_parent_for_each_experiment_in_one_store(project: tuple[Project, dict[str, str]]) -> None:
+    runs = mlflow_runs(project[0])
+    parents = {run.info.run_name: run for run in runs if "mlflow.parentRunId" not in run.data.tags}
+    assert len(parents) == len(runs) - sum("mlflow.parentRunId" in run.data.tags for run in runs)
+    names = {row["Experiment"] for row in rows(project[0]) if row["Experiment"]}
+    assert parents.keys() == names
+    assert {float(run.data.params["pretrain.lr"]) for run in parents.values()} == {*LEARNING_RATES, TEMPORARY_RATE}
+    baseline = project[0].git("rev-parse", "HEAD")
+    for name, parent in parents.items():
+        children = [r for r in runs if r.data.tags.get("mlflow.parentRunId") == parent.info.run_id]
+        stages = [child.info.run_name for child in children]
+        assert len(stages) == len(set(stages))
+        assert set(stages) == STAGES
+        for run in (parent, *children):
+            assert run.info.status == "FINISHED"
+            assert run.data.tags["dvc_exp_name"] == name
+            assert run.data.tags["dvc_exp_baseline"] == baseline
+        assert parent.data.metrics.keys() >= {"pretrain.val_loss", "llm-judge-eval.mean_score"}
+
+
+def test_artifacts_outlive_the_temporary_copy(project: tuple[Project, dict[str, str]]) -> None:
+    root = project[0].root
+    for run in mlflow_runs(project[0]):
+        folder = Path(run.info.artifact_uri.removeprefix("file://"))
+        assert folder.is_relative_to(root / "mlartifacts")
+        if run.info.run_name == "pretrain":
+            assert (folder / "pretrain.csv").stat().st_size > 0
+    assert not list((root / ".dvc/tmp/exps").rglob("mlflow.db"))
+
+
+def test_experiments_import_their_own_copy_of_the_package(project: tuple[Project, dict[str, str]]) -> None:
+    root, logs = project[0].root, project[1]
+    assert len(logs) == len(LEARNING_RATES) + 1
+    for name, log in logs.items():
+        imported = [line for line in log.splitlines() if line.startswith("imported from ")]
+        assert len(imported) == 1, f"{name}:\n{log[-3000:]}"
+        path = Path(imported[0].removeprefix("imported from "))
+        assert path.is_relative_to(root / ".dvc/tmp/exps"), name
+
+
+def test_the_workspace_is_as_it_was(project: tuple[Project, dict[str, str]]) -> None:
+    assert project[0].git("status", "--porcelain") == ""
+    again = project[0].dvc("exp", "apply", "temporary", timeout_s=60)
+    assert again.returncode == 0
+    assert f"lr: {TEMPORARY_RATE}" in (project[0].root / "params.yaml").read_text()
+    assert project[0].dvc("repro", timeout_s=120).stages_run == []  # all of it was kept
