@@ -164,6 +164,12 @@ def test_wrong_params_stop_before_any_work_with_all_errors_at_once(
     assert not (folder.root / "mlflow.db").exists()
 
 
+@pytest.mark.parametrize("stage", STAGES)
+def test_seeds_that_no_generator_takes(folder: Folder, fails: Stage, stage: str) -> None:
+    folder.params({"seed": 2**64, "finetune_classify.seeds": [2**64]})
+    fails(stage, "seed: ", "finetune_classify.seeds")
+
+
 @pytest.mark.parametrize("content", ["", "- a list\n", "seed: [1\n", b"\xff\xfe", "seed: 1\nseed: 2\n", "42"])
 @pytest.mark.parametrize("stage", STAGES)
 def test_params_that_are_no_sections(folder: Folder, fails: Stage, stage: str, content: str | bytes) -> None:
@@ -284,6 +290,7 @@ def test_download_data_without_the_mirror_that_was_named(
     [
         ("", ["empty"]),
         ("\n \n", ["empty"]),
+        ("<|endoftext|>\n \n<|endoftext|>\n", ["empty"]),
         ("Tür\n".encode("latin-1"), ["tales.txt", "UTF-8"]),
         ("a b", ["vocab_size", "270"]),
     ],

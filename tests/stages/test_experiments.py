@@ -10,10 +10,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
-from tests.stages.conftest import Project
+from tests.stages.conftest import Project, clone
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200)]  # the fixtures count, too
 
 LEARNING_RATES = (0.001, 0.002, 0.003)
 TEMPORARY_RATE = 0.004
@@ -134,3 +135,76 @@ def test_the_workspace_is_as_it_was(project: tuple[Project, dict[str, str]]) -> 
     assert again.returncode == 0
     assert f"lr: {TEMPORARY_RATE}" in (project[0].root / "params.yaml").read_text()
     assert project[0].dvc("repro", timeout_s=120).stages_run == []  # all of it was kept
+
+
+# -- What an experiment may change -----------------------------------------------------------------------------------
+
+TEXTS = {  # values of their own where a text or null cannot be anything
+    "data.corpus": "own/my tales.txt",
+    "data.sms": "sms-spam-collection",
+    "data.instructions": "instruction-data",
+    "tokenizer.kind": "char",
+    "pretrain.preset": "124M",
+    "pretrain.sample_prompt": "Once upon a time",
+    "pretrain.dtype": "bfloat16",
+    "finetune_classify.base": "openai/tiny",
+    "finetune_classify.trainable": "last_two_blocks",
+    "finetune_classify.dtype": "bfloat16",
+    "finetune_instruct.base": "openai/tiny",
+    "finetune_instruct.dtype": "bfloat16",
+    "judge.kind": "openai",
+    "judge.base_url": "http://127.0.0.1:11434/v1",
+    "judge.model": "llama3:8b",
+}
+
+
+def flat(params: dict[str, Any]) -> dict[str, Any]:
+    sections = {name: section for name, section in params.items() if isinstance(section, dict)}
+    values = {f"{name}.{key}": value for name, section in sections.items() for key, value in section.items()}
+    return values | {name: value for name, value in params.items() if name not in sections}
+
+
+def another(name: str, value: Any) -> Any:
+    if name in TEXTS:
+        return TEXTS[name]
+    if isinstance(value, bool):
+        return not value
+    if isinstance(value, list):
+        return [*value, "124M"] if name == "openai.sizes" else [7, 8]
+    if isinstance(value, float):
+        return value / 2 + 6e-4
+    return 3 if value is None else value + 1
+
+
+def test_set_param_works_for_every_param(tmp_path: Path) -> None:
+    project = clone(tmp_path / "project")
+    wanted = {}
+    overrides = []
+    for name, value in flat(yaml.safe_load((project.root / "params.yaml").read_text())).items():
+        wanted[name] = another(name, value)
+        text = repr(wanted[name]) if isinstance(wanted[name], list | float) else str(wanted[name])
+        overrides += ["--set-param", f"{name}={text.replace(chr(39), '')}"]
+    project.dvc("exp", "run", "--queue", *overrides, timeout_s=60)
+    (revision,) = (row["rev"] for row in rows(project) if row["State"] == "Queued")
+    queued = project.root / "queued.yaml"
+    queued.write_text(project.git("show", f"{revision}:params.yaml"))
+    assert flat(yaml.safe_load(queued.read_text())) == wanted
+
+
+def test_ones_own_data_is_a_dependency_in_experiments_too(tiny_twins: tuple[Project, Project], tmp_path: Path) -> None:
+    """As data/own/README.md says: Git must know the file."""
+    project = tiny_twins[1].copy_to(tmp_path / "project")
+    project.commit("the baseline")
+    tales = (project.root / "data/raw/corpus/train/tales.txt").read_bytes()[:300_000]
+    own = project.root / "data/own/tales.txt"
+    digests = set()
+    for number, text in enumerate((tales, tales[:-1] + b"!")):
+        own.write_bytes(text)
+        project.git("add", "--intent-to-add", "data/own/tales.txt")
+        command = ("exp", "run", "--temp", "--name", f"own-{number}", "--set-param", "data.corpus=own/tales.txt")
+        assert project.dvc(*command, "tokenize", timeout_s=120).stages_run == ["download-data", "tokenize"]
+        lock = yaml.safe_load(project.git("show", f"own-{number}:dvc.lock"))
+        (tokens,) = lock["stages"]["tokenize"]["outs"][:1]
+        digests.add(tokens["md5"])
+    assert len(digests) == 2
+    assert (project.root / "params.yaml").read_text() == project.git("show", "HEAD:params.yaml") + "\n"

@@ -22,7 +22,7 @@ import gpt2core
 from gpt2core.files import sha256
 from tests.stages.conftest import ROOT, Project, clone
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200)]  # the fixtures count, too
 
 CHECKPOINT = "model.ckpt.data-00000-of-00001"
 PARAMETERS = 124_439_808
@@ -83,9 +83,8 @@ def test_the_models_are_whole(project: Project) -> None:
     model, _ = gpt2core.load(project.root / "models/classifier")
     assert model(torch.tensor([[15496, 11, 995]]), torch.tensor([3])).shape == (1, 2)
     pretrained, _ = gpt2core.load(project.root / "models/pretrained")
-    # Published without a QKV bias, and with fewer positions.
-    assert pretrained.config.n_layer == 12
-    assert pretrained.config.n_positions == 256
+    assert (pretrained.config.n_layer, pretrained.config.n_embd) == (12, 768)
+    assert (pretrained.config.n_positions, pretrained.config.qkv_bias) == (256, False)  # as in the book
 
 
 def test_the_weights_are_the_mirrors(project: Project, mirror_124m: Path) -> None:

@@ -167,7 +167,8 @@ def test_summary(tracked: Project, metrics: dict[str, dict[str, Any]]) -> None:
 def test_dvc_metrics_show(tracked: Project, metrics: dict[str, dict[str, Any]]) -> None:
     shown = json.loads(tracked.dvc("metrics", "show", "--json", timeout_s=60).stdout)
     by_file = {Path(name).stem: entry["data"] for name, entry in shown[""]["data"].items()}
-    assert by_file == {name: metrics[name] for name in METRICS}
+    for name in METRICS:  # DVC leaves lists, such as the confusion matrix, out
+        assert by_file[name] == {key: value for key, value in metrics[name].items() if not isinstance(value, list)}
 
 
 @pytest.mark.slow
