@@ -33,7 +33,7 @@ peers: $(READY)  ## transformers and TensorFlow, which some tests compare with
 	$(VENV)/bin/python -m pip install --quiet -r requirements-peers.lock
 
 profile: $(READY)  ## make profile NAME=seeds: copy profiles/NAME.yaml over params.yaml
-	@python scripts/profile.py "$(NAME)" $(if $(FORCE),--force)
+	@python scripts/use_profile.py "$(NAME)" $(if $(FORCE),--force)
 
 mirror: $(READY)  ## fetch the public inputs into mirror/, for GPT2CORE_MIRROR
 	python scripts/mirror.py mirror

@@ -30,6 +30,7 @@ OPENAI_SIZES = ("124M", "355M", "774M", "1558M", "tiny")
 
 PositiveInt = Annotated[int, Field(gt=0)]
 Count = Annotated[int, Field(ge=0)]
+Seed = Annotated[int, Field(ge=0, lt=2**63)]  # what torch's generators take
 PositiveFloat = Annotated[float, Field(gt=0)]
 Fraction = Annotated[float, Field(ge=0, lt=1)]
 # A model directory, named from models/. No `..` and no root: the stage must stay inside the project.
@@ -98,7 +99,7 @@ class OpenAI(Section):
 class FinetuneClassify(Section):
     base: BaseName
     trainable: Literal["head", "last_block", "last_two_blocks", "all"]
-    seeds: Annotated[list[Count], Field(min_length=1)]
+    seeds: Annotated[list[Seed], Field(min_length=1)]
     val_fraction: Annotated[float, Field(gt=0, lt=0.5)]
     test_fraction: Annotated[float, Field(gt=0, lt=0.5)]
     epochs: PositiveInt
@@ -147,7 +148,7 @@ class Judge(Section):
 
 
 class Params(Section):
-    seed: Count
+    seed: Seed
     data: Data
     tokenizer: Tokenizer
     pretrain: Pretrain

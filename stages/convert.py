@@ -5,15 +5,17 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-from gpt2core.weights.openai import convert
-
 from gpt2core import config
+from gpt2core.errors import UserError
 from gpt2core.runtime import run_stage
 from gpt2core.track import stage_run
+from gpt2core.weights.openai import convert
 
 
 def main() -> None:
-    (size,) = sys.argv[1:]
+    size = sys.argv[1] if len(sys.argv) == 2 else None
+    if size not in config.OPENAI_SIZES:
+        raise UserError(f"usage: python -m stages.convert SIZE, one of {', '.join(config.OPENAI_SIZES)}")
     params = config.load_params()
     with stage_run(f"convert@{size}", params, sections=("openai",)) as run:
         out = Path("models/openai") / size

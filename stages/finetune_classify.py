@@ -46,7 +46,9 @@ def main() -> None:
         metrics = {
             "test_accuracy": over_seeds(scores, "accuracy"),
             "test_f1": over_seeds(scores, "f1"),
-            "test_accuracy_by_seed": {str(s): r["accuracy"] for s, r in zip(section.seeds, scores, strict=True)},
+            "test_accuracy_by_seed": {
+                str(s): round(r["accuracy"], 6) for s, r in zip(section.seeds, scores, strict=True)
+            },
             "before_test_accuracy": over_seeds(before, "accuracy"),
             "before_test_f1": over_seeds(before, "f1"),
             "baseline_test_accuracy": over_seeds(baseline, "accuracy"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from gpt2core import prompts
 
@@ -41,27 +42,27 @@ def test_braces_are_text(text: str) -> None:
     assert f"### Instruction:\n{text}\n\n### Input:\n{text}\n\n### Response:\n" in prompts.alpaca(text, text)
 
 
+def render(messages: list[dict[str, str]]) -> str:
+    """As transformers does it: in a sandbox, with blocks that leave no white space."""
+    environment = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True)
+    return environment.from_string(prompts.chat_template()).render(messages=messages)
+
+
 @pytest.mark.parametrize(
     ("instruction", "input_text"),
     [("Sort these numbers.", "3, 1, 2"), ("Name a colour.", ""), ("Quote <b>&amp;</b> {braces}", "two\nlines  ")],
 )
 def test_the_chat_template_renders_the_same_prompt(instruction: str, input_text: str) -> None:
-    """Rendered as transformers does: a sandbox, and blocks that leave no white space."""
-    sandbox = pytest.importorskip("jinja2.sandbox")
-    environment = sandbox.ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True)
     messages = [{"role": "user", "content": instruction}]
     if input_text:
         messages.insert(0, {"role": "system", "content": input_text})
-    rendered = environment.from_string(prompts.chat_template()).render(messages=messages)
-    assert rendered == prompts.alpaca(instruction, input_text)
+    assert render(messages) == prompts.alpaca(instruction, input_text)
 
 
 def test_the_chat_template_answers_the_last_question() -> None:
-    sandbox = pytest.importorskip("jinja2.sandbox")
-    environment = sandbox.ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True)
     messages = [
         {"role": "user", "content": "Name a river."},
         {"role": "assistant", "content": "The Oder."},
         {"role": "user", "content": "Name a colour."},
     ]
-    assert environment.from_string(prompts.chat_template()).render(messages=messages) == WITHOUT_INPUT
+    assert render(messages) == WITHOUT_INPUT

@@ -28,4 +28,4 @@ for command in (generate, classify, respond, convert, summary):
 
 def main() -> None:
     """Entry point of the console script."""
-    run_stage(cli.main)
+    run_stage(lambda: cli.main(prog_name="gpt2core"))

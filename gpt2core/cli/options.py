@@ -16,13 +16,13 @@ if TYPE_CHECKING:
 
 model_dir = click.argument("model_dir", type=click.Path(path_type=Path))
 as_json = click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of text.")
-seed = click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Of the draws.")
+seed = click.option("--seed", type=click.IntRange(0, 2**63 - 1), default=0, show_default=True, help="Of the draws.")
 
 
 def sampling(command: Any) -> Any:
     """--max-new-tokens, --temperature, --top-k, --top-p, --seed."""
     options = (
-        click.option("--max-new-tokens", type=click.IntRange(min=1), default=100, show_default=True,
+        click.option("--max-new-tokens", type=click.IntRange(1, 1_000_000), default=100, show_default=True,
                      help="How many tokens to add at most."),
         click.option("--temperature", type=click.FloatRange(min=0), default=1.0, show_default=True,
                      help="0 takes the likeliest token each time; higher is more varied."),

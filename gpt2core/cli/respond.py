@@ -13,7 +13,9 @@ from gpt2core.cli import options
 @options.model_dir
 @click.option("--instruction", required=True, help="What to do.")
 @click.option("--input", "input_text", default="", help="What to do it with, where the instruction needs something.")
-@click.option("--max-new-tokens", type=click.IntRange(min=1), default=256, show_default=True, help="Longest response.")
+@click.option(
+    "--max-new-tokens", type=click.IntRange(1, 1_000_000), default=256, show_default=True, help="Longest response."
+)
 @options.as_json
 def respond(model_dir: Path, instruction: str, input_text: str, max_new_tokens: int, as_json: bool) -> None:
     """Answer an instruction with the instruction-tuned model in MODEL_DIR."""

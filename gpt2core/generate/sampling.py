@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from gpt2core.errors import UserError
+
+NEARLY_GREEDY = 1e-6  # below it float32 logits divided by the temperature may overflow; nothing else would be drawn
 
 
 @dataclass(frozen=True)
@@ -20,8 +23,8 @@ class Sampling:
     top_p: float | None = None
 
     def __post_init__(self) -> None:
-        if self.temperature < 0:
-            raise UserError(f"temperature: {self.temperature} must be 0 (greedy) or more")
+        if not 0 <= self.temperature < math.inf:
+            raise UserError(f"temperature: {self.temperature} must be a finite number from 0 (greedy) up")
         if self.top_k is not None and self.top_k < 1:
             raise UserError(f"top_k: {self.top_k} must be at least 1")
         if self.top_p is not None and not 0 < self.top_p <= 1:
@@ -42,6 +45,6 @@ class Sampling:
 
     def draw(self, logits: Tensor, generator: torch.Generator | None = None) -> Tensor:
         """The next token of each row: [B, V] -> [B]"""
-        if self.temperature == 0:
+        if self.temperature < NEARLY_GREEDY:
             return logits.argmax(-1)
         return torch.multinomial(self.filter(logits).softmax(-1), 1, generator=generator).squeeze(-1)

@@ -45,7 +45,6 @@ END_TIMEOUT_S = 30.0
 CLIENT_SETTINGS = {  # a dead server costs 3 s and a hanging one 15 s, not MLflow's 4 and 16 minutes
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2",
     "MLFLOW_HTTP_REQUEST_TIMEOUT": "5",
-    "MLFLOW_LOGGING_LEVEL": "CRITICAL",  # it writes tracebacks of errors that it raises as well
     "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
 }
 
@@ -171,6 +170,8 @@ class StageRun:
         _prepare_mlflow()
         from mlflow import MlflowClient
 
+        # It writes tracebacks of errors that it raises as well.
+        logging.getLogger("mlflow").setLevel(logging.CRITICAL)
         revision = _git_revision()
         pipeline = _pipeline(self.stage, revision)
         tags = _common_tags(revision)

@@ -72,8 +72,10 @@ def make_example(entry: Entry, tokenizer: Tokenizer, n_positions: int, mask_prom
 
 def batch_loss_sum(model: GPT, batch: Batch) -> Tensor:
     """Cross-entropy in nats, summed over the targets that count."""
-    logits = model(*batch.inputs)  # [B, T, V]
-    return F.cross_entropy(logits.flatten(0, 1).float(), batch.targets.flatten(), ignore_index=IGNORE, reduction="sum")
+    hidden = model.transformer(*batch.inputs)  # [B, T, C]
+    counts = batch.targets != IGNORE  # [B, T]; the head is the dearest part, and prompts and padding need none
+    logits = model.lm_head(hidden[counts])  # [n_targets, V]
+    return F.cross_entropy(logits.float(), batch.targets[counts], reduction="sum")
 
 
 @torch.inference_mode()

@@ -93,7 +93,7 @@ class Project:
         self.git("commit", "--quiet", "--allow-empty", "--message", message)
 
     def profile(self, name: str) -> None:
-        self.python("scripts/profile.py", name, "--force", timeout_s=60)
+        self.python("scripts/use_profile.py", name, "--force", timeout_s=60)
 
     def set_params(self, values: dict[str, Any]) -> None:
         """Change values of params.yaml, named as `section.key`."""
@@ -161,8 +161,9 @@ def tiny_twins(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Proje
     tracked, untracked = clone(folder / "tracked"), clone(folder / "untracked")
     tracked.env = tracked.env | {"GPT2CORE_TRACKING": "on"}
     for project in (tracked, untracked):
-        project.profile("tiny")
-        project.commit("the profile tiny")
+        for name in ("embedded", "tiny"):
+            project.profile(name)
+            project.commit(f"the profile {name}")
     with ThreadPoolExecutor() as pool:  # at once: each on one core
         list(pool.map(lambda project: project.dvc("repro", timeout_s=420), (tracked, untracked)))
     yield tracked, untracked

@@ -173,7 +173,7 @@ def test_dvc_metrics_show(tracked: Project, metrics: dict[str, dict[str, Any]]) 
 
 @pytest.mark.slow
 def test_dvc_params_diff(tracked: Project) -> None:
-    """From the default profile, two commits back, to `tiny`."""
+    """From the default profile, a commit back, to `tiny`."""
     shown = json.loads(tracked.dvc("params", "diff", "HEAD~1", "--json", timeout_s=60).stdout)
     assert shown["params.yaml"]["pretrain.n_embd"] == {"old": None, "new": 64}
 

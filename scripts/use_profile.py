@@ -1,4 +1,4 @@
-"""Copy a profile over params.yaml: `python scripts/profile.py NAME [--force]`. An edited params.yaml is kept."""
+"""Copy a profile over params.yaml: `python scripts/use_profile.py NAME [--force]`. An edited params.yaml is kept."""
 
 from __future__ import annotations
 
