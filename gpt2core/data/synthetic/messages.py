@@ -108,7 +108,7 @@ _SPAM = Grammar(
             "I am a {+job} in the {+place} and need {+price} coins now. Do not tell {+friend}.",
             "{+hero}, this is your {+animal} doctor. Send {+price} coins now or the {animal} is lost!",
             "You are the winner! We have {+number} boxes of {+goods} at the {+place}. Pay now!",
-            "Turn {+price} coins into boxes of coins in a {+time}! Ask {+friend} the {+job}.",
+            "Turn {+price} coins into boxes of coins in one {+time}! Ask {+friend} the {+job}.",
         ],
     ),
     ROLES,
