@@ -116,7 +116,7 @@ def test_make_passes_name_and_force_on() -> None:
         pytest.skip("make is missing: install it")
 
     def shown(*given: str) -> str:
-        command = ["make", "--dry-run", "profile", *given]
+        command = ["make", "--no-print-directory", "--dry-run", "profile", *given]
         done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60, check=True)
         return " ".join(done.stdout.replace('"', "").split())
 

@@ -1,0 +1,36 @@
+"""How many sentences that a model samples does the grammar of the tales accept?
+
+    python scripts/parse_samples.py models/pretrained
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+import torch
+
+from gpt2core.cli.options import load_language_model
+from gpt2core.data.synthetic import parses_sentence, split_sentences
+from gpt2core.generate import generate
+from gpt2core.runtime import run_stage
+
+
+@click.command()
+@click.argument("model_dir", type=click.Path(path_type=Path))
+@click.option("--texts", type=click.IntRange(1), default=100, show_default=True, help="Texts to sample, temperature 1.")
+@click.option("--seed", type=click.IntRange(0, 2**63 - 1), default=0, show_default=True)
+def main(model_dir: Path, texts: int, seed: int) -> None:
+    """Sample texts from MODEL_DIR and parse the sentences of those that came to an end."""
+    model, tokenizer = load_language_model(model_dir)
+    eot_id = tokenizer.eot_id
+    starts = torch.full((texts, 1), eot_id)
+    ids = generate(model, starts, model.config.n_positions - 1, temperature=1.0, seed=seed, eos_id=eot_id)
+    ended = [row[: row.index(eot_id)] for row in ids[:, 1:].tolist() if eot_id in row]
+    sentences = [sentence for row in ended for sentence in split_sentences(tokenizer.decode(row))]
+    parsed = sum(map(parses_sentence, sentences))
+    click.echo(f"{parsed} of {len(sentences)} sentences parse ({parsed / max(1, len(sentences)):.1%})")
+
+
+if __name__ == "__main__":
+    run_stage(main)
