@@ -1,6 +1,6 @@
 """How many sentences that a model samples does the grammar of the tales accept?
 
-    python scripts/parse_samples.py models/pretrained
+python scripts/parse_samples.py models/pretrained
 """
 
 from __future__ import annotations
