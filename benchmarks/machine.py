@@ -1,0 +1,61 @@
+"""What this machine can do at best, and what a process takes of it: the limits beside which speed is told.
+
+python -m benchmarks.machine
+"""
+
+from __future__ import annotations
+
+import platform
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+
+GB = 1e9
+# Far beyond any cache: the largest servers have 1 GB of L3 in all, and a core's share of it is a tenth of this.
+ARRAY_BYTES = 1 << 30
+
+
+def memory_bandwidth_gb_s(repeats: int = 6) -> float:
+    """How fast all of torch's threads together read memory, in GB/s (1e9 bytes): the best of three kinds of reading.
+
+    Each kind is a lower bound of what the memory gives, so the best of them is the fairest limit: a sum in float32, one
+    in int64, and a matrix-vector product, which is what decoding one token does with the weights.
+
+    Args:
+        repeats: passes over 1 GiB, of each kind.
+    """
+    rows = 1 << 14
+    matrix = torch.ones(rows, ARRAY_BYTES // 4 // rows)  # [N, K]; written to, so its pages are there
+    vector = torch.ones(matrix.size(1))  # [K]
+    integers = matrix.view(torch.int64)  # [N, K / 2]
+    best_s = min(best_time_s(kind, repeats) for kind in (matrix.sum, integers.sum, lambda: matrix @ vector))
+    return ARRAY_BYTES / best_s / GB
+
+
+def best_time_s(work: Callable[[], object], repeats: int) -> float:
+    """The shortest of `repeats` runs, in seconds, after one that does not count."""
+    work()
+    times_s = []
+    for _ in range(repeats):
+        start_s = time.perf_counter()
+        work()
+        times_s.append(time.perf_counter() - start_s)
+    return min(times_s)
+
+
+def description() -> str:
+    """Processor, threads and torch, in one line."""
+    cpu = platform.processor() or platform.machine()
+    info = Path("/proc/cpuinfo")
+    if info.exists():
+        names = [line.partition(":")[2].strip() for line in info.read_text().splitlines() if "model name" in line]
+        cpu = names[0] if names else cpu
+    capability = torch.backends.cpu.get_cpu_capability()
+    return f"{cpu} ({capability}), {torch.get_num_threads()} threads, torch {torch.__version__}"
+
+
+if __name__ == "__main__":
+    print(description())
+    print(f"memory: {memory_bandwidth_gb_s():.1f} GB/s read")
