@@ -21,6 +21,7 @@ ALLOWED: dict[str, set[str]] = {
     "train": {"model", "tokenizer", "generate", "data", "weights"},
     "evaluate": {"model", "tokenizer", "generate", "data", "weights"},
     "track": set(),
+    "learn": {"weights"},  # the written-out GPT opens model directories; nothing imports learn
     "cli": {"model", "tokenizer", "generate", "data", "weights", "train", "evaluate", "track"},
 }
 

@@ -1,0 +1,47 @@
+"""GPT-2 from nothing: small, slow, written-out forms, in the order in which a learner meets them (see docs/learn).
+
+Each form is one screen, and its test holds it equal to PyTorch's own or to the pipeline's module, forward and gradient.
+Nothing else in the package imports this part.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import Any
+
+# Each module, in the order of the chapters, and the names that it gives.
+MODULES = {
+    "words": ("SimpleTokenizerV1", "SimpleTokenizerV2", "split_words", "build_vocab"),
+    "bpe": ("spell", "count_pairs", "merge_pair", "bpe_steps", "bpe_encode"),
+    "dataset": ("GPTDatasetV1", "create_dataloader_v1"),
+    "positions": ("PositionalEncoding", "LearnedPositionalEncoding"),
+    "attention": (
+        "simple_attention", "SelfAttention_v1", "SelfAttention_v2", "CausalAttention", "MultiHeadAttentionWrapper",
+    ),
+    "multi_head": ("MultiHeadAttention",),
+    "dummy": ("DummyGPTModel",),
+    "residual": ("DeepNetwork", "gradient_sizes"),
+    "gpt": ("LayerNorm", "GELU", "FeedForward", "CausalSelfAttention", "TransformerBlock", "GPTModel"),
+    "counts": ("gpt2_config", "parameter_counts", "forward_flops", "training_bytes", "kv_cache_bytes"),
+    "losses": ("softmax", "cross_entropy", "perplexity"),
+    "optim": ("AdamW", "warmup_cosine", "clip_gradients", "train_step"),
+    "sampling": ("greedy", "scale_by_temperature", "keep_top_k", "keep_top_p", "draw"),
+    "generation": ("generate_text_simple", "generate_by_sampling"),
+    "kv_cache": ("cached_attention", "cached_logits", "generate_with_cache"),
+    "classify": ("last_token_logits", "classify_review"),
+    "instruct": ("instruction_example", "instruction_batch"),
+    "lora": ("LoRALayer", "LinearWithLoRA", "add_lora", "merge_lora"),
+}  # fmt: skip
+_HOME = {name: module for module, names in MODULES.items() for name in names}
+__all__ = list(_HOME)
+
+
+def __getattr__(name: str) -> Any:
+    """A name is imported when first asked for, so that the tokenizers need no torch."""
+    if name in _HOME:
+        return getattr(importlib.import_module(f"gpt2core.learn.{_HOME[name]}"), name)
+    raise AttributeError(f"module 'gpt2core.learn' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return __all__

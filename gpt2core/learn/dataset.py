@@ -1,0 +1,75 @@
+"""Windows over a text: the model reads one window, and its targets are the same window one token further."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+import tiktoken
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from gpt2core.errors import UserError
+
+
+class Encoder(Protocol):
+    """Anything with `encode`: the tokenizers of this part and of the pipeline, or tiktoken's."""
+
+    def encode(self, text: str, /) -> list[int]: ...
+
+
+class GPTDatasetV1(Dataset):
+    """Pairs of a window and the window one token further.
+
+    Args:
+        txt: the text.
+        tokenizer: cuts it into ids.
+        max_length: tokens of a window.
+        stride: tokens from the start of a window to the start of the next; `max_length` makes them touch, less overlap.
+    """
+
+    def __init__(self, txt: str, tokenizer: Encoder, max_length: int, stride: int):
+        ids = torch.tensor(tokenizer.encode(txt))  # [n]
+        if len(ids) <= max_length:
+            raise UserError(f"the text has {len(ids)} tokens; a window of max_length {max_length} needs one more")
+        starts = range(0, len(ids) - max_length, stride)
+        self.input_ids = [ids[start : start + max_length] for start in starts]
+        self.target_ids = [ids[start + 1 : start + max_length + 1] for start in starts]
+
+    def __len__(self) -> int:
+        return len(self.input_ids)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
+        """Window number `index` and its targets: [max_length] and [max_length], int64."""
+        return self.input_ids[index], self.target_ids[index]
+
+
+def create_dataloader_v1(
+    txt: str,
+    batch_size: int = 4,
+    max_length: int = 256,
+    stride: int = 128,
+    shuffle: bool = True,
+    drop_last: bool = True,
+    num_workers: int = 0,
+    tokenizer: Encoder | None = None,
+) -> DataLoader:
+    """Batches of windows and their targets, [B, T] and [B, T].
+
+    Args:
+        txt, max_length, stride: see `GPTDatasetV1`.
+        batch_size: B.
+        shuffle: windows in random order, drawn from torch's global generator.
+        drop_last: leave out a last batch that is not full.
+        num_workers: processes that load; 0 for none.
+        tokenizer: GPT-2's if absent, which tiktoken fetches when it is first used.
+    """
+    dataset = GPTDatasetV1(txt, tokenizer or _gpt2_encoding(), max_length, stride)
+    return DataLoader(dataset, batch_size, shuffle=shuffle, drop_last=drop_last, num_workers=num_workers)
+
+
+def _gpt2_encoding() -> tiktoken.Encoding:
+    try:
+        return tiktoken.get_encoding("gpt2")
+    except OSError as error:  # requests' errors are OSErrors
+        raise UserError(f"GPT-2's vocabulary could not be fetched ({error}); give a tokenizer of your own") from None

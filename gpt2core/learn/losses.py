@@ -1,0 +1,38 @@
+"""Softmax, cross-entropy and perplexity by hand."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+
+def softmax(x: Tensor) -> Tensor:
+    """e^x over their sum, along the last dimension. Taking the largest away first changes nothing but the overflow."""
+    exponentials = torch.exp(x - x.amax(dim=-1, keepdim=True))
+    return exponentials / exponentials.sum(dim=-1, keepdim=True)
+
+
+def cross_entropy(logits: Tensor, targets: Tensor, ignore_index: int = -100) -> Tensor:
+    """The mean of -ln p(target), in nats.
+
+    Args:
+        logits: [N, V].
+        targets: [N] int64; a target of `ignore_index` does not count.
+    """
+    counts = targets != ignore_index  # [N]
+    logits, targets = logits[counts], targets[counts]  # [M, V], [M]
+    largest = logits.amax(dim=-1, keepdim=True)  # [M, 1]
+    log_sum = (logits - largest).exp().sum(dim=-1).log() + largest.squeeze(-1)  # [M]: ln Σ e^logit
+    target_logits = logits[torch.arange(len(targets)), targets]  # [M]
+    return (log_sum - target_logits).mean()
+
+
+def perplexity(loss: float) -> float:
+    """Among how many equally likely tokens a model with this loss (nats a token) hesitates.
+
+    >>> round(perplexity(8.49))
+    4866
+    """
+    return math.exp(loss)

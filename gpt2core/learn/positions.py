@@ -1,0 +1,66 @@
+"""Where a token stands: attention alone would read a sentence as a bag of words.
+
+Shapes: B batch, T tokens, C channels (d_model).
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor, nn
+
+from gpt2core.errors import UserError
+
+
+class PositionalEncoding(nn.Module):
+    """Fixed waves of many lengths, from 2π to 10,000 · 2π (Vaswani et al. 2017, section 3.5).
+
+    PE[t, 2i] = sin(t / 10000^(2i / C)), PE[t, 2i + 1] = cos(t / 10000^(2i / C))
+
+    Args:
+        d_model: C, even.
+        max_seq_len: the most tokens of a text.
+        dropout: of the sum.
+    """
+
+    def __init__(self, d_model: int, max_seq_len: int = 1024, dropout: float = 0.0):
+        super().__init__()
+        if d_model % 2:
+            raise UserError(f"d_model: {d_model} must be even: channels come in pairs of sine and cosine")
+        position = torch.arange(max_seq_len, dtype=torch.float64)[:, None]  # [T, 1]
+        frequency = torch.exp(torch.arange(0, d_model, 2, dtype=torch.float64) * (-math.log(10_000) / d_model))  # [C/2]
+        angle = position * frequency  # [T, C/2]
+        encoding = torch.stack([angle.sin(), angle.cos()], dim=-1).flatten(1)  # [T, C/2, 2] -> [T, C]
+        self.register_buffer("encoding", encoding, persistent=False)
+        self.dropout = nn.Dropout(dropout)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[B, T, C] -> [B, T, C]"""
+        _check_length(x.size(1), len(self.encoding))
+        return self.dropout(x + self.encoding[: x.size(1)].to(x.dtype))
+
+
+class LearnedPositionalEncoding(nn.Module):
+    """A trained vector for each position, as in GPT-2. It knows nothing of positions that it was not trained on.
+
+    Args:
+        d_model: C.
+        max_seq_len: the most tokens of a text.
+        dropout: of the sum.
+    """
+
+    def __init__(self, d_model: int, max_seq_len: int = 1024, dropout: float = 0.0):
+        super().__init__()
+        self.weight = nn.Parameter(torch.randn(max_seq_len, d_model) * 0.02)
+        self.dropout = nn.Dropout(dropout)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[B, T, C] -> [B, T, C]"""
+        _check_length(x.size(1), len(self.weight))
+        return self.dropout(x + self.weight[: x.size(1)])
+
+
+def _check_length(n_tokens: int, max_seq_len: int) -> None:
+    if n_tokens > max_seq_len:
+        raise UserError(f"{n_tokens} tokens are more than the {max_seq_len} positions there are")

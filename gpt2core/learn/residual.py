@@ -1,0 +1,40 @@
+"""What the shortcuts of a deep network do for its gradients (He et al. 2015)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from gpt2core.learn.gpt import GELU
+
+
+class DeepNetwork(nn.Module):
+    """Linear layers with GELU, one behind the other; with shortcuts a layer only adds to what it was given.
+
+    Args:
+        sizes: channels of the input, of each layer, of the output. A shortcut needs equal sizes around its layer.
+        shortcuts: whether there are any.
+    """
+
+    def __init__(self, sizes: Sequence[int], shortcuts: bool):
+        super().__init__()
+        self.shortcuts = shortcuts
+        self.layers = nn.ModuleList(
+            nn.Sequential(nn.Linear(n_in, n_out), GELU()) for n_in, n_out in zip(sizes, sizes[1:], strict=False)
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[B, sizes[0]] -> [B, sizes[-1]]"""
+        for layer in self.layers:
+            y = layer(x)
+            x = x + y if self.shortcuts and x.shape == y.shape else y
+        return x
+
+
+def gradient_sizes(network: DeepNetwork, x: Tensor, target: Tensor) -> list[float]:
+    """The mean absolute gradient of each layer's weight, from the first layer to the last."""
+    network.zero_grad()
+    F.mse_loss(network(x), target).backward()
+    return [layer[0].weight.grad.abs().mean().item() for layer in network.layers]
