@@ -13,7 +13,7 @@ from pathlib import Path
 import torch
 
 GB = 1e9
-# Far beyond any cache: the largest servers have 1 GB of L3 in all, and a core's share of it is a tenth of this.
+# Far beyond the caches of a machine with few cores; a large server would need more.
 ARRAY_BYTES = 1 << 30
 
 

@@ -1,7 +1,26 @@
 """GPT-2 (Radford et al. 2019), from scratch."""
 
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
 from gpt2core.model.config import GPTConfig
-from gpt2core.model.gpt import GPT
-from gpt2core.model.heads import GPTClassifier
+
+if TYPE_CHECKING:
+    from gpt2core.model.gpt import GPT
+    from gpt2core.model.heads import GPTClassifier
 
 __all__ = ["GPT", "GPTClassifier", "GPTConfig"]
+
+
+def __getattr__(name: str) -> Any:
+    """A model is imported when first asked for: who needs its sizes alone, as `gpt2core convert`, needs no torch."""
+    if name == "GPT":
+        from gpt2core.model.gpt import GPT
+
+        return GPT
+    if name == "GPTClassifier":
+        from gpt2core.model.heads import GPTClassifier
+
+        return GPTClassifier
+    raise AttributeError(f"module 'gpt2core.model' has no attribute {name!r}")

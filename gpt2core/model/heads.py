@@ -1,10 +1,11 @@
-"""A classifier on the hidden state of the last token."""
+"""A classifier on the hidden state of one position, or on the mean of all."""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
 
+from gpt2core.errors import UserError
 from gpt2core.model.config import GPTConfig
 from gpt2core.model.gpt import Transformer, initialize
 
@@ -15,17 +16,20 @@ class GPTClassifier(nn.Module):
     Args:
         config: the transformer's.
         labels: the classes' names, in the order of the logits.
+        position: what the head reads: the `last` token, as transformers does, the `first`, or the `mean` of all.
     """
 
-    def __init__(self, config: GPTConfig, labels: tuple[str, ...]):
+    def __init__(self, config: GPTConfig, labels: tuple[str, ...], position: str = "last"):
         super().__init__()
-        self.config, self.labels = config, labels
+        if position not in ("last", "first", "mean"):
+            raise UserError(f"position: {position!r} must be last, first or mean")
+        self.config, self.labels, self.position = config, labels, position
         self.transformer = Transformer(config)
         self.score = nn.Linear(config.n_embd, len(labels), bias=False)
         initialize(self, config)
 
     def forward(self, ids: Tensor, lengths: Tensor) -> Tensor:
-        """Logits of the classes, read at each row's last token; attention is causal, so what follows it cannot matter.
+        """Logits of the classes; attention is causal, so padding on the right cannot matter.
 
         Args:
             ids: [B, T], padded on the right with anything.
@@ -35,5 +39,14 @@ class GPTClassifier(nn.Module):
             [B, classes]
         """
         hidden = self.transformer(ids)  # [B, T, C]
-        last = hidden[torch.arange(len(ids), device=ids.device), lengths - 1]  # [B, C]
-        return self.score(last)
+        return self.score(self.pool(hidden, lengths))
+
+    def pool(self, hidden: Tensor, lengths: Tensor) -> Tensor:
+        """What the head reads of the hidden states [B, T, C] of rows with these lengths [B] -> [B, C]"""
+        B, T, _ = hidden.shape
+        if self.position == "first":
+            return hidden[:, 0]
+        if self.position == "last":
+            return hidden[torch.arange(B, device=hidden.device), lengths - 1]
+        is_token = torch.arange(T, device=hidden.device) < lengths[:, None]  # [B, T]
+        return (hidden * is_token[..., None]).sum(1) / lengths[:, None]  # [B, C]

@@ -19,6 +19,7 @@ from gpt2core import files
 from gpt2core.errors import UserError
 
 END_OF_TEXT = "<|endoftext|>"
+TOKENIZER_JSON = "tokenizer.json"
 
 # Words are cut before merging (Radford et al. 2019, section 2.2), so that no token spans two of them.
 WORD_PATTERN = r"""'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"""
@@ -140,34 +141,79 @@ class Tokenizer:
 
     @classmethod
     def load(cls, folder: str | os.PathLike[str]) -> Tokenizer:
-        """Read `vocab.json` and `merges.txt` of a model directory."""
-        return cls.from_files(Path(folder) / "vocab.json", Path(folder) / "merges.txt")
+        """Read `vocab.json` and `merges.txt` of a model directory, or the `tokenizer.json` that transformers writes."""
+        vocab_path, merges_path, json_path = (
+            Path(folder) / name for name in ("vocab.json", "merges.txt", TOKENIZER_JSON)
+        )
+        if json_path.exists() and not (vocab_path.exists() and merges_path.exists()):
+            return cls.from_json(json_path)
+        return cls.from_files(vocab_path, merges_path)
+
+    @staticmethod
+    def is_in(folder: str | os.PathLike[str]) -> bool:
+        """Whether a directory has the files of a tokenizer."""
+        names = {path.name for path in Path(folder).iterdir()}
+        return {"vocab.json", "merges.txt"} <= names or TOKENIZER_JSON in names
 
     @classmethod
     def from_files(cls, vocab_path: str | os.PathLike[str], merges_path: str | os.PathLike[str]) -> Tokenizer:
         """Read GPT-2's two files (OpenAI: encoder.json, vocab.bpe). Raises UserError that names file and line."""
         vocab = files.read_json(vocab_path)
-        if not isinstance(vocab, dict) or END_OF_TEXT not in vocab:
-            raise UserError(f"{vocab_path}: must be a JSON object of tokens and ids with {END_OF_TEXT!r} among them")
-        if set(map(type, vocab.values())) != {int} or sorted(vocab.values()) != list(range(len(vocab))):
-            raise UserError(f"{vocab_path}: ids must be 0 to {len(vocab) - 1}, each once")
-        eot_id = vocab.pop(END_OF_TEXT)
-        try:
-            ranks = {_from_printable(token): i for token, i in vocab.items()}
-        except KeyError as error:
-            raise UserError(f"{vocab_path}: {error} is no character of GPT-2's byte alphabet") from None
         merges = []
         # Not splitlines(): it also splits at U+0085, which the byte alphabet has.
         for number, line in enumerate(files.read_text(merges_path).split("\n"), start=1):
             line = line.removesuffix("\r")
-            if not line or (number == 1 and line.startswith("#version")):
-                continue
+            if line and not (number == 1 and line.startswith("#version")):
+                merges.append((f"line {number}", line.split(" ")))
+        return cls._from_tables(vocab, merges, vocab_path, merges_path)
+
+    @classmethod
+    def from_json(cls, path: str | os.PathLike[str]) -> Tokenizer:
+        """Read the file in which the library `tokenizers` keeps both tables. Raises UserError if it is another kind."""
+        content = files.read_json(path)
+        model = content.get("model") if isinstance(content, dict) else None
+        if (
+            not isinstance(model, dict)
+            or model.get("type") != "BPE"
+            or not (isinstance(model.get("vocab"), dict) and isinstance(model.get("merges"), list))
+        ):
+            raise UserError(f"{path}: must hold a model of type 'BPE' with vocab and merges")
+        cutter = content.get("pre_tokenizer") or {}
+        if cutter.get("type") != "ByteLevel" or cutter.get("add_prefix_space") or content.get("normalizer"):
+            raise UserError(f"{path}: does not cut words as GPT-2 does (pre_tokenizer ByteLevel, no prefix space)")
+        # Older versions wrote a merge as one string.
+        merges = [(f"merge {i}", m.split(" ") if isinstance(m, str) else m) for i, m in enumerate(model["merges"])]
+        added = {token["content"]: token["id"] for token in content.get("added_tokens") or []}
+        if other := added.keys() - {END_OF_TEXT}:
+            raise UserError(f"{path}: the added token {min(other)!r} is not supported; only {END_OF_TEXT} is")
+        return cls._from_tables(model["vocab"] | added, merges, path, path)
+
+    @classmethod
+    def _from_tables(
+        cls,
+        vocab: Any,
+        pairs: list[tuple[str, list[str]]],
+        vocab_path: str | os.PathLike[str],
+        merges_path: str | os.PathLike[str],
+    ) -> Tokenizer:
+        """From tokens in printable form with their ids, and pairs of tokens, each with its place in the file."""
+        if not isinstance(vocab, dict) or END_OF_TEXT not in vocab:
+            raise UserError(f"{vocab_path}: must be a JSON object of tokens and ids with {END_OF_TEXT!r} among them")
+        if set(map(type, vocab.values())) != {int} or sorted(vocab.values()) != list(range(len(vocab))):
+            raise UserError(f"{vocab_path}: ids must be 0 to {len(vocab) - 1}, each once")
+        eot_id = vocab[END_OF_TEXT]
+        try:
+            ranks = {_from_printable(token): i for token, i in vocab.items() if token != END_OF_TEXT}
+        except KeyError as error:
+            raise UserError(f"{vocab_path}: {error} is no character of GPT-2's byte alphabet") from None
+        merges = []
+        for place, pair in pairs:
             try:
-                left, right = (_from_printable(part) for part in line.split(" "))
+                left, right = (_from_printable(part) for part in pair)
                 ranks[left + right]
             except (ValueError, KeyError):
                 raise UserError(
-                    f"{merges_path}: line {number}: {line!r} is not a pair of tokens of {vocab_path}"
+                    f"{merges_path}: {place}: {' '.join(pair)!r} is not a pair of tokens of {vocab_path}"
                 ) from None
             merges.append((left, right))
         return cls(ranks, merges, eot_id)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import Any
 
 import safetensors.torch
 import torch
@@ -12,13 +11,14 @@ from safetensors import SafetensorError
 
 from gpt2core import files
 from gpt2core.errors import UserError
-from gpt2core.model import GPT, GPTClassifier, GPTConfig
+from gpt2core.model import GPT, GPTClassifier
 from gpt2core.tokenizer import Tokenizer
 from gpt2core.weights import names
+from gpt2core.weights.config_json import Described, config_json, read_config_json
 
 Model = GPT | GPTClassifier
-# transformers' spellings of the tanh GELU, the only one GPT-2 was trained with.
-TANH_GELU = ("gelu_new", "gelu_pytorch_tanh")
+WEIGHTS = "model.safetensors"
+SHARDS = "model.safetensors.index.json"  # where transformers has split the weights, says which file holds a tensor
 
 
 def save_model(
@@ -39,36 +39,12 @@ def save_model(
     state = {name: tensor.float().cpu() for name, tensor in model.state_dict().items()}
     with files.atomic_dir(path) as folder:
         tensors = names.to_hf(state, model.config, head)
-        with files.atomic_path(folder / "model.safetensors") as file:  # for its mode: safetensors gives 0600
+        with files.atomic_path(folder / WEIGHTS) as file:  # for its mode: safetensors gives 0600
             safetensors.torch.save_file(tensors, file, metadata={"format": "pt"})
-        config = hf_config(model.config, tokenizer.eot_id)
-        files.write_json(folder / "config.json", config | _classifier_keys(model.labels) if is_classifier else config)
+        head_keys = {"labels": model.labels, "position": model.position} if is_classifier else {}
+        files.write_json(folder / "config.json", config_json(model.config, tokenizer.eot_id, **head_keys))
         extra = {"chat_template": chat_template} if chat_template else None
         tokenizer.save(folder, model_max_length=model.config.n_positions, extra=extra)
-
-
-def hf_config(config: GPTConfig, eot_id: int) -> dict[str, Any]:
-    """A language model's `config.json` (transformers' GPT2Config, and our `qkv_bias`)."""
-    return {
-        "model_type": "gpt2",
-        "architectures": ["GPT2LMHeadModel"],
-        "activation_function": "gelu_new",
-        "bos_token_id": eot_id,
-        "eos_token_id": eot_id,
-        "pad_token_id": eot_id,
-        "dtype": "float32",
-        **config.to_dict(),
-    }
-
-
-def _classifier_keys(labels: tuple[str, ...]) -> dict[str, Any]:
-    """What a classifier's `config.json` says otherwise."""
-    return {
-        "architectures": ["GPT2ForSequenceClassification"],
-        "id2label": {str(i): label for i, label in enumerate(labels)},
-        "label2id": {label: i for i, label in enumerate(labels)},
-        "problem_type": "single_label_classification",
-    }
 
 
 def load(
@@ -87,41 +63,30 @@ def load(
         dropout: replaces the directory's three dropout rates.
 
     Returns:
-        The model (a `GPTClassifier` where `config.json` says so, else a `GPT`), and its tokenizer, None without one.
+        The model (a `GPTClassifier` where `config.json` says so, else a `GPT`), and its tokenizer (None without one).
 
     Raises:
         UserError: something is missing, damaged, or no GPT-2; the message names file and key or tensor.
     """
     path = Path(path)
-    if not path.is_dir():
-        raise UserError(f"{path}: no such model directory; `dvc repro` makes models/pretrained and others")
-    if not (path / "config.json").exists():
-        raise UserError(f"{path}: not a model directory, it has no config.json")
-    hf = files.read_json(path / "config.json")
-    config = _read_config(hf, path / "config.json", dropout)
-    is_classifier = "GPT2ForSequenceClassification" in (hf.get("architectures") or [])
-    weights = path / "model.safetensors"
-    try:
-        tensors = safetensors.torch.load_file(weights)
-    except FileNotFoundError:
-        raise UserError(f"{weights}: no such file; weights in another format must be saved as safetensors") from None
-    except (SafetensorError, OSError) as error:
-        raise UserError(f"{weights}: damaged or no safetensors file ({error})") from None
-    state = names.from_hf(tensors, config, names.head_name(config, is_classifier), str(weights))
+    described = read_described(path, dropout)
+    config = described.config
+    tensors, where = read_tensors(path)
+    state = names.from_hf(tensors, config, names.head_name(config, described.is_classifier), where)
 
     with torch.device("meta"):  # no memory for initial weights that would be thrown away
-        if is_classifier:
-            labels = hf.get("id2label") or {}
-            model: Model = GPTClassifier(config, tuple(labels[key] for key in sorted(labels, key=int)))
+        model: Model
+        if described.labels is not None:
+            model = GPTClassifier(config, described.labels, described.position)
         else:
             model = GPT(config)
     expected = model.state_dict()
     for name, tensor in state.items():
         if tensor.shape != expected[name].shape:
             raise UserError(
-                f"{weights}: {name} is {list(tensor.shape)}, config.json makes it {list(expected[name].shape)}"
+                f"{where}: {name} is {list(tensor.shape)}, config.json makes it {list(expected[name].shape)}"
             )
-    if not is_classifier and config.tie_word_embeddings:
+    if isinstance(model, GPT) and config.tie_word_embeddings:
         state["lm_head.weight"] = state["transformer.wte.weight"]
     state = {name: tensor.to(device, dtype).contiguous() for name, tensor in state.items()}
     model.load_state_dict(state, assign=True)
@@ -130,36 +95,53 @@ def load(
     for parameter in model.parameters():
         parameter.requires_grad_(True)
 
-    tokenizer = None
-    if (path / "vocab.json").exists() and (path / "merges.txt").exists():
-        tokenizer = Tokenizer.load(path)
-        if tokenizer.vocab_size > config.vocab_size:
-            raise UserError(
-                f"{path}: vocab.json has {tokenizer.vocab_size} tokens, config.json says {config.vocab_size}"
-            )
+    tokenizer = Tokenizer.load(path) if Tokenizer.is_in(path) else None
+    if tokenizer and tokenizer.vocab_size > config.vocab_size:
+        raise UserError(
+            f"{path}: the tokenizer has {tokenizer.vocab_size} tokens, config.json says {config.vocab_size}"
+        )
     return model.eval(), tokenizer
 
 
-def _read_config(hf: Any, where: Path, dropout: float | None) -> GPTConfig:
-    if not isinstance(hf, dict) or hf.get("model_type") != "gpt2":
-        raise UserError(f"{where}: model_type must be 'gpt2'")
-    activation = hf.get("activation_function", "gelu_new")
-    if activation not in TANH_GELU:
-        raise UserError(f"{where}: activation_function {activation!r} is not GPT-2's; allowed: {', '.join(TANH_GELU)}")
-    for key in ("scale_attn_by_inverse_layer_idx", "add_cross_attention"):
-        if hf.get(key):
-            raise UserError(f"{where}: {key} is not part of GPT-2 and not supported")
-    if hf.get("n_inner") not in (None, 4 * hf.get("n_embd", 768)):
-        raise UserError(f"{where}: n_inner {hf['n_inner']} must be 4 × n_embd or null")
-    known = GPTConfig.__dataclass_fields__
+def read_described(path: Path, dropout: float | None = None) -> Described:
+    """What a model directory's `config.json` says. Raises UserError if there is none."""
+    if not path.is_dir():
+        raise UserError(f"{path}: no such model directory; `dvc repro` makes models/pretrained and others")
+    if not (path / "config.json").exists():
+        raise UserError(f"{path}: not a model directory, it has no config.json")
+    return read_config_json(path / "config.json", dropout)
+
+
+def read_tensors(path: Path) -> tuple[dict[str, torch.Tensor], str]:
+    """The tensors of a model directory, as views of its files, and the path that messages name.
+
+    Raises:
+        UserError: a file is missing or damaged, or the index of several files does not fit them.
+    """
+    if (path / WEIGHTS).exists() or not (path / SHARDS).exists():
+        return _read_safetensors(path / WEIGHTS), str(path / WEIGHTS)
+    where = path / SHARDS
+    index = files.read_json(where)
+    weight_map = index.get("weight_map") if isinstance(index, dict) else None
+    if not isinstance(weight_map, dict) or not weight_map or not all(type(v) is str for v in weight_map.values()):
+        raise UserError(f"{where}: must have a weight_map of tensors and file names")
+    tensors: dict[str, torch.Tensor] = {}
+    for name in sorted(set(weight_map.values())):
+        if Path(name).name != name:
+            raise UserError(f"{where}: {name!r} is no file of this directory")
+        shard = _read_safetensors(path / name)
+        if repeated := shard.keys() & tensors.keys():
+            raise UserError(f"{path / name}: tensor {min(repeated)!r} is in another file, too")
+        tensors |= shard
+    if differ := weight_map.keys() ^ tensors.keys():
+        raise UserError(f"{where}: tensor {min(differ)!r} is in the weight_map or in the files, but not in both")
+    return tensors, str(where)
+
+
+def _read_safetensors(path: Path) -> dict[str, torch.Tensor]:
     try:
-        values = {
-            key: type(known[key].default)(hf[key]) if key != "vocab_size" else int(hf[key])
-            for key in known
-            if hf.get(key) is not None
-        }
-        if dropout is not None:
-            values |= dict.fromkeys(("resid_pdrop", "embd_pdrop", "attn_pdrop"), dropout)
-        return GPTConfig(**values)
-    except (TypeError, ValueError) as error:
-        raise UserError(f"{where}: {error}") from None
+        return safetensors.torch.load_file(path)
+    except FileNotFoundError:
+        raise UserError(f"{path}: no such file; weights in another format must be saved as safetensors") from None
+    except (SafetensorError, OSError) as error:
+        raise UserError(f"{path}: damaged or no safetensors file ({error})") from None

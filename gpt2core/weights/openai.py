@@ -9,14 +9,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import safetensors.numpy
-from safetensors import SafetensorError
+from safetensors import SafetensorError, TensorSpec, serialize_file
 
 from gpt2core import files
 from gpt2core.errors import UserError
 from gpt2core.model import GPTConfig
 from gpt2core.tokenizer import Tokenizer
-from gpt2core.weights.model_dir import hf_config
+from gpt2core.weights.config_json import config_json
 from gpt2core.weights.tf_checkpoint import TFCheckpoint
 
 # What OpenAI publishes for each size. `checkpoint` and `.meta` are TensorFlow's own; nothing here reads them.
@@ -30,6 +29,9 @@ FILES = (
     "vocab.bpe",
 )
 CHECKPOINT_PREFIX = "model.ckpt"
+
+# What weights may be; OpenAI's are float32.
+FLOATS = ("float32", "float16", "bfloat16")
 
 # hparams.json's keys and GPT2Config's.
 HPARAMS = {
@@ -98,8 +100,11 @@ def to_openai(
     return {row.openai: tensors[row.hf].reshape(row.openai_shape) for row in rows}
 
 
-def from_openai(checkpoint: TFCheckpoint, config: GPTConfig) -> dict[str, np.ndarray]:
+def from_openai(checkpoint: TFCheckpoint, config: GPTConfig) -> tuple[dict[str, np.ndarray], dict[str, str]]:
     """OpenAI's tensors under transformers' names and shapes: views of the memory map, their checksums proven.
+
+    Returns:
+        The arrays (bfloat16 as uint16, its bits), and the dtype of each.
 
     Raises:
         UserError: a tensor is unknown, missing, damaged, or not of the shape that `config` gives it.
@@ -114,9 +119,12 @@ def from_openai(checkpoint: TFCheckpoint, config: GPTConfig) -> dict[str, np.nda
     found = {name: entry.shape for name, entry in checkpoint.entries.items()}
     _check(found, {row.openai: row.openai_shape for row in rows}, checkpoint.index_path)
     for name, entry in checkpoint.entries.items():
-        if entry.dtype != "float32":
-            raise UserError(f"{checkpoint.index_path}: tensor {name!r} is {entry.dtype}, must be float32")
-    return {row.hf: checkpoint[row.openai].reshape(row.hf_shape) for row in rows}
+        if entry.dtype not in FLOATS:
+            raise UserError(
+                f"{checkpoint.index_path}: tensor {name!r} is {entry.dtype}, must be one of {', '.join(FLOATS)}"
+            )
+    dtypes = {row.hf: checkpoint.entries[row.openai].dtype for row in rows}
+    return {row.hf: checkpoint[row.openai].reshape(row.hf_shape) for row in rows}, dtypes
 
 
 def _check(
@@ -159,7 +167,8 @@ def read_hparams(path: str | os.PathLike[str]) -> GPTConfig:
 def convert(src_dir: str | os.PathLike[str], out_dir: str | os.PathLike[str]) -> None:
     """Turn an OpenAI directory into a model directory, whole or not at all; same input, same bytes.
 
-    Every tensor's CRC-32C is checked. The weights go from map to file without a copy in memory.
+    Every tensor's CRC-32C is checked. The weights go from map to file without a copy in memory. Each keeps its dtype;
+    where they differ, `config.json` says float32, which transformers then makes of all.
 
     Args:
         src_dir: holds OpenAI's `FILES`.
@@ -176,14 +185,19 @@ def convert(src_dir: str | os.PathLike[str], out_dir: str | os.PathLike[str]) ->
         raise UserError(
             f"{src / 'hparams.json'}: n_vocab is {config.vocab_size}, encoder.json has {tokenizer.vocab_size} tokens"
         )
-    tensors = from_openai(TFCheckpoint(src / CHECKPOINT_PREFIX), config)
+    tensors, dtypes = from_openai(TFCheckpoint(src / CHECKPOINT_PREFIX), config)
+    specs = {
+        name: TensorSpec(dtype=dtypes[name], shape=array.shape, data_ptr=array.ctypes.data, data_len=array.nbytes)
+        for name, array in tensors.items()
+    }
+    dtype = dtypes["transformer.wte.weight"] if len(set(dtypes.values())) == 1 else "float32"
     with files.atomic_dir(out) as folder:
         try:
             with files.atomic_path(folder / "model.safetensors") as path:  # for the mode: safetensors gives 0600
-                safetensors.numpy.save_file(tensors, path, metadata={"format": "pt"})
+                serialize_file(specs, path, metadata={"format": "pt"})
         except SafetensorError as error:
             raise UserError(f"{out}: model.safetensors cannot be written ({error}); is the disk full?") from None
-        files.write_json(folder / "config.json", hf_config(config, tokenizer.eot_id))
+        files.write_json(folder / "config.json", config_json(config, tokenizer.eot_id, dtype=dtype))
         tokenizer.save(folder, model_max_length=config.n_positions)
 
 

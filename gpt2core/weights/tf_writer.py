@@ -24,20 +24,24 @@ from gpt2core.weights.tf_checkpoint import (
 )
 
 
-def write_checkpoint(prefix: str | os.PathLike[str], tensors: Iterable[tuple[str, np.ndarray]]) -> None:
+def write_checkpoint(
+    prefix: str | os.PathLike[str], tensors: Iterable[tuple[str, np.ndarray]], dtype: str | None = None
+) -> None:
     """Write `PREFIX.index` and `PREFIX.data-00000-of-00001`.
 
     Args:
         prefix: the path without the endings; its directory must exist.
         tensors: names and arrays (float32, float16, int32 or int64), drawn one by one.
+        dtype: what all of them are, where NumPy has no word for it: arrays of bfloat16's bits.
     """
     numbers = {np.dtype(numpy_dtype): n for n, (name, numpy_dtype) in DTYPES.items() if name != "bfloat16"}
+    given = next((n for n, (name, _) in DTYPES.items() if name == dtype), None)
     entries = {b"": message(HEADER, num_shards=1, version=message(VERSION, producer=BUNDLE_VERSION))}
     with Path(f"{prefix}.data-00000-of-00001").open("wb") as file:
         for name, array in tensors:
             little_endian = array.dtype.newbyteorder("<")
             data = np.ascontiguousarray(array, little_endian).reshape(-1).view(np.uint8)  # [bytes], not a copy
-            entries[name.encode()] = entry(numbers[little_endian], array.shape, data, offset=file.tell())
+            entries[name.encode()] = entry(given or numbers[little_endian], array.shape, data, offset=file.tell())
             file.write(data)
     Path(f"{prefix}.index").write_bytes(table(entries))
 

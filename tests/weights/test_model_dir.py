@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,7 @@ from gpt2core.errors import UserError
 from gpt2core.model import GPT, GPTClassifier, GPTConfig
 from gpt2core.tokenizer import Tokenizer
 from gpt2core.tokenizer.train import train_bpe
+from gpt2core.train.classify import load_base, new_classifier
 from gpt2core.weights.model_dir import save_model
 
 SIZES = dict(vocab_size=280, n_positions=32, n_embd=32, n_layer=2, n_head=4)
@@ -141,3 +143,140 @@ def test_the_saved_file_has_transformers_layout(tmp_path: Path, tokenizer: Token
     assert "lm_head.weight" not in tensors
     assert tensors["transformer.h.0.attn.c_attn.weight"].shape == (32, 96)
     assert torch.equal(tensors["transformer.h.0.mlp.c_fc.weight"], model.transformer.h[0].mlp.c_fc.weight.T)
+
+
+# --- what transformers saved ---
+
+
+def test_weights_in_several_files_are_opened(tmp_path: Path) -> None:
+    transformers = pytest.importorskip("transformers")
+    for tied in (True, False):
+        theirs = transformers.GPT2LMHeadModel(transformers.GPT2Config(**SIZES, tie_word_embeddings=tied)).eval()
+        folder = tmp_path / f"tied_{tied}"
+        theirs.save_pretrained(folder, max_shard_size="20KB")
+        assert len(list(folder.glob("model-*.safetensors"))) > 2
+        ours, _ = gpt2core.load(folder)
+        ids = torch.arange(20)[None]  # [1, T]
+        torch.testing.assert_close(ours(ids), theirs(ids).logits, atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize(
+    ("spoil", "message"),
+    [
+        (lambda d: min(d.glob("model-*")).unlink(), r"model-00001-of-\d+.safetensors: no such file"),
+        (lambda d: (d / "model.safetensors.index.json").write_text("{}"), "index.json: must have a weight_map"),
+        (lambda d: reindex(d, lambda m: m.pop("transformer.wpe.weight")), "'transformer.wpe.weight' is in the weight_"),
+        (lambda d: reindex(d, lambda m: m.update(more=min(m.values()))), "'more' is in the weight_map or"),
+        (lambda d: reindex(d, lambda m: m.update(more="../x.safetensors")), "'../x.safetensors' is no file of this"),
+        (
+            lambda d: reindex(d, lambda m: shutil.copy(min(d.glob("model-*")), d / m.setdefault("more", "copy"))),
+            "is in another file, too",
+        ),
+    ],
+)
+def test_damaged_sets_of_files_are_named(tmp_path: Path, spoil, message: str) -> None:
+    transformers = pytest.importorskip("transformers")
+    transformers.GPT2LMHeadModel(transformers.GPT2Config(**SIZES)).save_pretrained(tmp_path, max_shard_size="20KB")
+    spoil(tmp_path)
+    with pytest.raises(UserError, match=message):
+        gpt2core.load(tmp_path)
+
+
+def reindex(folder: Path, change) -> None:
+    """Change the index's weight_map."""
+    path = folder / "model.safetensors.index.json"
+    index = json.loads(path.read_text())
+    change(index["weight_map"])
+    path.write_text(json.dumps(index))
+
+
+@pytest.mark.parametrize("labels", [None, ("no", "yes", "perhaps")])
+def test_a_classifier_that_transformers_saved_labels_alike(tmp_path: Path, labels: tuple[str, ...] | None) -> None:
+    transformers = pytest.importorskip("transformers")
+    named = (
+        {"id2label": dict(enumerate(labels)), "label2id": {label: i for i, label in enumerate(labels)}}
+        if labels
+        else {}
+    )
+    config = transformers.GPT2Config(**SIZES, pad_token_id=279, **named)
+    theirs = transformers.GPT2ForSequenceClassification(config).eval()
+    theirs.save_pretrained(tmp_path)
+    ours, _ = gpt2core.load(tmp_path)
+    assert ours.labels == (labels or ("LABEL_0", "LABEL_1"))
+    ids = torch.tensor([[5, 6, 7, 8], [9, 10, 279, 279]])  # [B, T], the second padded
+    torch.testing.assert_close(ours(ids, torch.tensor([4, 2])), theirs(ids).logits, atol=1e-5, rtol=0)
+
+
+def test_a_tokenizer_that_transformers_saved_encodes_alike(tmp_path: Path, tokenizer: Tokenizer) -> None:
+    """transformers 5 writes tokenizer.json in place of the two files."""
+    transformers = pytest.importorskip("transformers")
+    save_model(tmp_path / "m", random_gpt(), tokenizer)
+    theirs = transformers.AutoTokenizer.from_pretrained(tmp_path / "m")
+    for name in ("vocab.json", "merges.txt", "tokenizer_config.json"):
+        (tmp_path / "m" / name).unlink()
+    theirs.save_pretrained(tmp_path / "m")
+    assert not (tmp_path / "m" / "vocab.json").exists()
+    _, ours = gpt2core.load(tmp_path / "m")
+    assert (ours.ranks, ours.merges, ours.eot_id) == (tokenizer.ranks, tokenizer.merges, tokenizer.eot_id)
+    text = "hello brown world, É\n\n dog"
+    assert ours.encode(text) == theirs(text)["input_ids"]
+
+    theirs.add_special_tokens({"pad_token": "[PAD]"})
+    theirs.save_pretrained(tmp_path / "m")
+    with pytest.raises(UserError, match=r"tokenizer.json: the added token '\[PAD\]' is not supported"):
+        gpt2core.load(tmp_path / "m")
+
+
+@pytest.mark.parametrize("base", ["with a tokenizer", "without"])
+def test_what_transformers_saved_can_be_the_base_of_a_fine_tuning(
+    tmp_path: Path, tokenizer: Tokenizer, base: str
+) -> None:
+    transformers = pytest.importorskip("transformers")
+    theirs = transformers.GPT2LMHeadModel(transformers.GPT2Config(**SIZES)).eval()
+    theirs.save_pretrained(tmp_path)
+    if base == "without":
+        with pytest.raises(UserError, match="a fine-tuning takes its base's tokenizer"):
+            load_base(tmp_path, dropout=0.0)
+        return
+    tokenizer.save(tmp_path)
+    transformers.AutoTokenizer.from_pretrained(tmp_path).save_pretrained(tmp_path)
+    model, _ = load_base(tmp_path, dropout=0.0)
+    classifier = new_classifier(model, ("ham", "spam"), "all", seed=0).eval()
+    ids = torch.arange(20)[None]  # [1, T]
+    hidden = theirs.transformer(ids)[0]  # [1, T, C]
+    expected = classifier.score(hidden[:, -1])
+    torch.testing.assert_close(classifier(ids, torch.tensor([20])), expected, atol=1e-5, rtol=0)
+    classifier(ids, torch.tensor([20])).sum().backward()
+    assert classifier.transformer.wte.weight.grad.abs().sum() > 0
+
+
+# --- what transformers cannot express ---
+
+
+@pytest.mark.parametrize("position", ["first", "mean"])
+def test_a_classifier_that_reads_elsewhere_says_so_and_transformers_refuses_it(
+    tmp_path: Path, tokenizer: Tokenizer, position: str
+) -> None:
+    transformers = pytest.importorskip("transformers")
+    torch.manual_seed(0)
+    model = GPTClassifier(GPTConfig(**SIZES), ("ham", "spam"), position).eval()
+    save_model(tmp_path / "c", model, tokenizer)
+    config = json.loads((tmp_path / "c" / "config.json").read_text())
+    assert (config["model_type"], config["position"]) == ("gpt2core", position)
+    for opener in (transformers.AutoModelForSequenceClassification, transformers.AutoConfig):
+        with pytest.raises(ValueError, match="gpt2core"):
+            opener.from_pretrained(tmp_path / "c")
+    again, _ = gpt2core.load(tmp_path / "c")
+    ids, lengths = torch.tensor([[5, 6, 7, 8], [9, 10, 0, 0]]), torch.tensor([4, 2])  # [B, T], [B]
+    assert again.position == position
+    assert torch.equal(again(ids, lengths), model(ids, lengths))
+    hidden = model.transformer(ids)  # [B, T, C]
+    expected = hidden[:, 0] if position == "first" else torch.stack([hidden[0].mean(0), hidden[1, :2].mean(0)])
+    torch.testing.assert_close(model(ids, lengths), model.score(expected))
+
+
+def test_attention_that_is_not_scaled_is_refused(tmp_path: Path, tokenizer: Tokenizer) -> None:
+    save_model(tmp_path / "m", random_gpt(), tokenizer)
+    edit_config(tmp_path / "m", scale_attn_weights=False)
+    with pytest.raises(UserError, match="scale_attn_weights False is not part of GPT-2"):
+        gpt2core.load(tmp_path / "m")

@@ -163,6 +163,47 @@ def test_table_has_all_parameters_of_the_published_models(size: str, n_parameter
     assert len({row.openai for row in rows}) == len(rows)
 
 
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+def test_weights_of_half_precision_keep_their_bits(src: Path, out: Path, dtype: str) -> None:
+    transformers = pytest.importorskip("transformers")
+    halves = {}
+    for name, array in TFCheckpoint(src / "model.ckpt").items():
+        tensor = torch.from_numpy(array.copy()).to(getattr(torch, dtype))
+        halves[name] = tensor
+    write_checkpoint(src / "model.ckpt", ((name, as_numpy(tensor)) for name, tensor in halves.items()), dtype)
+    assert {entry.dtype for entry in TFCheckpoint(src / "model.ckpt").entries.values()} == {dtype}
+    openai.convert(src, out)
+    theirs = transformers.AutoModelForCausalLM.from_pretrained(out)
+    assert theirs.dtype == getattr(torch, dtype)
+    assert torch.equal(theirs.transformer.h[1].mlp.c_fc.weight, halves["model/h1/mlp/c_fc/w"][0])
+    ours, _ = model_dir.load(out)
+    assert torch.equal(ours.transformer.wte.weight, halves["model/wte"].float())
+
+
+def as_numpy(tensor: torch.Tensor) -> np.ndarray:
+    """NumPy has no bfloat16; its bits will do."""
+    return (tensor.view(torch.int16) if tensor.dtype == torch.bfloat16 else tensor).numpy()
+
+
+def test_mixed_dtypes_become_float32_where_transformers_opens_them(src: Path, out: Path) -> None:
+    rewrite(src, lambda t: t.update({"model/ln_f/b": np.full(12, 0.5, np.float16)}))
+    openai.convert(src, out)
+    assert files.read_json(out / "config.json")["dtype"] == "float32"
+    model, _ = model_dir.load(out)
+    assert model.transformer.ln_f.bias.tolist() == [0.5] * 12
+
+
+def test_converting_imports_no_torch(src: Path, out: Path) -> None:
+    """It takes longer to import than the 124M checkpoint to convert."""
+    code = f"""
+import sys
+from gpt2core.weights.openai import convert
+convert({str(src)!r}, {str(out)!r})
+print([name for name in ("torch", "tensorflow", "pandas") if name in sys.modules])
+"""
+    assert subprocess.check_output([sys.executable, "-c", code], text=True).strip() == "[]"
+
+
 # --- errors ---
 
 
@@ -194,8 +235,8 @@ SPOILERS: dict[str, tuple[Callable[[Path], object], str]] = {
         r"'model/h0/attn/c_attn/w' has shape \[12, 36\], the model's sizes make it \[1, 12, 36\]",
     ),
     "wrong dtype": (
-        lambda src: rewrite(src, lambda t: t.update({"model/ln_f/b": np.zeros(12, np.float16)})),
-        "'model/ln_f/b' is float16, must be float32",
+        lambda src: rewrite(src, lambda t: t.update({"model/ln_f/b": np.zeros(12, np.int32)})),
+        "'model/ln_f/b' is int32, must be one of float32, float16, bfloat16",
     ),
     "bit flip": (lambda src: flip_last_bit(src / "model.ckpt.data-00000-of-00001"), "tensor 'model/ln_f/b': damaged"),
     "n_layer too small": (lambda src: set_hparams(src, n_layer=1), "has 2 blocks, hparams.json says n_layer 1"),
