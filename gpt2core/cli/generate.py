@@ -2,47 +2,128 @@
 
 from __future__ import annotations
 
+import sys
+from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING, BinaryIO
 
 import click
 
 from gpt2core.cli import options
+from gpt2core.errors import UserError
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from gpt2core.generate import Sampling, TextStream
+
+INTERRUPTED = 130  # what a shell reports after Ctrl-C
 
 
 @click.command()
 @options.model_dir
 @click.option("--prompt", default="", help="How the text begins; empty starts a new document.")
+@click.option(
+    "--prompt-file",
+    type=click.File("rb"),
+    help="A UTF-8 file that holds the prompt, without its last line break; - is standard input.",
+)
+@click.option(
+    "--max-new-tokens",
+    type=click.IntRange(1, 1_000_000),
+    default=100,
+    show_default=True,
+    help="How many tokens to add at most.",
+)
 @options.sampling
+@options.seed
+@click.option("--stop", "stops", multiple=True, metavar="TEXT", help="End before this text. May be given repeatedly.")
+@click.option(
+    "--num-samples",
+    type=click.IntRange(1, 10_000),
+    default=1,
+    show_default=True,
+    help="Several continuations at once; the first draws with --seed, the next with --seed + 1, and so on.",
+)
+@click.option("--stream/--no-stream", default=None, help="Print the text as it comes; the default on a terminal.")
 @options.as_json
 def generate(
     model_dir: Path,
     prompt: str,
+    prompt_file: BinaryIO | None,
     max_new_tokens: int,
-    temperature: float,
-    top_k: int | None,
-    top_p: float | None,
+    sampling: Sampling,
     seed: int,
+    stops: tuple[str, ...],
+    num_samples: int,
+    stream: bool | None,
     as_json: bool,
 ) -> None:
     """Continue a text with the language model in MODEL_DIR.
 
-    Ends at the end of a document or after --max-new-tokens.
+    Ends at the end of a document, before a --stop text, after --max-new-tokens, or at Ctrl-C with what came so far.
+    With --json there is one object a sample, each on a line of its own.
     """
-    import torch
+    if prompt_file:
+        if prompt:
+            raise click.UsageError("give either --prompt or --prompt-file")
+        prompt = _read_prompt(prompt_file)
+    if stream and (as_json or num_samples > 1):
+        raise click.UsageError("--stream prints one text as it comes: leave out --json and --num-samples")
+    if stream is None:
+        stream = not as_json and num_samples == 1 and sys.stdout.isatty()
 
-    from gpt2core.generate import generate as continue_ids
+    from gpt2core import generate as engine
 
     model, tokenizer = options.load_language_model(model_dir)
+    texts = [engine.TextStream(tokenizer.token_bytes, tokenizer.eot_id, stops) for _ in range(num_samples)]
     ids = tokenizer.encode(prompt) or [tokenizer.eot_id]
-    device = model.transformer.wte.weight.device
-    out = continue_ids(
-        model, torch.tensor([ids], device=device), max_new_tokens, temperature, top_k, top_p, seed, tokenizer.eot_id
-    )
-    new = out[0, len(ids) :].tolist()
-    if tokenizer.eot_id in new:
-        new = new[: new.index(tokenizer.eot_id)]
-    text = tokenizer.decode(new)
-    if as_json:
-        options.print_json({"prompt": prompt, "text": text, "new_tokens": len(new)})
+    columns = engine.stream(model, [ids] * num_samples, max_new_tokens, sampling, seed)
+    if stream:
+        click.echo(prompt, nl=False)
+    completed = _take(columns, texts, echo=stream)
+    if stream:
+        click.echo()
     else:
-        click.echo(prompt + text)
+        _print(prompt, texts, seed, as_json)
+    if not completed:
+        sys.exit(INTERRUPTED)
+
+
+def _read_prompt(file: BinaryIO) -> str:
+    try:
+        text = file.read().decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise UserError(f"{file.name}: byte {error.start} is not UTF-8 ({error.reason}); save it as UTF-8") from None
+    return text.removesuffix("\n").removesuffix("\r")
+
+
+def _take(columns: Iterable[Tensor], texts: Sequence[TextStream], *, echo: bool) -> bool:
+    """Fill each row's text until all have ended. False if Ctrl-C came first."""
+
+    def show(piece: str) -> None:
+        if echo and piece:
+            click.echo(piece, nl=False)
+
+    completed = True
+    try:
+        for column in columns:
+            for text, token_id in zip(texts, column.tolist(), strict=True):
+                show(text.push(token_id))
+            if all(text.finished for text in texts):
+                break
+    except KeyboardInterrupt:
+        completed = False
+    for text in texts:
+        show(text.close())
+    return completed
+
+
+def _print(prompt: str, texts: Sequence[TextStream], seed: int, as_json: bool) -> None:
+    for row, text in enumerate(texts):
+        if as_json:
+            options.print_json({"prompt": prompt, "text": text.text, "new_tokens": text.n_tokens, "seed": seed + row})
+        else:
+            if len(texts) > 1:
+                click.echo(f"{'' if row == 0 else chr(10)}--- seed {seed + row} ---")
+            click.echo(prompt + text.text)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,20 +21,36 @@ seed = click.option("--seed", type=click.IntRange(0, 2**63 - 1), default=0, show
 
 
 def sampling(command: Any) -> Any:
-    """--max-new-tokens, --temperature, --top-k, --top-p, --seed."""
+    """The options of `Sampling`, given to the command as one argument `sampling`."""
+
+    @functools.wraps(command)
+    def with_sampling(
+        temperature: float,
+        top_k: int | None,
+        top_p: float | None,
+        min_p: float | None,
+        repetition_penalty: float,
+        **others: Any,
+    ) -> Any:
+        from gpt2core.generate import Sampling
+
+        return command(sampling=Sampling(temperature, top_k, top_p, min_p, repetition_penalty), **others)
+
+    probability = click.FloatRange(min=0, max=1, min_open=True)
     options = (
-        click.option("--max-new-tokens", type=click.IntRange(1, 1_000_000), default=100, show_default=True,
-                     help="How many tokens to add at most."),
         click.option("--temperature", type=click.FloatRange(min=0), default=1.0, show_default=True,
                      help="0 takes the likeliest token each time; higher is more varied."),
         click.option("--top-k", type=click.IntRange(min=1), help="Draw from the k likeliest tokens only."),
-        click.option("--top-p", type=click.FloatRange(min=0, max=1, min_open=True),
+        click.option("--top-p", type=probability,
                      help="Draw from the smallest set of likeliest tokens that holds this probability."),
-        seed,
+        click.option("--min-p", type=probability,
+                     help="Draw from the tokens at least this share as likely as the likeliest."),
+        click.option("--repetition-penalty", type=click.FloatRange(min=0, min_open=True), default=1.0,
+                     show_default=True, help="Above 1 makes tokens that were there before less likely."),
     )  # fmt: skip
     for option in reversed(options):
-        command = option(command)
-    return command
+        with_sampling = option(with_sampling)
+    return with_sampling
 
 
 def load_language_model(path: Path) -> tuple[GPT, Tokenizer]:

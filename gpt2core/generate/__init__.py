@@ -1,6 +1,7 @@
-"""Generating tokens; works on ids alone and knows no text."""
+"""Generating tokens; works on ids alone and knows no tokenizer."""
 
-from gpt2core.generate.engine import generate, generate_batch
+from gpt2core.generate.engine import generate, generate_batch, stream
 from gpt2core.generate.sampling import Sampling
+from gpt2core.generate.text import TextStream
 
-__all__ = ["Sampling", "generate", "generate_batch"]
+__all__ = ["Sampling", "TextStream", "generate", "generate_batch", "stream"]

@@ -1,16 +1,22 @@
-"""Prefill and decode with a key-value cache, for prompts of equal or unequal length."""
+"""Prefill and decode with a key-value cache: one loop for prompts of equal or unequal length.
+
+Shapes: B rows, S columns (tokens so far), T columns that are new, C channels, V vocabulary. Rows are aligned on the
+right: a shorter one starts in a later column, and positions and mask make it what it would be alone.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 import torch
 from torch import Tensor
 
 from gpt2core.errors import UserError
-from gpt2core.generate.sampling import Sampling
+from gpt2core.generate.sampling import Sampling, seed_of_each_row, uniforms
 from gpt2core.model import GPT
 from gpt2core.model.kv_cache import KVCache
+
+GREEDY = Sampling()
 
 
 @torch.inference_mode()
@@ -21,9 +27,12 @@ def generate(
     temperature: float = 0.0,
     top_k: int | None = None,
     top_p: float | None = None,
-    seed: int | None = None,
+    seed: int | Sequence[int] | None = None,
     eos_id: int | None = None,
     on_tokens: Callable[[Tensor], None] | None = None,
+    *,
+    min_p: float | None = None,
+    repetition_penalty: float = 1.0,
 ) -> Tensor:
     """Continue each row of `ids`.
 
@@ -31,27 +40,24 @@ def generate(
         model: in eval mode.
         ids: [B, P], P >= 1, int64.
         max_new_tokens: how many tokens to add.
-        temperature, top_k, top_p: see `Sampling`; 0 is greedy.
-        seed: of the draws; None takes torch's global generator.
+        temperature, top_k, top_p, min_p, repetition_penalty: see `Sampling`; temperature 0 is greedy.
+        seed: of the draws, see `stream`.
         eos_id: a row that drew this token only repeats it; when all have, the rest is filled with it.
-        on_tokens: called with each new column [B], for streaming.
+        on_tokens: called with each new column [B].
 
     Returns:
-        [B, P + max_new_tokens]. Beyond the model's context the oldest tokens fall out of sight, one a step.
+        [B, P + max_new_tokens], on the model's device.
 
     Raises:
         UserError: an empty prompt, or a sampling option out of range.
     """
     B, P = ids.shape
-    if P == 0:
-        raise UserError("the prompt is empty: at least one token is needed to continue")
-    out = torch.full((B, P + max_new_tokens), eos_id or 0, dtype=torch.long, device=ids.device)
+    sampling = Sampling(temperature, top_k, top_p, min_p, repetition_penalty)
+    device, _ = placement(model)
+    out = torch.full((B, P + max_new_tokens), eos_id or 0, dtype=torch.long, device=device)
     out[:, :P] = ids
-    state = _Decoder(model, B, min(P + max_new_tokens, model.config.n_positions), ids.device)
-    sampling, generator = Sampling(temperature, top_k, top_p), _generator(seed, ids.device)
-    finished = torch.zeros(B, dtype=torch.bool, device=ids.device)
-    for end in range(P, P + max_new_tokens):
-        column = sampling.draw(state.next_logits(out[:, :end]), generator)  # [B]
+    finished = torch.zeros(B, dtype=torch.bool, device=device)
+    for end, column in enumerate(stream(model, ids, max_new_tokens, sampling, seed), start=P):
         if eos_id is not None:
             column = column.masked_fill(finished, eos_id)
             finished |= column == eos_id
@@ -63,111 +69,159 @@ def generate(
     return out
 
 
-class _Decoder:
-    """Logits for the token after a growing prefix: by the cache while it fits, of the last context's worth after."""
-
-    def __init__(self, model: GPT, batch_size: int, max_tokens: int, device: torch.device):
-        dtype = model.transformer.wte.weight.dtype
-        self.model = model
-        self.cache = KVCache(model.config, batch_size, max_tokens, device=device, dtype=dtype)
-
-    def next_logits(self, ids: Tensor) -> Tensor:
-        """[B, S] -> [B, V]"""
-        n_positions = self.model.config.n_positions
-        if ids.size(1) > n_positions:
-            # Positions are absolute: sliding the window by one moves every token, so nothing cached stays true.
-            hidden = self.model.transformer(ids[:, -n_positions:])  # [B, n_positions, C]
-        else:
-            hidden = self.model.transformer(ids[:, self.cache.length :], self.cache)  # [B, T, C]
-        return self.model.lm_head(hidden[:, -1])  # [B, V]
-
-
-@torch.inference_mode()
 def generate_batch(
     model: GPT,
     prompts: Sequence[Sequence[int]],
     max_new_tokens: int,
     *,
-    eos_id: int,
-    sampling: Sampling | None = None,
-    seed: int | None = None,
+    eos_id: int | None,
+    sampling: Sampling = GREEDY,
+    seed: int | Sequence[int] | None = None,
     batch_size: int = 32,
+    slide: bool = False,
 ) -> list[list[int]]:
-    """Continue prompts of unequal length; each answer ends before its `eos_id`, or where the context is full.
-
-    Rows are padded on the left; masks and positions make each row what it would be alone. Prompts of like length are
-    computed together.
+    """Continue prompts of unequal length; each answer ends before its `eos_id`, and unless `slide` where the context
+    is full. Prompts of like length are computed together; a row's answer does not depend on its neighbours.
 
     Returns:
         The new ids of each prompt, in the order of `prompts`.
 
     Raises:
-        UserError: a prompt is empty or leaves no room in the context; names its number.
+        UserError: a prompt is empty or, unless `slide`, leaves no room in the context; names its number.
     """
     n_positions = model.config.n_positions
     for number, prompt in enumerate(prompts):
-        if not 0 < len(prompt) < n_positions:
+        if not prompt or (len(prompt) >= n_positions and not slide):
             raise UserError(
                 f"prompt {number}: {len(prompt)} tokens; the model's context of {n_positions} needs at least one "
                 "token and room for one more: shorten it"
             )
-    sampling = sampling or Sampling()
-    device = model.transformer.wte.weight.device
-    generator = _generator(seed, device)
+    seeds = seed_of_each_row(seed, len(prompts))
+    limits = [max_new_tokens if slide else min(max_new_tokens, n_positions - len(prompt)) for prompt in prompts]
     answers: list[list[int]] = [[] for _ in prompts]
     order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
     for start in range(0, len(order), batch_size):
         rows = order[start : start + batch_size]
-        for row, answer in zip(
-            rows,
-            _batch(model, [prompts[i] for i in rows], max_new_tokens, eos_id, sampling, generator, device),
-            strict=True,
-        ):
-            answers[row] = answer
+        columns = stream(
+            model,
+            [prompts[i] for i in rows],
+            max(limits[i] for i in rows),
+            sampling,
+            [seeds[i] for i in rows],
+            slide=slide,
+        )
+        for i, answer in zip(rows, _cut(columns, [limits[i] for i in rows], eos_id), strict=True):
+            answers[i] = answer
     return answers
 
 
-def _batch(
-    model: GPT,
-    prompts: list[Sequence[int]],
-    max_new_tokens: int,
-    eos_id: int,
-    sampling: Sampling,
-    generator: torch.Generator | None,
-    device: torch.device,
-) -> list[list[int]]:
-    B, longest = len(prompts), max(len(prompt) for prompt in prompts)
-    lengths = torch.tensor([len(prompt) for prompt in prompts], device=device)
-    steps = min(max_new_tokens, model.config.n_positions - int(lengths.min()))
-    ids = torch.full((B, longest), eos_id, device=device)
-    for row, prompt in enumerate(prompts):
-        ids[row, longest - len(prompt) :] = torch.as_tensor(prompt, device=device)
-    # Column s of a row is padding where s < longest - length; padding sees itself, so that no row is all masked.
-    real = torch.arange(longest + steps, device=device) >= (longest - lengths)[:, None]  # [B, S]
-    cache = KVCache(model.config, B, longest + steps, device=device, dtype=model.transformer.wte.weight.dtype)
-    positions = (torch.arange(longest, device=device) - (longest - lengths)[:, None]).clamp(min=0)  # [B, T]
-    causal = torch.ones(longest, longest, dtype=torch.bool, device=device).tril()
-    mask = (causal & real[:, None, :longest]) | torch.eye(longest, dtype=torch.bool, device=device)  # [B, T, T]
-    hidden = model.transformer(ids, cache, positions, mask[:, None])  # [B, T, C]
-    answers: list[list[int]] = [[] for _ in prompts]
-    running = set(range(B))
-    for step in range(steps):
-        column = sampling.draw(model.lm_head(hidden[:, -1]), generator)  # [B]
+def _cut(columns: Iterable[Tensor], limits: list[int], eos_id: int | None) -> list[list[int]]:
+    """Each row's ids before `eos_id`, at most its limit; takes no more columns than the last row needs."""
+    answers: list[list[int]] = [[] for _ in limits]
+    running = {row for row, limit in enumerate(limits) if limit > 0}
+    for column in columns:
         for row, token in enumerate(column.tolist()):
-            if row in running:
-                if token == eos_id:
-                    running.discard(row)
-                else:
-                    answers[row].append(token)
-                    if len(prompts[row]) + len(answers[row]) >= model.config.n_positions:
-                        running.discard(row)
-        if not running or step + 1 == steps:
+            if row not in running:
+                continue
+            if token != eos_id:
+                answers[row].append(token)
+            if token == eos_id or len(answers[row]) == limits[row]:
+                running.discard(row)
+        if not running:
             break
-        position = (lengths + step)[:, None].clamp(max=model.config.n_positions - 1)  # [B, 1]
-        mask = real[:, None, None, : longest + step + 1]  # [B, 1, 1, S]
-        hidden = model.transformer(column[:, None], cache, position, mask)  # [B, 1, C]
     return answers
 
 
-def _generator(seed: int | None, device: torch.device) -> torch.Generator | None:
-    return None if seed is None else torch.Generator(device).manual_seed(seed)
+@torch.inference_mode()
+def stream(
+    model: GPT,
+    prompts: Tensor | Sequence[Sequence[int]],
+    max_new_tokens: int,
+    sampling: Sampling = GREEDY,
+    seed: int | Sequence[int | None] | None = None,
+    *,
+    slide: bool = True,
+) -> Iterator[Tensor]:
+    """The next token of every row, column by column, as they are computed.
+
+    A column's work is done when it is asked for: whoever stops iterating stops the model.
+
+    Args:
+        model: in eval mode.
+        prompts: B rows of at least one id, of any lengths.
+        max_new_tokens: how many columns at most.
+        sampling: how to draw.
+        seed: of the draws. One for each row, or a single s, which gives row r the seed s + r. What a row draws depends
+            on its own seed alone, not on its neighbours. None takes torch's global generator.
+        slide: beyond the model's context a row goes on with its last `n_positions` tokens, which costs a whole context
+            a token. Without it the caller must ignore what a row yields once it has filled the context.
+
+    Yields:
+        [B] int64, on the model's device.
+
+    Raises:
+        UserError: an empty prompt, or more or fewer seeds than rows.
+    """
+    device, dtype = placement(model)
+    ids, starts = _align_right(prompts, device)  # [B, S], [B]
+    B, S = ids.shape
+    columns = S + max_new_tokens
+    if slide:
+        columns = min(columns, model.config.n_positions)
+    cache = KVCache(model.config, B, columns, device=device, dtype=dtype)
+    chance = uniforms(seed_of_each_row(seed, B), device)
+    for _ in range(max_new_tokens):
+        hidden = _last_hidden(model, ids, starts, cache)  # [B, C]
+        logits = sampling.penalize(model.lm_head(hidden), ids)  # [B, V]
+        column = sampling.draw(logits, None if sampling.greedy else next(chance))  # [B]
+        yield column
+        ids = torch.cat([ids, column[:, None]], dim=1)  # [B, S + 1]
+
+
+def placement(model: GPT) -> tuple[torch.device, torch.dtype]:
+    """Where the model computes, and the dtype of its keys and values."""
+    weight = model.transformer.wte.weight
+    return weight.device, weight.dtype
+
+
+def _align_right(prompts: Tensor | Sequence[Sequence[int]], device: torch.device) -> tuple[Tensor, Tensor | None]:
+    """Rows as one tensor [B, S], and the column [B] in which each starts; None if all start in the first.
+
+    The padding before a row repeats its first token, so that a row's columns hold no token that is not its own.
+    """
+    rows = [torch.as_tensor(prompt, dtype=torch.long, device=device) for prompt in prompts]
+    for number, row in enumerate(rows):
+        if not len(row):
+            raise UserError(f"prompt {number} is empty: at least one token is needed to continue")
+    longest = max(map(len, rows))
+    ids = torch.stack([torch.cat([row[:1].expand(longest - len(row)), row]) for row in rows])  # [B, S]
+    if all(len(row) == longest for row in rows):
+        return ids, None
+    return ids, torch.tensor([longest - len(row) for row in rows], device=device)
+
+
+def _last_hidden(model: GPT, ids: Tensor, starts: Tensor | None, cache: KVCache) -> Tensor:
+    """The hidden state from which the token after `ids` [B, S] is drawn: by the cache while it has room -> [B, C]"""
+    S, n_positions = ids.size(1), model.config.n_positions
+    first, new = 0, ids[:, cache.length :]  # [B, T]
+    if cache.max_tokens < S:
+        # Positions are absolute: sliding the window by one moves every token, so nothing cached stays true.
+        first, new, cache = S - n_positions, ids[:, -n_positions:], None  # [B, n_positions]
+    if starts is None:
+        return model.transformer(new, cache)[:, -1]
+    positions, mask = _positions_and_mask((starts - first).clamp(min=0), new.size(1), S - first)
+    positions = positions.clamp(max=n_positions - 1)  # of rows that are full and whose tokens nobody looks at
+    return model.transformer(new, cache, positions, mask)[:, -1]
+
+
+def _positions_and_mask(starts: Tensor, T: int, S: int) -> tuple[Tensor, Tensor]:
+    """For the last T of S columns, when rows start in the columns `starts` [B]: [B, T] and [B, 1, T, S].
+
+    Padding sees itself too, so that no query is left without a key.
+    """
+    columns = torch.arange(S, device=starts.device)
+    queries = columns[S - T :]  # [T]
+    positions = (queries - starts[:, None]).clamp(min=0)  # [B, T]
+    real = columns >= starts[:, None]  # [B, S]
+    mask = (real[:, None] & (columns <= queries[:, None])) | (columns == queries[:, None])  # [B, T, S]
+    return positions, mask[:, None]

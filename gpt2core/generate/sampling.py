@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -15,12 +16,26 @@ NEARLY_GREEDY = 1e-6  # below it float32 logits divided by the temperature may o
 
 @dataclass(frozen=True)
 class Sampling:
-    """How to draw: `temperature` 0 takes the likeliest token; `top_k` keeps the k likeliest (ties at the k-th place
-    included); `top_p` the smallest set of likeliest tokens that holds this probability (Holtzman et al. 2020)."""
+    """How to draw the next token.
+
+    Args:
+        temperature: divides the logits; 0 takes the likeliest token.
+        top_k: keep the k likeliest tokens, ties at the k-th place included (Fan et al. 2018).
+        top_p: keep the smallest set of likeliest tokens that holds this probability, ties at its edge included
+            (Holtzman et al. 2020).
+        min_p: keep the tokens at least this share as likely as the likeliest (Nguyen et al. 2024).
+        repetition_penalty: divides positive logits of tokens that the row already holds, multiplies negative ones
+            (CTRL, Keskar et al. 2019); above 1 it discourages repeats, also when greedy.
+
+    Raises:
+        UserError: a value is out of range; names it and says what is allowed.
+    """
 
     temperature: float = 0.0
     top_k: int | None = None
     top_p: float | None = None
+    min_p: float | None = None
+    repetition_penalty: float = 1.0
 
     def __post_init__(self) -> None:
         if not 0 <= self.temperature < math.inf:
@@ -29,22 +44,91 @@ class Sampling:
             raise UserError(f"top_k: {self.top_k} must be at least 1")
         if self.top_p is not None and not 0 < self.top_p <= 1:
             raise UserError(f"top_p: {self.top_p} must be above 0 and at most 1")
+        if self.min_p is not None and not 0 < self.min_p <= 1:
+            raise UserError(f"min_p: {self.min_p} must be above 0 and at most 1")
+        if not 0 < self.repetition_penalty < math.inf:
+            raise UserError(f"repetition_penalty: {self.repetition_penalty} must be finite and above 0 (1 is none)")
+
+    @property
+    def greedy(self) -> bool:
+        """Whether nothing is left to chance."""
+        return self.temperature < NEARLY_GREEDY
+
+    def penalize(self, logits: Tensor, ids: Tensor) -> Tensor:
+        """Logits [B, V] after the repetition penalty for the tokens in `ids` [B, S] -> [B, V]"""
+        if self.repetition_penalty == 1:
+            return logits
+        seen = logits.gather(-1, ids)  # [B, S]
+        seen = torch.where(seen < 0, seen * self.repetition_penalty, seen / self.repetition_penalty)
+        return logits.scatter(-1, ids, seen)
 
     def filter(self, logits: Tensor) -> Tensor:
-        """Logits after temperature, top-k, top-p: [B, V] -> [B, V], -inf where a token is ruled out."""
+        """Logits after temperature, top-k, top-p, min-p: [B, V] -> [B, V], -inf where a token is ruled out."""
         logits = logits.float() / self.temperature
         if self.top_k is not None and self.top_k < logits.size(-1):
-            kth = logits.topk(self.top_k).values[:, -1:]  # [B, 1]
-            logits = logits.masked_fill(logits < kth, float("-inf"))
+            logits = _at_least(logits, logits.topk(self.top_k).values[:, -1:])
         if self.top_p is not None and self.top_p < 1:
-            ordered, order = logits.sort(descending=True)
-            p = ordered.softmax(-1)
-            outside = p.cumsum(-1) - p >= self.top_p  # [B, V]: the tokens before it already hold top_p
-            logits = logits.masked_fill(outside.scatter(-1, order, outside), float("-inf"))
+            logits = _at_least(logits, _edge_of_nucleus(logits, self.top_p))
+        if self.min_p is not None:
+            logits = _at_least(logits, logits.amax(-1, keepdim=True) + math.log(self.min_p))
         return logits
 
-    def draw(self, logits: Tensor, generator: torch.Generator | None = None) -> Tensor:
-        """The next token of each row: [B, V] -> [B]"""
-        if self.temperature < NEARLY_GREEDY:
+    def draw(self, logits: Tensor, u: Tensor | None = None) -> Tensor:
+        """The next token of each row, by inverting the distribution function: [B, V] -> [B]
+
+        Args:
+            logits: [B, V], penalized where there is a penalty.
+            u: [B], uniform in (0, 1]; from torch's global generator if absent. Greedy needs none.
+        """
+        if self.greedy:
             return logits.argmax(-1)
-        return torch.multinomial(self.filter(logits).softmax(-1), 1, generator=generator).squeeze(-1)
+        if u is None:
+            u = next(uniforms([None] * len(logits), logits.device))
+        cdf = self.filter(logits).softmax(-1).cumsum(-1, dtype=torch.float64)  # [B, V]
+        # The first token whose sum reaches u · total. As u > 0, this is never one that was ruled out.
+        return torch.searchsorted(cdf, u[:, None] * cdf[:, -1:]).squeeze(-1)
+
+
+def _at_least(logits: Tensor, threshold: Tensor) -> Tensor:
+    """[B, V], [B, 1] -> [B, V]"""
+    return logits.masked_fill(logits < threshold, float("-inf"))
+
+
+def _edge_of_nucleus(logits: Tensor, top_p: float) -> Tensor:
+    """The logit of the last of the likeliest tokens that are needed to hold `top_p`: [B, V] -> [B, 1]"""
+    V, k = logits.size(-1), 256
+    log_total = logits.logsumexp(-1, keepdim=True)  # [B, 1]
+    while True:  # sorting the whole vocabulary would cost more than the model; the nucleus is mostly small
+        ordered = logits.topk(min(k, V)).values  # [B, k]
+        p = (ordered - log_total).exp()
+        inside = p.cumsum(-1) - p < top_p  # [B, k]: the tokens before it do not hold top_p yet
+        if k >= V or not bool(inside[:, -1].any()):
+            return ordered.gather(-1, inside.sum(-1, keepdim=True) - 1)
+        k *= 8
+
+
+def seed_of_each_row(seed: int | Sequence[int] | None, n_rows: int) -> list[int | None]:
+    """A single seed s gives row r the seed s + r, so that row r alone with s + r draws the same; None gives none.
+
+    Raises:
+        UserError: there are more or fewer seeds than rows.
+    """
+    if seed is None:
+        return [None] * n_rows
+    if isinstance(seed, int):
+        return [seed + row for row in range(n_rows)]
+    if len(seed) != n_rows:
+        raise UserError(f"seed: {len(seed)} seeds for {n_rows} rows; give one for each, or a single number")
+    return list(seed)
+
+
+def uniforms(seeds: Sequence[int | None], device: torch.device) -> Iterator[Tensor]:
+    """For each step a column [B] of numbers uniform in (0, 1]; row r's are a function of its own seed and the step.
+
+    They are drawn on the CPU, so that a seed means the same on every device. A seed of None takes torch's global
+    generator.
+    """
+    generators = [None if seed is None else torch.Generator().manual_seed(seed) for seed in seeds]
+    while True:
+        block = [1 - torch.rand(64, dtype=torch.float64, generator=generator) for generator in generators]
+        yield from torch.stack(block, dim=1).to(device)  # [64, B], a row a step
