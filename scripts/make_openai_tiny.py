@@ -14,36 +14,25 @@ import sys
 from pathlib import Path
 
 import numpy as np
-import safetensors.numpy
-from safetensors import SafetensorError
 
 from gpt2core import files
 from gpt2core.errors import UserError
-from gpt2core.model import GPTConfig
-from gpt2core.weights.openai import CHECKPOINT_PREFIX, FILES, HPARAMS, to_openai
-
-BPE_VERSION = "#version: 0.2\n"
+from gpt2core.tokenizer import Tokenizer
+from gpt2core.weights.model_dir import read_described
+from gpt2core.weights.openai import CHECKPOINT_PREFIX, FILES, write_bpe, write_hparams
+from gpt2core.weights.openai_export import openai_tensors
 
 
 def make(model_dir: Path, out_dir: Path) -> None:
     """Write OpenAI's seven files. Raises UserError if the model directory is not a GPT-2 language model."""
-    hf = files.read_json(model_dir / "config.json")
-    sizes = {name: hf.get(name) for name in HPARAMS.values()}
-    if missing := [name for name, value in sizes.items() if not isinstance(value, int)]:
-        raise UserError(f"{model_dir / 'config.json'}: must give {', '.join(missing)}; is it a GPT-2?")
-    weights = model_dir / "model.safetensors"
-    try:
-        tensors = safetensors.numpy.load_file(weights)
-    except (OSError, SafetensorError) as error:
-        raise UserError(f"{weights}: cannot be read ({error})") from None
-    tensors = to_openai(tensors, GPTConfig(**sizes), weights)
-    merges = files.read_text(model_dir / "merges.txt")
+    described = read_described(model_dir)
+    tensors = dict(openai_tensors(model_dir, described.config))
+    tokenizer = Tokenizer.load(model_dir)
 
     with files.atomic_dir(out_dir) as folder:
         save_with_tensorflow(tensors, folder / CHECKPOINT_PREFIX)
-        files.write_json(folder / "hparams.json", {key: sizes[name] for key, name in HPARAMS.items()})
-        files.write_text(folder / "encoder.json", files.read_text(model_dir / "vocab.json"))
-        files.write_text(folder / "vocab.bpe", merges if merges.startswith("#version") else BPE_VERSION + merges)
+        write_hparams(folder / "hparams.json", described.config)
+        write_bpe(folder, tokenizer)
         if {path.name for path in folder.iterdir()} != set(FILES):
             raise RuntimeError(f"wrote {sorted(path.name for path in folder.iterdir())}, not {FILES}")
 

@@ -9,7 +9,6 @@ the vocabulary is made up, too. Needs no TensorFlow. Same arguments, same bytes.
 from __future__ import annotations
 
 import argparse
-import json
 import math
 import shutil
 import sys
@@ -24,8 +23,8 @@ from gpt2core.errors import UserError
 from gpt2core.model import GPTConfig
 from gpt2core.tokenizer import Tokenizer
 from gpt2core.tokenizer.byte_pair import printable_bytes
-from gpt2core.weights.openai import CHECKPOINT_PREFIX, HPARAMS, Row, table
-from gpt2core.weights.tf_writer import message, write_checkpoint
+from gpt2core.weights.openai import CHECKPOINT_PREFIX, Row, table, write_bpe, write_hparams
+from gpt2core.weights.tf_writer import write_checkpoint, write_saver_files
 
 VOCAB_SIZE = 50_257  # 256 bytes, 50,000 merges, <|endoftext|>
 
@@ -42,14 +41,8 @@ def make(config: GPTConfig, out_dir: Path, bpe_dir: Path | None = None, seed: in
     with files.atomic_dir(out_dir) as folder:
         rng = np.random.Generator(np.random.PCG64(seed))
         write_checkpoint(folder / CHECKPOINT_PREFIX, _random_tensors(table(config), rng))
-        # A MetaGraphDef, which TensorFlow reads: no graph, and a tag (field 1.4) that says where it is from.
-        meta = message({"meta_info_def": (1, 2)}, meta_info_def=message({"tags": (4, 2)}, tags=[b"random"]))
-        (folder / f"{CHECKPOINT_PREFIX}.meta").write_bytes(meta)
-        state = [f'{key}: "{CHECKPOINT_PREFIX}"\n' for key in ("model_checkpoint_path", "all_model_checkpoint_paths")]
-        files.write_text(folder / "checkpoint", "".join(state))
-        files.write_text(
-            folder / "hparams.json", json.dumps({key: getattr(config, name) for key, name in HPARAMS.items()})
-        )
+        write_saver_files(folder, CHECKPOINT_PREFIX, tag="random")
+        write_hparams(folder / "hparams.json", config)
         if bpe_dir:
             for name in ("encoder.json", "vocab.bpe"):
                 try:
@@ -78,11 +71,7 @@ def _write_made_up_bpe(folder: Path, vocab_size: int) -> None:
     if len(pairs) < vocab_size - 257 or vocab_size < 257:
         raise UserError(f"vocab_size: {vocab_size} must be 257 to {256 + 256**2 + 1}, or --bpe be given")
     tokens = [*alphabet, *(left + right for left, right in pairs)]
-    tokenizer = Tokenizer({token: i for i, token in enumerate(tokens)}, pairs, eot_id=vocab_size - 1)
-    tokenizer.save(folder)
-    (folder / "vocab.json").rename(folder / "encoder.json")
-    (folder / "merges.txt").rename(folder / "vocab.bpe")
-    (folder / "tokenizer_config.json").unlink()  # transformers' file, not one of OpenAI's
+    write_bpe(folder, Tokenizer({token: i for i, token in enumerate(tokens)}, pairs, eot_id=vocab_size - 1))
 
 
 def main() -> None:

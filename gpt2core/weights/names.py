@@ -59,14 +59,18 @@ def to_hf(state: dict[str, Tensor], config: GPTConfig, head: str | None) -> dict
     return tensors
 
 
-def from_hf(tensors: dict[str, Tensor], config: GPTConfig, head: str | None, where: str) -> dict[str, Tensor]:
-    """The way back. Raises UserError that names what is missing, surplus or of another shape."""
+def canonical(tensors: dict[str, Tensor], head: str | None) -> dict[str, Tensor]:
+    """What transformers may have saved otherwise, brought to the names of `table`."""
     # The base model alone (GPT2Model) is saved without the prefix.
     if "wte.weight" in tensors:
         tensors = {f"transformer.{name}": tensor for name, tensor in tensors.items()}
-    tensors = {name: tensor for name, tensor in tensors.items() if not name.endswith(BUFFERS)}
-    if head != "lm_head.weight":
-        tensors.pop("lm_head.weight", None)  # a tied head that was saved all the same
+    surplus = BUFFERS if head == "lm_head.weight" else (*BUFFERS, "lm_head.weight")
+    return {name: tensor for name, tensor in tensors.items() if not name.endswith(surplus)}
+
+
+def from_hf(tensors: dict[str, Tensor], config: GPTConfig, head: str | None, where: str) -> dict[str, Tensor]:
+    """The way back. Raises UserError that names what is missing, surplus or of another shape."""
+    tensors = canonical(tensors, head)
     names = table(config, head)
     if missing := sorted(names.keys() - tensors.keys()):
         raise UserError(f"{where}: tensor {missing[0]!r} is missing ({len(missing)} in all)")

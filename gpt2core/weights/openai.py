@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 from collections.abc import Iterable, Mapping
@@ -18,7 +19,7 @@ from gpt2core.tokenizer import Tokenizer
 from gpt2core.weights.config_json import config_json
 from gpt2core.weights.tf_checkpoint import TFCheckpoint
 
-# What OpenAI publishes for each size. `checkpoint` and `.meta` are TensorFlow's own; nothing here reads them.
+# What OpenAI publishes for each size. `checkpoint` and `.meta` are TensorFlow's own; converting does not read them.
 FILES = (
     "checkpoint",
     "encoder.json",
@@ -88,18 +89,6 @@ def table(config: GPTConfig) -> list[Row]:
     ]
 
 
-def to_openai(
-    tensors: Mapping[str, np.ndarray], config: GPTConfig, where: str | os.PathLike[str]
-) -> dict[str, np.ndarray]:
-    """transformers' tensors under OpenAI's names and shapes, as views. Raises UserError; `where` names their file."""
-    rows = table(config)
-    _check({name: array.shape for name, array in tensors.items()}, {row.hf: row.hf_shape for row in rows}, where)
-    for name, array in tensors.items():
-        if array.dtype != np.float32:
-            raise UserError(f"{where}: tensor {name!r} is {array.dtype}, must be float32")
-    return {row.openai: tensors[row.hf].reshape(row.openai_shape) for row in rows}
-
-
 def from_openai(checkpoint: TFCheckpoint, config: GPTConfig) -> tuple[dict[str, np.ndarray], dict[str, str]]:
     """OpenAI's tensors under transformers' names and shapes: views of the memory map, their checksums proven.
 
@@ -117,7 +106,7 @@ def from_openai(checkpoint: TFCheckpoint, config: GPTConfig) -> tuple[dict[str, 
         )
     rows = table(config)
     found = {name: entry.shape for name, entry in checkpoint.entries.items()}
-    _check(found, {row.openai: row.openai_shape for row in rows}, checkpoint.index_path)
+    check_shapes(found, {row.openai: row.openai_shape for row in rows}, checkpoint.index_path)
     for name, entry in checkpoint.entries.items():
         if entry.dtype not in FLOATS:
             raise UserError(
@@ -127,9 +116,10 @@ def from_openai(checkpoint: TFCheckpoint, config: GPTConfig) -> tuple[dict[str, 
     return {row.hf: checkpoint[row.openai].reshape(row.hf_shape) for row in rows}, dtypes
 
 
-def _check(
+def check_shapes(
     found: Mapping[str, tuple[int, ...]], expected: Mapping[str, tuple[int, ...]], where: str | os.PathLike[str]
 ) -> None:
+    """Raise UserError if tensors are missing or surplus, or have other shapes; `where` names their file."""
     if missing := expected.keys() - found.keys():
         raise UserError(f"{where}: missing tensors: {_some(missing)}")
     if surplus := found.keys() - expected.keys():
@@ -164,6 +154,21 @@ def read_hparams(path: str | os.PathLike[str]) -> GPTConfig:
         raise UserError(f"{path}: {error}") from None
 
 
+def write_hparams(path: str | os.PathLike[str], config: GPTConfig) -> None:
+    """Write OpenAI's `hparams.json`."""
+    files.write_text(path, json.dumps({key: getattr(config, name) for key, name in HPARAMS.items()}))
+
+
+def write_bpe(folder: str | os.PathLike[str], tokenizer: Tokenizer) -> None:
+    """Write OpenAI's `encoder.json` and `vocab.bpe`: GPT-2's two files under their first names, the former in ASCII."""
+    folder = Path(folder)
+    tokenizer.save(folder)
+    files.write_text(folder / "encoder.json", json.dumps(files.read_json(folder / "vocab.json")))
+    (folder / "merges.txt").rename(folder / "vocab.bpe")
+    for name in ("vocab.json", "tokenizer_config.json"):  # transformers' files, not OpenAI's
+        (folder / name).unlink()
+
+
 def convert(src_dir: str | os.PathLike[str], out_dir: str | os.PathLike[str]) -> None:
     """Turn an OpenAI directory into a model directory, whole or not at all; same input, same bytes.
 
@@ -178,7 +183,9 @@ def convert(src_dir: str | os.PathLike[str], out_dir: str | os.PathLike[str]) ->
         UserError: a file is missing or damaged, or the files are not of one model.
     """
     src, out = Path(src_dir), Path(out_dir)
-    _check_folders(src, out)
+    if not src.is_dir():
+        raise UserError(f"{src}: no such directory; it must hold OpenAI's files: {', '.join(FILES)}")
+    check_out_dir(src, out, "model directory", marker="config.json")
     config = read_hparams(src / "hparams.json")
     tokenizer = Tokenizer.from_files(src / "encoder.json", src / "vocab.bpe")
     if tokenizer.vocab_size != config.vocab_size:
@@ -201,11 +208,16 @@ def convert(src_dir: str | os.PathLike[str], out_dir: str | os.PathLike[str]) ->
         tokenizer.save(folder, model_max_length=config.n_positions)
 
 
-def _check_folders(src: Path, out: Path) -> None:
-    if not src.is_dir():
-        raise UserError(f"{src}: no such directory; it must hold OpenAI's files: {', '.join(FILES)}")
+def check_out_dir(src: Path, out: Path, kind: str, marker: str) -> None:
+    """Refuse an output that holds its source, or takes the place of somebody's folder of other things.
+
+    Args:
+        src: what is read.
+        out: what will be written.
+        kind: of what `out` becomes, which may be there already.
+        marker: the file by which that is known.
+    """
     if out.resolve() == src.resolve() or out.resolve() in src.resolve().parents:
         raise UserError(f"{out}: holds the source {src}, which writing would delete; choose another directory")
-    # The output takes the place of what is there, so that must be a model, not somebody's folder of other things.
-    if out.exists() and not (out.is_dir() and ((out / "config.json").exists() or not any(out.iterdir()))):
-        raise UserError(f"{out}: exists and is no model directory; choose another name or remove it")
+    if out.exists() and not (out.is_dir() and ((out / marker).exists() or not any(out.iterdir()))):
+        raise UserError(f"{out}: exists and is no {kind}; choose another name or remove it")

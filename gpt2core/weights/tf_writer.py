@@ -46,6 +46,23 @@ def write_checkpoint(
     Path(f"{prefix}.index").write_bytes(table(entries))
 
 
+def write_saver_files(folder: str | os.PathLike[str], prefix: str, tag: str) -> None:
+    """Write what `tf.train.Saver` puts beside a checkpoint: `checkpoint` and `PREFIX.meta`.
+
+    The latter is a sound MetaGraphDef, but without a graph, which only TensorFlow could make. Restoring the weights
+    needs none.
+
+    Args:
+        folder: where to.
+        prefix: the checkpoint's file names without the endings.
+        tag: says in the MetaGraphDef where it is from.
+    """
+    meta = message({"meta_info_def": (1, BYTES)}, meta_info_def=message({"tags": (4, BYTES)}, tags=[tag.encode()]))
+    Path(folder, f"{prefix}.meta").write_bytes(meta)
+    state = [f'{key}: "{prefix}"\n' for key in ("model_checkpoint_path", "all_model_checkpoint_paths")]
+    Path(folder, "checkpoint").write_text("".join(state), encoding="utf-8")
+
+
 def entry(dtype: int, shape: Iterable[int], data: bytes | np.ndarray, **fields: int) -> bytes:
     """A BundleEntryProto for `data`; `fields` are what follows from no other argument (`offset`, `shard_id`)."""
     dims = [message(DIM, size=size) for size in shape]
