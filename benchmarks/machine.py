@@ -5,9 +5,12 @@ python -m benchmarks.machine
 
 from __future__ import annotations
 
+import os
 import platform
+import subprocess
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -43,6 +46,42 @@ def best_time_s(work: Callable[[], object], repeats: int) -> float:
         work()
         times_s.append(time.perf_counter() - start_s)
     return min(times_s)
+
+
+@dataclass(frozen=True)
+class Used:
+    """What a process took: wall time from start to end, and its peak of anonymous memory."""
+
+    time_s: float
+    peak_anonymous_bytes: int
+
+
+def run_measured(
+    command: Sequence[str | os.PathLike[str]], env: Mapping[str, str] | None = None, interval_s: float = 0.005
+) -> Used:
+    """Run a program and measure it (Linux).
+
+    Anonymous memory is what the process holds itself: `RssAnon` of /proc/PID/status, which leaves out mapped files that
+    the page cache holds anyway. It is sampled every `interval_s`, so a shorter peak can be missed.
+
+    Raises:
+        RuntimeError: the program failed; the message ends with what it wrote.
+    """
+    start_s, peak_kib = time.perf_counter(), 0
+    with subprocess.Popen(command, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as process:
+        status = Path(f"/proc/{process.pid}/status")
+        while process.poll() is None:
+            try:
+                lines = status.read_text().splitlines()
+            except OSError:  # it has just ended
+                break
+            peak_kib = max([peak_kib, *(int(line.split()[1]) for line in lines if line.startswith("RssAnon"))])
+            time.sleep(interval_s)
+        written, _ = process.communicate()
+        time_s = time.perf_counter() - start_s
+    if process.returncode:
+        raise RuntimeError(f"{command[0]} ended with {process.returncode}: {written[-2000:]}")
+    return Used(time_s, peak_kib * 1024)
 
 
 def description() -> str:

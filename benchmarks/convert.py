@@ -1,0 +1,106 @@
+"""Converting OpenAI's checkpoint to a model directory, beside TensorFlow's loader on the same files.
+
+    python -m benchmarks.convert [--size 124M] [--rounds 7] [--checkpoint DIR]
+
+Both are whole processes, from start to end, in turn. The checkpoint is a generated one of OpenAI's format and size (in
+memory: the page cache holds it). TensorFlow's program imports it and reads every variable, and writes nothing; ours
+verifies every checksum and writes the model directory. Anonymous memory leaves out mapped files.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+from benchmarks.machine import GB, Used, description, memory_bandwidth_gb_s, run_measured
+from gpt2core.config import PRESETS
+from gpt2core.weights.openai import CHECKPOINT_PREFIX
+from gpt2core.weights.tf_checkpoint import TFCheckpoint
+
+ROOT = Path(__file__).parents[1]
+MB = 1e6
+MARGIN_BYTES = 100 * MB  # beyond imports and the largest tensor
+IMPORTS = "import gpt2core.cli.convert, gpt2core.weights.openai"
+TENSORFLOW = """
+import sys
+import tensorflow as tf
+reader = tf.train.load_checkpoint(sys.argv[1])
+tensors = {name: reader.get_tensor(name) for name in reader.get_variable_to_shape_map()}
+"""
+QUIET = {"TF_CPP_MIN_LOG_LEVEL": "3"}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--size", choices=list(PRESETS), default="124M")
+    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--checkpoint", type=Path, help="OpenAI's directory, in place of a generated one")
+    arguments = parser.parse_args()
+    print(description())
+    with tempfile.TemporaryDirectory() as folder:
+        checkpoint = arguments.checkpoint
+        if checkpoint is None:
+            checkpoint = Path(folder) / "openai"
+            script = ROOT / "scripts/make_random_checkpoint.py"
+            subprocess.run([sys.executable, script, arguments.size, checkpoint], check=True)
+        compare(checkpoint, Path(folder) / "model", arguments.rounds)
+
+
+def compare(checkpoint: Path, out: Path, rounds: int) -> None:
+    """Print the table: time and memory of both, the limits, and the share of them."""
+    entries = TFCheckpoint(checkpoint / CHECKPOINT_PREFIX).entries.values()
+    data_bytes = sum(entry.size_bytes for entry in entries)
+    largest_bytes = max(entry.size_bytes for entry in entries)
+    commands = {"gpt2core convert": [sys.executable, "-m", "gpt2core", "convert", checkpoint, out]}
+    if importlib.util.find_spec("tensorflow"):
+        commands["TensorFlow's loader"] = [sys.executable, "-c", TENSORFLOW, checkpoint]
+    imports = run_measured([sys.executable, "-c", f"{IMPORTS}; import time; time.sleep(0.1)"])
+    runs = in_turn(commands, rounds)
+
+    print(f"{data_bytes / MB:,.0f} MB of weights, {rounds} rounds: median (least to most)")
+    for name, used in runs.items():
+        times_s = [one.time_s for one in used]
+        peaks = [one.peak_anonymous_bytes / MB for one in used]
+        print(
+            f"  {name:<20} {statistics.median(times_s):6.2f} s ({min(times_s):.2f} to {max(times_s):.2f}), "
+            f"{statistics.median(peaks):6,.0f} MB anonymous ({min(peaks):,.0f} to {max(peaks):,.0f})"
+        )
+    ours = runs.pop("gpt2core convert")
+    time_s = statistics.median(one.time_s for one in ours)
+    for name, used in runs.items():
+        print(f"{statistics.median(one.time_s for one in used) / time_s:.1f} × as fast as {name}")
+    limit_bytes = imports.peak_anonymous_bytes + largest_bytes + MARGIN_BYTES
+    peak_bytes = max(one.peak_anonymous_bytes for one in ours)
+    verdict = "within" if peak_bytes <= limit_bytes else "BEYOND"
+    print(
+        f"anonymous memory: {peak_bytes / MB:,.0f} MB, {verdict} the limit of "
+        f"imports {imports.peak_anonymous_bytes / MB:,.0f} + largest tensor {largest_bytes / MB:,.0f} + 100 MB"
+    )
+    bandwidth_gb_s = memory_bandwidth_gb_s()
+    moved_gb_s = 2 * data_bytes / GB / time_s  # every byte is read once and written once
+    print(
+        f"memory: {bandwidth_gb_s:.1f} GB/s read at best; the whole process reads and writes {moved_gb_s:.2f} GB/s, "
+        f"{moved_gb_s / bandwidth_gb_s:.0%} of it"
+    )
+
+
+def in_turn(commands: dict[str, list], rounds: int) -> dict[str, list[Used]]:
+    """Run each command once uncounted, then all of them in turn, `rounds` times."""
+    env = os.environ | QUIET
+    runs: dict[str, list[Used]] = {name: [] for name in commands}
+    for number in range(rounds + 1):
+        for name, command in commands.items():
+            used = run_measured(command, env)
+            if number:
+                runs[name].append(used)
+    return runs
+
+
+if __name__ == "__main__":
+    main()
