@@ -25,6 +25,7 @@ MODULES = {
     "counts": ("gpt2_config", "parameter_counts", "forward_flops", "training_bytes", "kv_cache_bytes"),
     "losses": ("softmax", "cross_entropy", "perplexity"),
     "optim": ("AdamW", "warmup_cosine", "clip_gradients", "train_step"),
+    "training": ("small_config", "initialize", "train_small"),
     "sampling": ("greedy", "scale_by_temperature", "keep_top_k", "keep_top_p", "draw"),
     "generation": ("generate_text_simple", "generate_by_sampling"),
     "kv_cache": ("cached_attention", "cached_logits", "generate_with_cache"),

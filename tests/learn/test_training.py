@@ -13,17 +13,22 @@ from gpt2core.learn import (
     clip_gradients,
     cross_entropy,
     forward_flops,
+    generate_text_simple,
     gpt2_config,
+    initialize,
     kv_cache_bytes,
     parameter_counts,
     perplexity,
+    small_config,
     softmax,
+    train_small,
     train_step,
     training_bytes,
     warmup_cosine,
 )
 from gpt2core.model import GPT, GPTConfig
 from gpt2core.model.kv_cache import KVCache
+from gpt2core.tokenizer.train import train_char
 from gpt2core.train.schedule import WarmupCosine
 from tests.learn.same import assert_same, random_weights
 from tests.learn.test_gpt import CFG, IDS
@@ -150,3 +155,28 @@ def test_bytes_by_formula_are_those_of_the_tensors() -> None:
     cache = KVCache(config, 3, 11, device=torch.device("cpu"), dtype=torch.bfloat16)
     held = [tensor for layer in cache.layers for tensor in (layer.k, layer.v)]
     assert kv_cache_bytes(CFG, 11, batch_size=3, bytes_per_number=2) == sum(t.nbytes for t in held)
+
+
+def test_first_weights_are_gpt2s() -> None:
+    torch.manual_seed(0)
+    model = GPTModel(CFG | dict(vocab_size=2000, emb_dim=192, n_layers=8))
+    initialize(model)
+    block = model.trf_blocks[3]
+    for weight, std in (
+        (model.tok_emb.weight, 0.02), (model.pos_emb.weight, 0.02), (block.att.W_query.weight, 0.02),
+        (block.ff.layers[0].weight, 0.02), (block.ff.layers[2].weight, 0.005), (block.att.out_proj.weight, 0.005),
+    ):  # fmt: skip
+        assert weight.std().item() == pytest.approx(std, rel=0.05)
+    assert not any(p.any() for name, p in model.named_parameters() if name.endswith("bias"))
+
+
+def test_a_small_model_learns_a_short_text_by_heart() -> None:
+    text = "the cat saw the dog and the dog saw the cat. " * 30
+    tokenizer = train_char([text])
+    cfg = small_config(tokenizer.vocab_size, context_length=16, n_layers=1)
+    model, losses = train_small(text, tokenizer, cfg, steps=60, peak_lr=0.01)
+    assert (
+        len(losses) == 60 and losses[0] == pytest.approx(math.log(tokenizer.vocab_size), rel=0.1) and losses[-1] < 0.5
+    )
+    start = torch.tensor([tokenizer.encode("the cat saw the ")])
+    assert tokenizer.decode(generate_text_simple(model, start, 3, 16)[0].tolist()).endswith("dog")

@@ -1,0 +1,90 @@
+"""The chapters of docs/learn: their code blocks run in order, and the source they show is this package's.
+
+`python -m gpt2core.learn.chapters docs/learn` brings the shown source up to date and makes every picture again.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import inspect
+import re
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from gpt2core import files
+from gpt2core.errors import UserError
+
+# A fenced block of Python, and the mark that may stand in the line before it: <!-- source: losses.softmax -->
+BLOCK = re.compile(
+    r"(?:^<!-- source: (?P<source>[\w.]+) -->\n)?^```python\n(?P<code>.*?)^```$", re.DOTALL | re.MULTILINE
+)
+
+
+class Block(NamedTuple):
+    """A code block: its first line in the file, its text, and the name in `gpt2core.learn` whose source it shows."""
+
+    line: int
+    code: str
+    source: str | None
+
+
+def blocks(path: Path) -> Iterator[Block]:
+    """The Python blocks of a chapter, in order."""
+    text = files.read_text(path)
+    for match in BLOCK.finditer(text):
+        yield Block(text.count("\n", 0, match.start("code")) + 1, match["code"], match["source"])
+
+
+def run(path: Path) -> dict[str, Any]:
+    """Run a chapter's blocks in one namespace, in the working directory. Returns the namespace.
+
+    What a block raises names the chapter's own line.
+    """
+    namespace: dict[str, Any] = {"__name__": "__main__"}
+    for block in blocks(path):
+        code = "\n" * (block.line - 1) + block.code
+        exec(compile(code, str(path), "exec", dont_inherit=True), namespace)
+    return namespace
+
+
+def source(name: str) -> str:
+    """The source of `module.name` in `gpt2core.learn`, or of a whole module. Raises UserError if there is none."""
+    module, _, attribute = name.partition(".")
+    try:
+        found = importlib.import_module(f"gpt2core.learn.{module}")
+        return inspect.getsource(getattr(found, attribute) if attribute else found)
+    except (ImportError, AttributeError):
+        raise UserError(f"<!-- source: {name} -->: gpt2core.learn has no {name}") from None
+
+
+def with_sources(text: str) -> str:
+    """A chapter's text, its marked blocks filled with the present source."""
+
+    def fill(match: re.Match[str]) -> str:
+        if not match["source"]:
+            return match.group()
+        return f"<!-- source: {match['source']} -->\n```python\n{source(match['source'])}```"
+
+    return BLOCK.sub(fill, text)
+
+
+def main(folder: str) -> None:
+    """Fill in the sources of all chapters in a folder, and run them there."""
+    chapters = sorted(Path(folder).resolve().glob("[0-9]*.md"))
+    if not chapters:
+        raise UserError(f"{folder}: holds no chapter; give docs/learn")
+    for path in chapters:
+        files.write_text(path, with_sources(files.read_text(path)))
+        sys.stderr.write(f"{path.name}\n")
+        with contextlib.chdir(path.parent):
+            run(path)
+
+
+if __name__ == "__main__":
+    try:
+        main(sys.argv[1] if len(sys.argv) > 1 else "docs/learn")
+    except UserError as error:
+        sys.exit(f"error: {error}")
