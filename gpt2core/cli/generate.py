@@ -124,6 +124,8 @@ def _print(prompt: str, texts: Sequence[TextStream], seed: int, as_json: bool) -
         if as_json:
             options.print_json({"prompt": prompt, "text": text.text, "new_tokens": text.n_tokens, "seed": seed + row})
         else:
+            if row > 0:
+                click.echo()
             if len(texts) > 1:
-                click.echo(f"{'' if row == 0 else chr(10)}--- seed {seed + row} ---")
+                click.echo(f"--- seed {seed + row} ---")
             click.echo(prompt + text.text)

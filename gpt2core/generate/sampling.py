@@ -98,7 +98,7 @@ def _edge_of_nucleus(logits: Tensor, top_p: float) -> Tensor:
     """The logit of the last of the likeliest tokens that are needed to hold `top_p`: [B, V] -> [B, 1]"""
     V, k = logits.size(-1), 256
     log_total = logits.logsumexp(-1, keepdim=True)  # [B, 1]
-    while True:  # sorting the whole vocabulary would cost more than the model; the nucleus is mostly small
+    while True:  # sorting the whole vocabulary takes milliseconds, and the nucleus is mostly small
         ordered = logits.topk(min(k, V)).values  # [B, k]
         p = (ordered - log_total).exp()
         inside = p.cumsum(-1) - p < top_p  # [B, k]: the tokens before it do not hold top_p yet

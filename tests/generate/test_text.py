@@ -70,6 +70,16 @@ def test_a_stop_may_begin_and_end_inside_tokens() -> None:
     assert [row.push(0), row.close(), row.text, row.n_tokens] == ["", "", "one. ", 3]
 
 
+@pytest.mark.parametrize(("stops", "expected"), [(["abc", "b"], "xa"), (["c", "abc", "bc"], "x")], ids=str)
+@pytest.mark.parametrize("tokens", [[b"xabcy"], [b"xab", b"cy"], [b"x", b"a", b"b", b"c", b"y"]], ids=str)
+def test_of_several_stops_the_one_complete_first_counts_then_the_longest(
+    tokens: list[bytes], stops: list[str], expected: str
+) -> None:
+    row = TextStream(tokens.__getitem__, stops=stops)
+    assert "".join(row.push(i) for i in range(len(tokens))) == expected
+    assert row.finished
+
+
 def test_what_only_looked_like_a_stop_is_given() -> None:
     row = TextStream([b"a##", b"b", b"##"].__getitem__, stops=["###"])
     assert [row.push(0), row.push(1), row.push(2), row.close()] == ["a", "##b", "", "##"]
