@@ -1,6 +1,6 @@
 """Converting OpenAI's checkpoint to a model directory, beside TensorFlow's loader on the same files.
 
-    python -m benchmarks.convert [--size 124M] [--rounds 7] [--checkpoint DIR]
+    python -m benchmarks.convert [--size 124M] [--rounds 7] [--checkpoint DIR] [--alone]
 
 Both are whole processes, from start to end, in turn. The checkpoint is a generated one of OpenAI's format and size (in
 memory: the page cache holds it). TensorFlow's program imports it and reads every variable, and writes nothing; ours
@@ -41,6 +41,7 @@ def main() -> None:
     parser.add_argument("--size", choices=list(PRESETS), default="124M")
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--checkpoint", type=Path, help="OpenAI's directory, in place of a generated one")
+    parser.add_argument("--alone", action="store_true", help="without TensorFlow, which holds all weights in memory")
     arguments = parser.parse_args()
     print(description())
     with tempfile.TemporaryDirectory() as folder:
@@ -49,16 +50,16 @@ def main() -> None:
             checkpoint = Path(folder) / "openai"
             script = ROOT / "scripts/make_random_checkpoint.py"
             subprocess.run([sys.executable, script, arguments.size, checkpoint], check=True)
-        compare(checkpoint, Path(folder) / "model", arguments.rounds)
+        compare(checkpoint, Path(folder) / "model", arguments.rounds, alone=arguments.alone)
 
 
-def compare(checkpoint: Path, out: Path, rounds: int) -> None:
+def compare(checkpoint: Path, out: Path, rounds: int, *, alone: bool) -> None:
     """Print the table: time and memory of both, the limits, and the share of them."""
     entries = TFCheckpoint(checkpoint / CHECKPOINT_PREFIX).entries.values()
     data_bytes = sum(entry.size_bytes for entry in entries)
     largest_bytes = max(entry.size_bytes for entry in entries)
     commands = {"gpt2core convert": [sys.executable, "-m", "gpt2core", "convert", checkpoint, out]}
-    if importlib.util.find_spec("tensorflow"):
+    if not alone and importlib.util.find_spec("tensorflow"):
         commands["TensorFlow's loader"] = [sys.executable, "-c", TENSORFLOW, checkpoint]
     imports = run_measured([sys.executable, "-c", f"{IMPORTS}; import time; time.sleep(0.1)"])
     runs = in_turn(commands, rounds)

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
 import shutil
 import struct
 import subprocess
 import sys
+import tracemalloc
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -291,16 +294,54 @@ def test_bad_blocks(tmp_path: Path, index: bytes, reason: str) -> None:
         TFCheckpoint(tmp_path / "model.ckpt")
 
 
+# --- files of two checkpoints ---
+
+
+def test_data_of_another_checkpoint_of_the_same_shapes_is_refused(ours: Path) -> None:
+    others = {name: array + np.ones_like(array) for name, array in OURS.items()}
+    tf_writer.write_checkpoint(ours / "other", others.items())
+    shutil.copyfile(ours / "other.data-00000-of-00001", ours / DATA)
+    with pytest.raises(CheckpointError, match=rf"{DATA}: tensor '.*': damaged"):
+        TFCheckpoint(ours / "model.ckpt").verify()
+    shutil.copyfile(ours / "other.index", ours / INDEX)  # a pair again
+    assert_same(TFCheckpoint(ours / "model.ckpt"), others)
+
+
+def test_swapped_shards_are_refused(by_tensorflow: Path, tmp_path: Path) -> None:
+    for path in (by_tensorflow / "sharded").glob("model.ckpt.*"):
+        shutil.copyfile(path, tmp_path / path.name)
+    first, second = (tmp_path / f"model.ckpt.data-0000{i}-of-00003" for i in (1, 2))
+    assert first.stat().st_size == second.stat().st_size
+    data = first.read_bytes()
+    shutil.copyfile(second, first)
+    second.write_bytes(data)
+    with pytest.raises(CheckpointError, match=r"data-00001-of-00003: tensor 'v1': damaged"):
+        TFCheckpoint(tmp_path / "model.ckpt").verify()
+
+
 # --- anything at all ---
 
-OPERATIONS = st.sampled_from(["flip", "cut", "insert", "delete", "overwrite", "double"])
+OPERATIONS = st.sampled_from(["flip", "cut", "insert", "delete", "overwrite", "double", "swap"])
+MAX_ALLOCATED_BYTES = 1 << 20  # the files have a few kilobytes
 
 
-def mutate(data: bytes, operation: str, position: int, junk: bytes) -> bytes:
+def mutate(data: bytes, operation: str, position: int, junk: bytes, other: int = 0) -> bytes:
+    """One change at a position; `junk` is what is put there, and its length how much is taken; `swap` has two."""
     at = position % (len(data) + 1)
     if operation == "flip":
         at = min(at, len(data) - 1)
         return data[:at] + bytes([data[at] ^ (junk[0] or 1)]) + data[at + 1 :]
+    if operation == "swap":
+        size = len(junk)
+        first, second = sorted((at, other % (len(data) + 1)))
+        second = max(second, first + size)
+        return (
+            data[:first]
+            + data[second : second + size]
+            + data[first + size : second]
+            + data[first : first + size]
+            + data[second + size :]
+        )
     return {
         "cut": data[:at],
         "insert": data[:at] + junk + data[at:],
@@ -308,6 +349,16 @@ def mutate(data: bytes, operation: str, position: int, junk: bytes) -> bytes:
         "overwrite": data[:at] + junk + data[at + len(junk) :],
         "double": data[:at] + data,
     }[operation]
+
+
+@contextlib.contextmanager
+def no_huge_allocation() -> Iterator[None]:
+    tracemalloc.start()
+    try:
+        yield
+        assert tracemalloc.get_traced_memory()[1] < MAX_ALLOCATED_BYTES
+    finally:
+        tracemalloc.stop()
 
 
 fuzz = settings(
@@ -320,23 +371,27 @@ fuzz = settings(
 
 @fuzz
 @given(
-    in_index=st.booleans(),
+    kind=st.sampled_from(["dtypes", "sharded"]),
+    file=st.integers(0, 3),
     operation=OPERATIONS,
     position=st.integers(0, 2000),
+    other=st.integers(0, 2000),
     junk=st.binary(min_size=1, max_size=12),
 )
 def test_a_mutated_file_gives_the_right_bytes_or_an_error(
-    by_tensorflow: Path, tmp_path: Path, in_index: bool, operation: str, position: int, junk: bytes
+    by_tensorflow: Path, tmp_path: Path, kind: str, file: int, operation: str, position: int, other: int, junk: bytes
 ) -> None:
-    source = by_tensorflow / "dtypes"
-    for name in (INDEX, DATA):
+    source = by_tensorflow / kind
+    names = sorted(path.name for path in source.glob("model.ckpt.*"))
+    for name in names:
         shutil.copyfile(source / name, tmp_path / name)
-    spoilt = tmp_path / (INDEX if in_index else DATA)
-    spoilt.write_bytes(mutate(spoilt.read_bytes(), operation, position, junk))
-    try:
-        found = dict(TFCheckpoint(tmp_path / "model.ckpt"))
-    except CheckpointError:
-        return
+    spoilt = tmp_path / names[-1 - file % len(names)]
+    spoilt.write_bytes(mutate(spoilt.read_bytes(), operation, position, junk, other))
+    with no_huge_allocation():
+        try:
+            found = dict(TFCheckpoint(tmp_path / "model.ckpt"))
+        except CheckpointError:
+            return
     assert_same(found, dict(TFCheckpoint(source / "model.ckpt")))
 
 
@@ -344,12 +399,13 @@ def test_a_mutated_file_gives_the_right_bytes_or_an_error(
 @given(
     operation=OPERATIONS,
     position=st.integers(0, 2000),
+    other=st.integers(0, 2000),
     junk=st.one_of(
         st.binary(min_size=1, max_size=12), st.integers(0, 2**70).map(tf_writer.varint), st.just(b"\xff" * 9)
     ),
 )
 def test_nonsense_with_right_checksums_is_read_or_refused(
-    by_tensorflow: Path, tmp_path: Path, operation: str, position: int, junk: bytes
+    by_tensorflow: Path, tmp_path: Path, operation: str, position: int, other: int, junk: bytes
 ) -> None:
     """Beyond what the checksums catch, the parsers must stand on their own: no other exception, no endless loop."""
     source = by_tensorflow / "dtypes"
@@ -357,9 +413,19 @@ def test_nonsense_with_right_checksums_is_read_or_refused(
     index = (source / INDEX).read_bytes()
     # The first block ends where the empty meta block begins, which the footer gives first.
     end = tf_checkpoint._Reader(index[-tf_checkpoint.FOOTER_BYTES :]).varint() - tf_checkpoint.TRAILER_BYTES
-    block = mutate(index[:end], operation, position % end, junk)
+    block = mutate(index[:end], operation, position % end, junk, other % end)
     (tmp_path / INDEX).write_bytes(tf_writer.table_of_blocks([(b"~", tf_writer.with_trailer(block))]))
-    try:
+    with no_huge_allocation():
+        try:
+            TFCheckpoint(tmp_path / "model.ckpt").verify()
+        except CheckpointError as error:
+            assert str(tmp_path) in str(error)
+
+
+@fuzz
+@given(data=st.binary(max_size=300), block=st.binary(max_size=300))
+def test_any_bytes_are_read_or_refused(tmp_path: Path, data: bytes, block: bytes) -> None:
+    (tmp_path / INDEX).write_bytes(tf_writer.table_of_blocks([(b"~", tf_writer.with_trailer(block))]))
+    (tmp_path / DATA).write_bytes(data)
+    with no_huge_allocation(), contextlib.suppress(CheckpointError):
         TFCheckpoint(tmp_path / "model.ckpt").verify()
-    except CheckpointError as error:
-        assert str(tmp_path) in str(error)
