@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import platform
 import subprocess
+import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -68,7 +69,10 @@ def run_measured(
         RuntimeError: the program failed; the message ends with what it wrote.
     """
     start_s, peak_kib = time.perf_counter(), 0
-    with subprocess.Popen(command, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as process:
+    with (
+        tempfile.TemporaryFile("w+") as written,  # not a pipe, which a talkative program would fill
+        subprocess.Popen(command, env=env, stdout=written, stderr=subprocess.STDOUT) as process,
+    ):
         status = Path(f"/proc/{process.pid}/status")
         while process.poll() is None:
             try:
@@ -77,10 +81,11 @@ def run_measured(
                 break
             peak_kib = max([peak_kib, *(int(line.split()[1]) for line in lines if line.startswith("RssAnon"))])
             time.sleep(interval_s)
-        written, _ = process.communicate()
+        process.wait()
         time_s = time.perf_counter() - start_s
-    if process.returncode:
-        raise RuntimeError(f"{command[0]} ended with {process.returncode}: {written[-2000:]}")
+        if process.returncode:
+            written.seek(0)
+            raise RuntimeError(f"{command[0]} ended with {process.returncode}: {written.read()[-2000:]}")
     return Used(time_s, peak_kib * 1024)
 
 
