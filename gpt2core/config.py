@@ -12,7 +12,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, PlainValidator, ValidationError
+from pydantic_core import PydanticCustomError
 from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
@@ -37,6 +38,15 @@ Fraction = Annotated[float, Field(ge=0, lt=1)]
 BaseName = Annotated[str, Field(pattern=r"^[A-Za-z0-9_][A-Za-z0-9._-]*(/[A-Za-z0-9_][A-Za-z0-9._-]*)*$")]
 
 
+def _names(value: Any) -> str | list[str]:
+    if isinstance(value, str) or (isinstance(value, list) and value and all(isinstance(name, str) for name in value)):
+        return value
+    raise PydanticCustomError("names", "Input should be a name or a list of names")
+
+
+Names = Annotated[Any, PlainValidator(_names)]
+
+
 class Section(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
 
@@ -44,7 +54,7 @@ class Section(BaseModel):
 class Data(Section):
     """What `download-data` brings: names of the registry in `gpt2core/data/sources.py`, or `own/FILE` in data/own/."""
 
-    corpus: str
+    corpus: Names  # also own/GLOB and https://…
     sms: str
     instructions: str
 
@@ -53,6 +63,8 @@ class Tokenizer(Section):
     kind: Literal["bpe", "gpt2", "char"]
     vocab_size: Annotated[int, Field(ge=257, le=65536)]  # bpe: 256 bytes, merges, and <|endoftext|>
     val_fraction: Annotated[float, Field(gt=0, lt=0.5)]
+    drop_duplicates: bool
+    shuffle: bool
 
 
 class Pretrain(Section):

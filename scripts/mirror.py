@@ -1,4 +1,7 @@
-"""Fetch all public inputs but OpenAI's weights into a folder for GPT2CORE_MIRROR: `python scripts/mirror.py FOLDER`."""
+"""Fetch the public inputs into a folder for GPT2CORE_MIRROR: `python scripts/mirror.py FOLDER`.
+
+All but OpenAI's weights and corpora of more than a gigabyte.
+"""
 
 from __future__ import annotations
 
@@ -10,13 +13,16 @@ from gpt2core.data.download import fetch
 from gpt2core.data.sources import registry
 from gpt2core.runtime import run_stage
 
+LARGE_BYTES = 10**9
+
 
 @click.command()
 @click.argument("folder", type=click.Path(path_type=Path))
 def main(folder: Path) -> None:
     """Fetch into FOLDER/<asset>/<file>; what is there already is kept."""
     for asset in registry():
-        if asset.origin == "public" and asset.kind != "openai":
+        is_large = sum(file.size_bytes or 0 for file in asset.files) > LARGE_BYTES
+        if asset.origin == "public" and asset.kind != "openai" and not is_large:
             for file in asset.files:
                 fetch(asset, file, folder / asset.name / file.name)
             click.echo(f"{folder / asset.name}: {asset.description} ({asset.licence})")

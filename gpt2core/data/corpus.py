@@ -1,135 +1,174 @@
-"""Text in, a stream of pieces out: documents of any length, in constant memory, split into training and validation."""
+"""A folder of documents, counted, freed of repetitions and split into training and validation.
+
+No document is held in memory: what is known of a part of the corpus is how many characters of each of its documents
+belong to the training (`shares`), and whoever reads the part cuts it accordingly.
+"""
 
 from __future__ import annotations
 
 import random
 from collections.abc import Iterator
+from hashlib import blake2b
 from pathlib import Path
 from typing import NamedTuple
 
-import regex
+import numpy as np
 
+from gpt2core.data import documents
+from gpt2core.data.documents import SAFE_CUT, Part, Piece
+from gpt2core.data.workers import Workers
 from gpt2core.errors import UserError
-from gpt2core.tokenizer import END_OF_TEXT
 
-BLOCK_CHARS = 1 << 20  # a longer document comes in several pieces of about this length
 FEW_DOCUMENTS = 20  # below this, the end of each document is held out; else whole documents
 
-# Between a word and the single space or newline before the next one no tokenizer of GPT-2's pattern has a token across.
-SAFE_CUT = regex.compile(r"(?<=\S)(?=[ \n]\S)")
-SEPARATOR = regex.compile(r"\n?" + regex.escape(END_OF_TEXT))
+# A share is the number of a document's characters for training, or one of these.
+ALL_TRAIN, ALL_VAL, DROPPED = np.iinfo(np.int64).max, -1, -2
 
 
-class Piece(NamedTuple):
-    """Some text of one document, and whether the document ends with it."""
+class PartCount(NamedTuple):
+    """What a part holds. The first document may have begun, and the last may end, in another part."""
 
-    text: str
-    ends_document: bool
-
-
-def read_pieces(folder: Path) -> Iterator[Piece]:
-    """The documents of all .txt files of a folder, in the order of their names.
-
-    `<|endoftext|>` separates documents within a file, without a line end on either side; each file ends one.
-
-    Raises:
-        UserError: no file, or a file that is not UTF-8.
-    """
-    paths = sorted(folder.glob("*.txt"))
-    if not paths:
-        raise UserError(f"{folder}: no .txt file; run the stage download-data first: dvc repro download-data")
-    for path in paths:
-        yield from _read_file(path)
+    chars: np.ndarray  # of each document: [documents] int64
+    hashes: np.ndarray  # of each document: [documents] uint64; empty if not asked for
 
 
-def _read_file(path: Path) -> Iterator[Piece]:
-    buffer = ""
-    begun = False  # whether a piece of the current document is out already
-    after_separator = False
-
-    def piece(text: str, ends_document: bool) -> Iterator[Piece]:
-        nonlocal begun, after_separator
-        if not begun and after_separator:
-            text = text.removeprefix("\n")
-        if text.strip() or begun:  # documents of white space alone are none
-            begun = not ends_document
-            yield Piece(text, ends_document)
-        after_separator = after_separator or ends_document
-
-    try:
-        with path.open(encoding="utf-8") as file:  # line ends become \n
-            while block := file.read(BLOCK_CHARS):
-                *documents, buffer = SEPARATOR.split(buffer + block)
-                for document in documents:
-                    yield from piece(document, True)
-                if len(buffer) > BLOCK_CHARS and (cut := _last_safe_cut(buffer)):
-                    yield from piece(buffer[:cut], False)
-                    buffer = buffer[cut:]
-    except UnicodeDecodeError as error:
-        raise UserError(f"{path}: not UTF-8 ({error.reason}); convert it: iconv -f latin1 -t utf-8") from None
-    yield from piece(buffer, True)
+def count(part: Part, with_hashes: bool) -> PartCount:
+    """Read a part through."""
+    chars, hashes = [0], [blake2b(digest_size=8)]
+    for text, ends_document in documents.read(part):
+        chars[-1] += len(text)
+        if with_hashes:
+            hashes[-1].update(text.encode())
+        if ends_document:
+            chars.append(0)
+            hashes.append(blake2b(digest_size=8))
+    n_documents = len(chars) - (not part.is_open)
+    known = b"".join(digest.digest() for digest in hashes[:n_documents]) if with_hashes else b""
+    return PartCount(np.array(chars[:n_documents], np.int64), np.frombuffer(known, np.uint64))
 
 
-def _last_safe_cut(text: str, window: int = 4096) -> int:
-    """The last place to cut that leaves a separator's length behind it (one may be half-read); 0 if there is none."""
-    end = len(text) - len(END_OF_TEXT) - 2
-    return max((match.start() for match in SAFE_CUT.finditer(text, end - window, end)), default=0)
+def split_pieces(part: Part, shares: np.ndarray) -> Iterator[tuple[str, Piece]]:
+    """The pieces of a part, each with `train` or `val`; a document with a share of both is cut between two words."""
+    index = position = 0
+    is_cut = False
+    for piece in documents.read(part):
+        share, n_chars = int(shares[index]), len(piece.text)
+        if share >= position + n_chars:
+            yield "train", piece
+        elif share == ALL_VAL or is_cut:
+            yield "val", piece
+        elif share != DROPPED:
+            found = SAFE_CUT.search(piece.text, share - position)
+            cut = found.start() if found else n_chars
+            yield "train", Piece(piece.text[:cut], True)
+            if cut < n_chars:
+                yield "val", Piece(piece.text[cut:], piece.ends_document)
+            is_cut = True
+        position += n_chars
+        if piece.ends_document:
+            index, position, is_cut = index + 1, 0, False
 
 
 class Corpus:
-    """A folder `train/` of texts, with a folder `val/` beside it where the source names held-out texts itself.
+    """A folder `train/` of documents, with a folder `val/` beside it where the source names held-out texts itself.
 
     Without one, validation is a random `val_fraction` of the documents, or, of fewer than 20, the end of each.
+
+    Args:
+        folder: with `train/` and perhaps `val/` in it.
+        val_fraction: share of the documents, or of each one's characters.
+        seed: decides which documents are held out.
+        drop_duplicates: of documents with the same bytes, keep the first alone; one that is held out by name goes
+            before its like in training. They are told apart by hashes of 64 bits: of ten million documents, one is
+            lost by mistake with a chance of 3 in a million.
+        workers: who counts.
+
+    Raises:
+        UserError: no files, no text in them, or bad content.
     """
 
-    def __init__(self, folder: Path, val_fraction: float, seed: int):
-        self.folder, self.val_fraction, self.seed = folder, val_fraction, seed
+    def __init__(
+        self,
+        folder: Path,
+        val_fraction: float,
+        seed: int,
+        drop_duplicates: bool = False,
+        workers: Workers | None = None,
+    ):
+        self.val_fraction = val_fraction
         self.has_val = (folder / "val").is_dir()
-        self.lengths: list[int] = []  # characters of each document
-        length = 0
-        for piece in read_pieces(folder / "train"):
-            length += len(piece.text)
-            if piece.ends_document:
-                self.lengths.append(length)
-                length = 0
-        if not self.lengths:
+        splits = ("val", "train") if self.has_val else ("train",)
+        self.parts = [part for split in splits for path in _files(folder / split) for part in documents.plan(path)]
+        self._is_val = np.array([folder / "val" in part.path.parents for part in self.parts], bool)
+        counts = list((workers or Workers()).map(count, ((part, drop_duplicates) for part in self.parts)))
+
+        # Document numbers: a part's first document may be the last one of the part before.
+        self._n_in_part = [len(c.chars) for c in counts]
+        n_begun = [n - part.continues for part, n in zip(self.parts, self._n_in_part, strict=True)]
+        self._first = np.cumsum([0, *n_begun]) - [*(part.continues for part in self.parts), 0]
+        self.n_documents = sum(n_begun)
+        self.n_chars = sum(int(c.chars.sum()) for c in counts)
+        self._dropped = self._find_duplicates(counts) if drop_duplicates else np.zeros(self.n_documents, bool)
+        n_kept = int(self.n_documents - self._dropped.sum())
+        if not n_kept:
             raise UserError(f"{folder / 'train'}: the corpus is empty; it needs text")
+
+        self._is_few = not self.has_val and n_kept < FEW_DOCUMENTS
+        self._held_out = np.zeros(self.n_documents, bool)
+        if self._is_few:
+            self._chars, self._chars_before = self._add_up(counts)
+        elif not self.has_val:  # a seeded draw of exactly val_fraction of the documents
+            drawn = random.Random(seed).sample(range(n_kept), max(1, round(val_fraction * n_kept)))
+            self._held_out[np.flatnonzero(~self._dropped)[drawn]] = True
+
+    @property
+    def n_dropped(self) -> int:
+        """The number of documents that were left out because they repeat another one."""
+        return int(self._dropped.sum())
+
+    def shares(self, number: int) -> np.ndarray:
+        """Of each document in part `number`, the characters for training, or ALL_TRAIN, ALL_VAL, DROPPED: int64."""
+        here = slice(self._first[number], self._first[number] + self._n_in_part[number])
+        if self._is_few:
+            shares = np.rint(self._chars[here] * (1 - self.val_fraction)).astype(np.int64)
+            shares[:1] -= self._chars_before[number]
+            shares = np.maximum(shares, ALL_VAL)
+        else:
+            shares = np.where(self._held_out[here] | self._is_val[number], ALL_VAL, ALL_TRAIN)
+        shares[self._dropped[here]] = DROPPED
+        return shares
+
+    def _add_up(self, counts: list[PartCount]) -> tuple[np.ndarray, list[int]]:
+        """The characters of each document, and for each part those of its first document that come before it."""
+        chars, before = np.zeros(self.n_documents, np.int64), []
+        for part, first, c in zip(self.parts, self._first, counts, strict=False):
+            before.append(int(chars[first]) if part.continues else 0)
+            chars[first : first + len(c.chars)] += c.chars
+        return chars, before
+
+    def _find_duplicates(self, counts: list[PartCount]) -> np.ndarray:
+        """Which documents have the bytes of an earlier one: [n_documents] bool"""
+        hashes = np.zeros(self.n_documents, np.uint64)
+        for part, first, c in zip(self.parts, self._first, counts, strict=False):
+            if part.continues:  # the document goes on: hash what is known of it with the rest
+                known = hashes[first].tobytes() + c.hashes[0].tobytes()
+                hashes[first] = np.frombuffer(blake2b(known, digest_size=8).digest(), np.uint64)[0]
+            hashes[first + part.continues : first + len(c.hashes)] = c.hashes[part.continues :]
+        is_repeated = np.ones(self.n_documents, bool)
+        is_repeated[np.unique(hashes, return_index=True)[1]] = False
+        return is_repeated
 
     def pieces(self, split: str) -> Iterator[Piece]:
         """The pieces of split `train` or `val`."""
-        if self.has_val:
-            yield from read_pieces(self.folder / split)
-        elif len(self.lengths) < FEW_DOCUMENTS:
-            yield from self._parts(split)
-        else:
-            yield from self._documents(split)
+        for number, part in enumerate(self.parts):
+            yield from (piece for name, piece in split_pieces(part, self.shares(number)) if name == split)
 
-    def _documents(self, split: str) -> Iterator[Piece]:
-        """Whole documents: a seeded draw of exactly `val_fraction` of them is held out."""
-        count = max(1, round(self.val_fraction * len(self.lengths)))
-        held_out = set(random.Random(self.seed).sample(range(len(self.lengths)), count))
-        index = 0
-        for piece in read_pieces(self.folder / "train"):
-            if (index in held_out) == (split == "val"):
-                yield piece
-            index += piece.ends_document
 
-    def _parts(self, split: str) -> Iterator[Piece]:
-        """Each document's first part for training and the rest for validation, cut between two words."""
-        index = position = 0
-        in_val = False
-        for piece in read_pieces(self.folder / "train"):
-            start = round(self.lengths[index] * (1 - self.val_fraction)) - position
-            cut = SAFE_CUT.search(piece.text, start) if not in_val and start < len(piece.text) else None
-            if cut:
-                in_val = True
-                yield (
-                    Piece(piece.text[: cut.start()], True)
-                    if split == "train"
-                    else (Piece(piece.text[cut.start() :], piece.ends_document))
-                )
-            elif in_val == (split == "val"):
-                yield piece
-            position += len(piece.text)
-            if piece.ends_document:
-                index, position, in_val = index + 1, 0, False
+def _files(folder: Path) -> list[Path]:
+    paths = documents.find_documents(folder) if folder.is_dir() else []
+    if not paths:
+        raise UserError(
+            f"{folder}: no file of documents ({documents.ALLOWED}); "
+            "run the stage download-data first: dvc repro download-data"
+        )
+    return paths

@@ -71,6 +71,16 @@ def fetch_all(asset: Asset, out_dir: Path, retry: Retry | None = None) -> None:
             fetch(asset, file, folder / file.name, retry)
 
 
+@contextlib.contextmanager
+def brought(asset: Asset) -> Iterator[Path]:
+    """A folder of all the asset's files. It outlives a block that fails, so that nothing is fetched twice."""
+    folder = downloads_dir() / asset.name
+    for file in asset.files:
+        fetch(asset, file, folder / file.name)
+    yield folder
+    shutil.rmtree(folder)
+
+
 def fetch(asset: Asset, file: File, out_path: Path, retry: Retry | None = None) -> None:
     """Bring one file to `out_path`, from the first place that has it. A file already there with its hash is kept.
 
@@ -91,6 +101,8 @@ def fetch(asset: Asset, file: File, out_path: Path, retry: Retry | None = None) 
                     _copy(place, file, out_path)
                 else:
                     _download(place, asset, file, out_path, retry or Retry())
+                if not file.sha256 and asset.kind == "corpus":
+                    tqdm.write(f"{shown}: no hash is pinned; append #sha256={files.sha256(out_path)}", sys.stderr)
                 return
             except _Failed as error:
                 failures.append(f"{shown}: {error}")

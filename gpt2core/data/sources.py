@@ -7,11 +7,14 @@ public source is a zip that holds it.
 from __future__ import annotations
 
 import csv
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cache
 from importlib import resources
+from pathlib import PurePosixPath
 from typing import Literal
+from urllib.parse import unquote, urlsplit, urlunsplit
 
 from gpt2core.errors import UserError
 
@@ -23,6 +26,10 @@ OPENAI_FILES = (
     "model.ckpt.data-00000-of-00001",
 )  # fmt: skip
 OPENAI_URL = "https://openaipublic.blob.core.windows.net/gpt-2"
+# Version 1.0.0, the revision that Git knows by this hash, which covers the files' SHA-256 by their LFS pointers.
+FINEWEB_EDU_URL = (
+    "https://huggingface.co/datasets/HuggingFaceFW/fineweb-edu/resolve/fc9850dff5e2d0f8f776efe41b24a1c49556cfc5"
+)
 BOOK_CODE_URL = "https://raw.githubusercontent.com/rasbt/LLMs-from-scratch/main"
 
 
@@ -84,6 +91,7 @@ def registry() -> tuple[Asset, ...]:
             ),),
         ),
         _novels(),
+        _fineweb_edu(),
         Asset("embedded", "sms", "short messages from two grammars, a third of them spam", "MIT", origin="generated"),
         Asset(
             "sms-spam-collection", "sms", "Almeida and Hidalgo (2011): 5,574 messages, 747 of them spam", "CC BY 4.0",
@@ -175,3 +183,35 @@ def _novels() -> Asset:
         cut="gutenberg",
         held_out=tuple(row["file"] for row in rows if row["split"] == "val"),
     )
+
+
+def _fineweb_edu() -> Asset:
+    text = resources.files("gpt2core.data").joinpath("fineweb_edu_10bt.tsv").read_text(encoding="utf-8")
+    rows = list(csv.DictReader(text.splitlines(), delimiter="\t"))
+    return Asset(
+        "fineweb-edu-10bt",
+        "corpus",
+        "FineWeb-Edu's sample of 10 billion tokens: 9,672,101 pages, 28.5 GB of Parquet (Penedo et al. 2024)",
+        "ODC-By 1.0",
+        tuple(
+            File(row["file"], (f"{FINEWEB_EDU_URL}/sample/10BT/{row['file']}",), row["sha256"], int(row["bytes"]))
+            for row in rows
+        ),
+    )
+
+
+def from_url(url: str) -> Asset:
+    """A corpus of one file, by its address; `#sha256=…` behind it pins its bytes, as pip writes it.
+
+    In a mirror it is `<host>/<file name>`. Raises UserError for what is no such address.
+    """
+    parts = urlsplit(url)
+    name = unquote(PurePosixPath(parts.path).name)
+    pin = parts.fragment
+    if parts.scheme != "https" or not parts.hostname or not name:
+        raise UserError(f"{url!r} must be the address of a file, such as https://example.org/shard.jsonl.zst")
+    if pin and not re.fullmatch(r"sha256=[0-9a-f]{64}", pin):
+        raise UserError(f"{url!r}: behind # only sha256= and 64 hexadecimal digits are allowed")
+    file = File(name, (urlunsplit(parts._replace(fragment="")),), pin.removeprefix("sha256=") or None)
+    pinned = "pinned by SHA-256" if pin else "no hash is pinned"
+    return Asset(parts.hostname, "corpus", f"{name}, by its address; {pinned}", "its own", (file,))

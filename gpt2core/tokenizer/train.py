@@ -15,6 +15,20 @@ Pair = tuple[int, int]
 
 
 def train_bpe(documents: Iterable[str], vocab_size: int) -> Tokenizer:
+    """Learn `vocab_size` tokens from texts; see `merge_words`."""
+    return merge_words(count_words(documents), vocab_size)
+
+
+def count_words(documents: Iterable[str]) -> Counter[str]:
+    """How often each word of GPT-2's pattern occurs: all that the merges depend on."""
+    pattern = regex.compile(WORD_PATTERN)
+    words: Counter[str] = Counter()
+    for document in documents:
+        words.update(pattern.findall(document))
+    return words
+
+
+def merge_words(words: Counter[str], vocab_size: int) -> Tokenizer:
     """Learn `vocab_size` tokens: 256 bytes, `vocab_size - 257` merges, and `<|endoftext|>` last, as in GPT-2.
 
     Each round merges the pair of tokens that is most frequent inside words; of equals, the one with the lower ids, so
@@ -24,11 +38,6 @@ def train_bpe(documents: Iterable[str], vocab_size: int) -> Tokenizer:
     Raises:
         UserError: the corpus has too few different pairs for so many tokens.
     """
-    pattern = regex.compile(WORD_PATTERN)
-    words: Counter[str] = Counter()
-    for document in documents:
-        words.update(pattern.findall(document))
-
     tokens = [bytes([byte]) for byte in printable_bytes()]
     id_of_byte = {token[0]: i for i, token in enumerate(tokens)}
     spelled = [[id_of_byte[byte] for byte in word.encode()] for word in words]

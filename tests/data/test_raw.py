@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gzip
+import hashlib
 import json
 from pathlib import Path
 
@@ -9,8 +11,9 @@ import pytest
 
 from gpt2core import config
 from gpt2core.data import instructions, sms_spam
-from gpt2core.data.corpus import read_pieces
-from gpt2core.data.raw import EMBEDDED_TALES, cut_gutenberg, prepare_raw
+from gpt2core.data.corpus import Corpus
+from gpt2core.data.raw import prepare_raw
+from gpt2core.data.raw_corpus import EMBEDDED_TALES, cut_gutenberg
 from gpt2core.data.synthetic import generate_instructions, generate_messages, generate_tales
 from gpt2core.errors import UserError
 
@@ -27,9 +30,13 @@ def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def prepare(
-    project: Path, corpus: str = "embedded", sms: str = "embedded", entries: str = "embedded", tokenizer: str = "bpe",
+    project: Path,
+    corpus: str | list[str] = "embedded",
+    sms: str = "embedded",
+    entries: str = "embedded",
+    tokenizer: str = "bpe",
     seed: int = 1,
-) -> dict:  # fmt: skip
+) -> dict:
     data = config.Data(corpus=corpus, sms=sms, instructions=entries)
     return prepare_raw(data, tokenizer, seed, project / "raw", project / "own")
 
@@ -51,8 +58,9 @@ def own(project: Path, name: str, content: str | bytes) -> str:
 def test_embedded_data_is_what_the_generators_write(project: Path) -> None:
     figures = prepare(project, seed=7)
     assert names(project) == {"corpus/train/tales.txt", "sms.jsonl", "instructions.json"} == figures["sha256"].keys()
-    pieces = list(read_pieces(project / "raw" / "corpus" / "train"))
-    assert [piece.text for piece in pieces] == generate_tales(7, EMBEDDED_TALES)
+    corpus = Corpus(project / "raw" / "corpus", 0.1, seed=1)
+    pieces = [piece for split in ("train", "val") for piece in corpus.pieces(split)]
+    assert sorted(piece.text for piece in pieces) == sorted(generate_tales(7, EMBEDDED_TALES))
     assert all(piece.ends_document for piece in pieces)
     assert sms_spam.read_jsonl(project / "raw" / "sms.jsonl") == generate_messages(7)
     assert instructions.read(project / "raw" / "instructions.json") == generate_instructions(7)
@@ -152,8 +160,66 @@ def test_an_own_folder_is_a_corpus_of_its_texts(project: Path) -> None:
     assert {name for name in names(project) if "corpus" in name} == {"corpus/train/a.txt", "corpus/train/b.txt"}
 
 
+def test_an_own_corpus_of_other_forms_is_taken_as_it_is(project: Path) -> None:
+    rows = '{"text": "one"}\n{"text": "two"}\n'
+    contents = {"x/a.jsonl": rows.encode(), "x/b.jsonl.gz": gzip.compress(rows.encode()), "y/a.jsonl": rows.encode()}
+    for name, content in contents.items():
+        own(project, name, content)
+    prepare(project, "own/*/*.jsonl*")
+    for name, content in contents.items():
+        assert (project / "raw" / "corpus" / "train" / name).read_bytes() == content
+    prepare(project, "own/x/*.gz")
+    assert {name for name in names(project) if "corpus" in name} == {"corpus/train/x/b.jsonl.gz"}
+
+
+def test_a_list_brings_each_source_into_its_own_folder(project: Path) -> None:
+    own(project, "a.txt", "one")
+    own(project, "books/a.txt", "two")
+    prepare(project, ["own/a.txt", "embedded", "own/books"])
+    assert {name for name in names(project) if "corpus" in name} == {
+        "corpus/train/000/a.txt", "corpus/train/001/tales.txt", "corpus/train/002/a.txt",
+    }  # fmt: skip
+
+
+def test_a_file_by_its_address_comes_from_the_mirror_or_the_network(
+    project: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows = b'{"text": "one"}\n{"text": "two"}\n'
+    (project / "mirror" / "example.org").mkdir(parents=True)
+    (project / "mirror" / "example.org" / "a b.jsonl").write_bytes(rows)
+    monkeypatch.setenv("GPT2CORE_MIRROR", str(project / "mirror"))
+    monkeypatch.setattr("gpt2core.data.download._download", _no_network)
+    digest = hashlib.sha256(rows).hexdigest()
+    url = "https://example.org/some/a%20b.jsonl"
+    prepare(project, url)
+    assert (project / "raw" / "corpus" / "train" / "a b.jsonl").read_bytes() == rows
+    assert f"no hash is pinned; append #sha256={digest}" in capsys.readouterr().err
+    prepare(project, f"{url}#sha256={digest}")
+    assert "no hash is pinned" not in capsys.readouterr().err
+    with pytest.raises(UserError, match="wrong content, SHA-256"):
+        prepare(project, f"{url}#sha256={'0' * 64}")
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("http://example.org/a.jsonl", "must be the address of a file"),
+        ("https://example.org/", "must be the address of a file"),
+        ("https://example.org/a.jsonl#md5=12", "only sha256= and 64 hexadecimal digits"),
+        ("https://example.org/a.zip", "a.zip: must be a file of the kind .txt"),
+        ("own/*.jsonl", "no such file"),
+        ("own/*/../../x.jsonl", "must name a file in"),
+    ],
+)
+def test_a_wrong_address_or_glob_is_refused(project: Path, name: str, message: str) -> None:
+    with pytest.raises(UserError) as error:
+        prepare(project, ["embedded", name])
+    assert str(error.value).startswith("params.yaml: data.corpus: ")
+    assert message in str(error.value)
+
+
 def test_a_text_longer_than_a_block_is_copied_whole(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("gpt2core.data.raw.BLOCK_CHARS", 7)
+    monkeypatch.setattr("gpt2core.data.raw_corpus.BLOCK_CHARS", 7)
     text = "".join(f"line {i} é\r\n" for i in range(1000))
     prepare(project, own(project, "long.txt", text))
     copied = (project / "raw" / "corpus" / "train" / "long.txt").read_bytes().decode()
@@ -167,8 +233,17 @@ def test_a_text_longer_than_a_block_is_copied_whole(project: Path, monkeypatch: 
         ("corpus", "a.txt", " \n ", "a.txt: the file is empty"),
         ("corpus", "a.txt", b"caf\xe9 au lait", "a.txt: not UTF-8"),
         ("corpus", "a.txt", "text".encode("utf-16"), "a.txt: not UTF-8"),
-        ("corpus", "a.pdf", "text", "a.pdf: must be a file of the kind .txt or a folder"),
-        ("corpus", "folder/a.md", "text", "folder: no .txt file"),
+        (
+            "corpus",
+            "a.pdf",
+            "text",
+            "a.pdf: must be a file of the kind .txt, .jsonl (both also with .gz or .zst behind) or .parquet",
+        ),
+        ("corpus", "a.jsonl", "\n\n", "a.jsonl: the file is empty"),
+        ("corpus", "a.jsonl", '{"body": "text"}', "a.jsonl, row 1: must be a JSON object with the document under"),
+        ("corpus", "a.txt.gz", b"text", "a.txt.gz: damaged or cut short"),
+        ("corpus", "a.parquet", b"text", "a.parquet: not a Parquet file"),
+        ("corpus", "folder/a.md", "text", "folder: no file of documents in this folder (.txt"),
         ("sms", "a.tsv", "", "a.tsv: the file is empty"),
         ("sms", "a.tsv", "ham\thi\neggs\tho\n", "a.tsv, row 2: unknown label 'eggs'"),
         ("sms", "a.csv", "a,b\n1,2\n", "a.csv, row 1: no column label"),

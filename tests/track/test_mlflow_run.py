@@ -20,7 +20,9 @@ from gpt2core.config import Params, Tokenizer
 from gpt2core.errors import UserError
 from gpt2core.track import mlflow_run, stage_run
 
-PARAMS = Params.model_construct(seed=7, tokenizer=Tokenizer(kind="bpe", vocab_size=512, val_fraction=0.1))
+PARAMS = Params.model_construct(
+    seed=7, tokenizer=Tokenizer(kind="bpe", vocab_size=512, val_fraction=0.1, drop_duplicates=False, shuffle=False)
+)
 ENVIRONMENT = (
     "DVC_ROOT", "DVC_STAGE", "DVC_EXP_NAME", "DVC_EXP_BASELINE_REV", "GPT2CORE_TRACKING", "MLFLOW_RUN_ID",
     "MLFLOW_TRACKING_URI", "MLFLOW_HTTP_REQUEST_MAX_RETRIES", "MLFLOW_HTTP_REQUEST_TIMEOUT",
@@ -104,6 +106,7 @@ def test_a_stage_is_a_child_with_its_params_metrics_by_step_artifacts_and_result
     assert child.data.params == {"seed": "7"}
     assert parent.data.params == {
         "seed": "7", "tokenizer.kind": "bpe", "tokenizer.vocab_size": "512", "tokenizer.val_fraction": "0.1",
+        "tokenizer.drop_duplicates": "False", "tokenizer.shuffle": "False",
     }  # fmt: skip
     for tracked in (parent, child):
         assert tracked.data.tags["dvc_exp_name"] == "bold-lamb"

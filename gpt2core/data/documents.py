@@ -1,0 +1,304 @@
+"""Files of documents, cut into parts that are read on their own: text, JSONL and Parquet, plain or compressed.
+
+A part is what one process takes at a time, about 8 MB: a range of bytes of a text or JSONL file, some row groups of a
+Parquet file, or a compressed file as a whole. It is told by path and offsets, so that a process is sent no text. A text
+is cut between documents, and inside one only where it is longer than a part, at a place that its own text decides.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import gzip
+import io
+import json
+import mmap
+import zlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, BinaryIO, NamedTuple
+
+import regex
+
+from gpt2core.errors import UserError
+
+END_OF_TEXT = "<|endoftext|>"  # not imported from the tokenizer, on which no download should depend
+
+PART_BYTES = 8 << 20
+BLOCK_CHARS = 1 << 20  # a longer document comes in several pieces of about this length
+BATCH_ROWS = 128  # documents of a Parquet file in memory at a time
+
+FORMATS = (".txt", ".jsonl", ".parquet")
+COMPRESSIONS = (".gz", ".zst")
+ALLOWED = ".txt, .jsonl (both also with .gz or .zst behind) or .parquet"
+TEXT_KEY = "text"  # the key of a JSONL object, and the column of a Parquet file, that holds the document
+
+# Between a word and the single space or newline before the next one no tokenizer of GPT-2's pattern has a token across.
+SAFE_CUT = regex.compile(r"(?<=\S)(?<!<\|endoftext\|>)(?=[ \n]\S)")
+SEPARATOR = regex.compile(r"\n?" + regex.escape(END_OF_TEXT))
+
+
+class Piece(NamedTuple):
+    """Some text of one document, and whether the document ends with it."""
+
+    text: str
+    ends_document: bool
+
+
+class Part(NamedTuple):
+    """A range of a file: of bytes, or of a Parquet file's row groups."""
+
+    path: Path
+    start: int
+    end: int
+    continues: bool = False  # begins inside a document
+    is_open: bool = False  # ends inside a document
+
+
+class Damaged(Exception):
+    """What is wrong with a row, counted from 1 within its part, or with the file as a whole."""
+
+    def __init__(self, message: str, row: int | None = None):
+        super().__init__(message)
+        self.row = row
+
+
+def format_of(path: Path) -> tuple[str, str] | None:
+    """Format and compression by the name's end, such as (".jsonl", ".zst"); None for what is no file of documents."""
+    name = path.name.lower()
+    compression = next((suffix for suffix in COMPRESSIONS if name.endswith(suffix)), "")
+    form = Path(name.removesuffix(compression)).suffix
+    if form not in FORMATS or (form == ".parquet" and compression):
+        return None
+    return form, compression
+
+
+def find_documents(folder: Path) -> list[Path]:
+    """All files of documents in a folder and the folders in it, in the order of their paths."""
+    return sorted(path for path in folder.rglob("*") if path.is_file() and format_of(path))
+
+
+def plan(path: Path) -> list[Part]:
+    """Cut a file into parts. They depend on the file alone. Raises UserError if it is not what its name says."""
+    form, compression = format_of(path) or (None, None)
+    size_bytes = path.stat().st_size
+    if size_bytes == 0:
+        return []
+    if compression:
+        return [Part(path, 0, size_bytes)]
+    with _naming(Part(path, 0, 0)):
+        if form == ".parquet":
+            return _plan_parquet(path)
+        with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
+            return _plan_text(path, data) if form == ".txt" else _plan_lines(path, data)
+
+
+def read(part: Part) -> Iterator[Piece]:
+    """The documents of a part, in pieces. Documents of white space alone are left out.
+
+    Raises:
+        UserError: not UTF-8, not JSON, no text where one is due, damaged compression; with file and row.
+    """
+    form, compression = format_of(part.path) or (None, None)
+    with _naming(part):
+        if form == ".parquet":
+            yield from _read_parquet(part)
+            return
+        with _open(part, compression or "") as stream:
+            yield from _read_text(stream, part) if form == ".txt" else _read_lines(stream)
+
+
+@contextlib.contextmanager
+def _naming(part: Part) -> Iterator[None]:
+    """Say of every mistake in which file it is, and in which row."""
+    try:
+        yield
+    except UnicodeDecodeError as error:
+        raise UserError(f"{part.path}: not UTF-8 ({error.reason}); convert it: iconv -f latin1 -t utf-8") from None
+    except Damaged as error:
+        row = "" if error.row is None else f", row {error.row + _rows_before(part):,}"
+        raise UserError(f"{part.path}{row}: {error}") from None
+    except (EOFError, zlib.error) as error:
+        raise UserError(f"{part.path}: damaged or cut short ({error}); bring the file again") from None
+    except OSError as error:
+        if error.errno is not None:
+            raise
+        raise UserError(f"{part.path}: damaged or cut short ({error}); bring the file again") from None
+
+
+def _rows_before(part: Part) -> int:
+    """The rows of the file before a part; counted only when there is a mistake to tell of."""
+    if format_of(part.path) == (".parquet", ""):
+        metadata = _parquet(part.path).metadata
+        return sum(metadata.row_group(group).num_rows for group in range(part.start))
+    with part.path.open("rb") as file:
+        return file.read(part.start).count(b"\n")
+
+
+def _open(part: Part, compression: str) -> BinaryIO:
+    """The bytes of a part as a stream."""
+    if compression == ".gz":
+        return gzip.open(part.path)  # type: ignore[return-value]
+    if compression == ".zst":
+        import pyarrow
+
+        return io.BufferedReader(pyarrow.input_stream(str(part.path), compression="zstd"))  # type: ignore[arg-type]
+    with part.path.open("rb") as file:
+        file.seek(part.start)
+        return io.BytesIO(file.read(part.end - part.start))
+
+
+# --- text ---
+
+
+def _plan_text(path: Path, data: mmap.mmap) -> list[Part]:
+    """As many whole documents as fit. One that is longer than a part is cut at distances from its own beginning."""
+    separator = END_OF_TEXT.encode()
+    parts: list[Part] = []
+    start, continues = 0, False
+    while start < len(data):
+        end, is_open = len(data), False
+        if start + PART_BYTES < len(data):
+            found = data.rfind(separator, start, start + PART_BYTES + len(separator))
+            if found < 0 and (cut := _cut_near(data, start + PART_BYTES, separator)):
+                end, is_open = cut, True
+            elif found >= 0 or (found := data.find(separator, start + PART_BYTES)) >= 0:
+                end = found + len(separator)
+                end += data[end : end + 1] == b"\n"
+        parts.append(Part(path, start, end, continues, is_open))
+        start, continues = end, is_open
+    return parts
+
+
+def _cut_near(data: mmap.mmap, place: int, separator: bytes, window_bytes: int = 1 << 16) -> int | None:
+    """The first place to cut behind `place`, within a window and the document; None if there is none."""
+    window = data[place : place + window_bytes].partition(separator)[0]
+    while window and window[0] & 0xC0 == 0x80:  # inside a character
+        window, place = window[1:], place + 1
+    text = window.decode(errors="ignore")
+    found = SAFE_CUT.search(text, 1)
+    return place + len(text[: found.start()].encode()) if found else None
+
+
+def _read_text(stream: BinaryIO, part: Part) -> Iterator[Piece]:
+    """`<|endoftext|>` separates documents, without a line end on either side; the end of the file ends one."""
+    buffer = ""
+    begun = part.continues  # whether a piece of the current document is out already
+    after_separator = False
+
+    def piece(text: str, ends_document: bool) -> Iterator[Piece]:
+        nonlocal begun, after_separator
+        if not begun and after_separator:
+            text = text.removeprefix("\n")
+        if text.strip() or begun:
+            begun = not ends_document
+            yield Piece(text, ends_document)
+        after_separator = after_separator or ends_document
+
+    reader = io.TextIOWrapper(stream, encoding="utf-8-sig")  # line ends become \n
+    while block := reader.read(BLOCK_CHARS):
+        *documents, buffer = SEPARATOR.split(buffer + block)
+        for document in documents:
+            yield from piece(document, True)
+        if len(buffer) > BLOCK_CHARS and (cut := _last_safe_cut(buffer)):
+            yield from piece(buffer[:cut], False)
+            buffer = buffer[cut:]
+    yield from piece(buffer, not part.is_open)
+
+
+def _last_safe_cut(text: str, window: int = 4096) -> int:
+    """The last place to cut that leaves a separator's length behind it (one may be half-read); 0 if there is none."""
+    end = len(text) - len(END_OF_TEXT) - 2
+    return max((match.start() for match in SAFE_CUT.finditer(text, end - window, end)), default=0)
+
+
+# --- JSONL ---
+
+
+def _plan_lines(path: Path, data: mmap.mmap) -> list[Part]:
+    parts: list[Part] = []
+    start = 0
+    while start < len(data):
+        end = len(data)
+        if start + PART_BYTES < len(data):
+            end = data.rfind(b"\n", start, start + PART_BYTES) + 1 or data.find(b"\n", start) + 1 or end
+        parts.append(Part(path, start, end))
+        start = end
+    return parts
+
+
+def _read_lines(stream: BinaryIO) -> Iterator[Piece]:
+    for row, line in enumerate(stream, start=1):
+        if line.isspace():
+            continue
+        try:
+            value = json.loads(line)
+        except UnicodeDecodeError as error:
+            raise Damaged(f"not UTF-8 ({error.reason})", row) from None
+        except ValueError as error:
+            raise Damaged(f'not JSON ({error}); each line must be an object such as {{"text": …}}', row) from None
+        if not isinstance(value, dict) or TEXT_KEY not in value:
+            keys = f"its keys are {', '.join(value)}" if isinstance(value, dict) else f"it is {type(value).__name__}"
+            raise Damaged(f"must be a JSON object with the document under the key {TEXT_KEY!r}; {keys}", row)
+        yield from _document(value[TEXT_KEY], row)
+
+
+def _document(text: Any, row: int) -> Iterator[Piece]:
+    """A document that is in memory, in pieces."""
+    if not isinstance(text, str):
+        raise Damaged(f"{TEXT_KEY!r} must be a text, not {text!r}", row)
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        raise Damaged("half of a surrogate pair, which no text has; mend or leave out this document", row) from None
+    if not text.strip():
+        return
+    start = 0
+    while cut := SAFE_CUT.search(text, start + BLOCK_CHARS):
+        yield Piece(text[start : cut.start()], False)
+        start = cut.start()
+    yield Piece(text[start:], True)
+
+
+# --- Parquet ---
+
+
+def _parquet(path: Path) -> Any:
+    """The open file, a column of texts in it. Raises Damaged."""
+    import pyarrow
+    import pyarrow.parquet
+
+    try:
+        file = pyarrow.parquet.ParquetFile(path, buffer_size=1 << 20)
+    except pyarrow.ArrowInvalid as error:
+        raise Damaged(f"not a Parquet file ({error})") from None
+    names = file.schema_arrow.names
+    if TEXT_KEY not in names:
+        raise Damaged(f"no column {TEXT_KEY!r}, which must hold the documents; there are: {', '.join(names)}")
+    return file
+
+
+def _plan_parquet(path: Path) -> list[Part]:
+    metadata = _parquet(path).metadata
+    sizes_bytes = [_text_bytes(metadata.row_group(group)) for group in range(metadata.num_row_groups)]
+    parts: list[Part] = []
+    start = taken_bytes = 0
+    for group, size_bytes in enumerate(sizes_bytes):
+        if group > start and taken_bytes + size_bytes > PART_BYTES:
+            parts.append(Part(path, start, group))
+            start, taken_bytes = group, 0
+        taken_bytes += size_bytes
+    return [*parts, Part(path, start, len(sizes_bytes))] if sizes_bytes else []
+
+
+def _text_bytes(row_group: Any) -> int:
+    columns = (row_group.column(i) for i in range(row_group.num_columns))
+    return sum(column.total_uncompressed_size for column in columns if column.path_in_schema == TEXT_KEY)
+
+
+def _read_parquet(part: Part) -> Iterator[Piece]:
+    groups = range(part.start, part.end)
+    row = 0
+    for batch in _parquet(part.path).iter_batches(BATCH_ROWS, groups, columns=[TEXT_KEY], use_threads=False):
+        for text in batch.column(0).to_pylist():
+            row += 1
+            yield from _document(text, row)

@@ -1,0 +1,85 @@
+"""Work shared out to processes: tasks in, results in the order of the tasks."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import signal
+import threading
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from typing import Any, TypeVar
+
+from gpt2core.errors import UserError
+
+Result = TypeVar("Result")
+TASKS_AHEAD = 4  # a process; more would only fill the memory
+
+
+def available_processes() -> int:
+    """`GPT2CORE_PROCESSES` where set, else the cores that this process may use."""
+    asked = os.environ.get("GPT2CORE_PROCESSES")
+    if asked is None:
+        return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    if not asked.isdecimal() or int(asked) < 1:
+        raise UserError(f"GPT2CORE_PROCESSES={asked}: must be a number of processes, 1 or more")
+    return int(asked)
+
+
+class Workers:
+    """Some processes, or with `processes` 1 this one alone: `with Workers(2) as workers: workers.map(…)`.
+
+    They are spawned, not forked: a fork copies the locks of threads that it does not copy. So what is mapped must be a
+    function of a module, and the program that is run must do nothing when it is only imported.
+    """
+
+    def __init__(self, processes: int = 1):
+        self.processes = processes
+        self._pool: ProcessPoolExecutor | None = None
+
+    def __enter__(self) -> Workers:
+        if self.processes > 1:
+            spawn = multiprocessing.get_context("spawn")
+            self._pool = ProcessPoolExecutor(self.processes, spawn, _start)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._pool:
+            self._pool.shutdown(cancel_futures=True)
+
+    def map(self, function: Callable[..., Result], tasks: Iterable[tuple[Any, ...]]) -> Iterator[Result]:
+        """`function(*task)` of each task, in their order; only a few tasks ahead of the results are drawn.
+
+        Raises:
+            UserError: a process was killed from outside. What the function itself raises comes through.
+        """
+        if self._pool is None:
+            yield from (function(*task) for task in tasks)
+            return
+        pending: deque[Future[Result]] = deque()
+        try:
+            for task in tasks:
+                pending.append(self._pool.submit(function, *task))
+                if len(pending) >= TASKS_AHEAD * self.processes:
+                    yield pending.popleft().result()
+            while pending:
+                yield pending.popleft().result()
+        except BrokenProcessPool:
+            raise UserError(
+                "a working process was killed, perhaps for want of memory; run again (what is finished is kept), "
+                "with fewer processes: GPT2CORE_PROCESSES=1"
+            ) from None
+
+
+def _start() -> None:
+    """Leave Ctrl-C to the parent, and end with it even if it is killed."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+
+
+def _end_with_parent() -> None:
+    if parent := multiprocessing.parent_process():
+        parent.join()
+        os._exit(1)
