@@ -13,6 +13,9 @@ if TYPE_CHECKING:
     import torch
 
 
+DECODING_DTYPES = ("float32", "bfloat16", "float16", "int8")  # of the weights while generating; see model/packed.py
+
+
 def run_stage(main: Callable[[], None]) -> None:
     """Run a stage's `main`. A user's mistake ends in its message and exit code 1, Ctrl-C in 130; no traceback."""
     try:

@@ -12,6 +12,7 @@ from gpt2core.cli.classify import classify
 from gpt2core.cli.convert import convert
 from gpt2core.cli.export_openai import export_openai
 from gpt2core.cli.generate import generate
+from gpt2core.cli.perplexity import perplexity
 from gpt2core.cli.respond import respond
 from gpt2core.cli.summary import summary
 from gpt2core.cli.verify import verify
@@ -24,7 +25,7 @@ def cli() -> None:
     """GPT-2 from scratch: use the models that the pipeline made. `dvc repro` makes them."""
 
 
-for command in (generate, classify, respond, convert, export_openai, verify, summary):
+for command in (generate, classify, perplexity, respond, convert, export_openai, verify, summary):
     cli.add_command(command)
 
 

@@ -46,6 +46,7 @@ INTERRUPTED = 130  # what a shell reports after Ctrl-C
     help="Several continuations at once; the first draws with --seed, the next with --seed + 1, and so on.",
 )
 @click.option("--stream/--no-stream", default=None, help="Print the text as it comes; the default on a terminal.")
+@options.dtype
 @options.as_json
 def generate(
     model_dir: Path,
@@ -57,6 +58,7 @@ def generate(
     stops: tuple[str, ...],
     num_samples: int,
     stream: bool | None,
+    dtype: str,
     as_json: bool,
 ) -> None:
     """Continue a text with the language model in MODEL_DIR.
@@ -75,7 +77,7 @@ def generate(
 
     from gpt2core import generate as engine
 
-    model, tokenizer = options.load_language_model(model_dir)
+    model, tokenizer = options.load_language_model(model_dir, dtype)
     texts = [engine.TextStream(tokenizer.token_bytes, tokenizer.eot_id, stops) for _ in range(num_samples)]
     ids = tokenizer.encode(prompt) or [tokenizer.eot_id]
     columns = engine.stream(model, [ids] * num_samples, max_new_tokens, sampling, seed)

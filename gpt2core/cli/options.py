@@ -10,14 +10,24 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from gpt2core.errors import UserError
+from gpt2core.runtime import DECODING_DTYPES
 
 if TYPE_CHECKING:
-    from gpt2core.model import GPT, GPTClassifier
+    from gpt2core.model import GPTClassifier
+    from gpt2core.model.packed import Packed
     from gpt2core.tokenizer import Tokenizer
 
 model_dir = click.argument("model_dir", type=click.Path(path_type=Path))
 as_json = click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of text.")
 seed = click.option("--seed", type=click.IntRange(0, 2**63 - 1), default=0, show_default=True, help="Of the draws.")
+
+dtype = click.option(
+    "--dtype",
+    type=click.Choice(DECODING_DTYPES),
+    default="float32",
+    show_default=True,
+    help="Of the weights: smaller ones are read faster; `gpt2core perplexity` tells what they cost.",
+)
 
 
 def sampling(command: Any) -> Any:
@@ -53,14 +63,15 @@ def sampling(command: Any) -> Any:
     return with_sampling
 
 
-def load_language_model(path: Path) -> tuple[GPT, Tokenizer]:
-    """A language model with its tokenizer. Raises UserError if the directory holds something else."""
+def load_language_model(path: Path, dtype: str = "float32") -> tuple[Packed, Tokenizer]:
+    """A language model ready for decoding, and its tokenizer. Raises UserError if the directory holds another."""
     from gpt2core.model import GPT
+    from gpt2core.model.packed import pack
 
     model, tokenizer = _load(path)
     if not isinstance(model, GPT):
         raise UserError(f"{path}: is a classifier; use: gpt2core classify {path} TEXT")
-    return model, tokenizer
+    return pack(model, dtype), tokenizer
 
 
 def load_classifier(path: Path) -> tuple[GPTClassifier, Tokenizer]:

@@ -16,12 +16,13 @@ from gpt2core.cli import options
 @click.option(
     "--max-new-tokens", type=click.IntRange(1, 1_000_000), default=256, show_default=True, help="Longest response."
 )
+@options.dtype
 @options.as_json
-def respond(model_dir: Path, instruction: str, input_text: str, max_new_tokens: int, as_json: bool) -> None:
+def respond(model_dir: Path, instruction: str, input_text: str, max_new_tokens: int, dtype: str, as_json: bool) -> None:
     """Answer an instruction with the instruction-tuned model in MODEL_DIR."""
     from gpt2core.train.instruct import respond as answer
 
-    model, tokenizer = options.load_language_model(model_dir)
+    model, tokenizer = options.load_language_model(model_dir, dtype)
     entry = {"instruction": instruction, "input": input_text}
     (response,) = answer(model, tokenizer, [entry], max_new_tokens)
     if as_json:

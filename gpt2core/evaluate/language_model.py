@@ -10,32 +10,47 @@ import torch.nn.functional as F
 
 from gpt2core.data.shards import Shard
 from gpt2core.model import GPT
+from gpt2core.model.packed import PackedGPT
+
+LOGIT_ROWS = 1024  # logits that are in memory at once: 1,024 x 50,257 of them are 206 MB
 
 
 @torch.inference_mode()
-def nats(model: GPT, tokens: np.ndarray, start_id: int, context: int, batch_size: int = 16) -> float:
-    """Total cross-entropy in nats of all tokens, each with at least half a context before it (where there is so much).
+def nats(
+    model: GPT | PackedGPT,
+    tokens: np.ndarray,
+    start_id: int,
+    context: int,
+    *,
+    stride: int | None = None,
+    batch_size: int = 16,
+) -> float:
+    """Total cross-entropy in nats of all tokens, each with at least `context - stride` before it (or all there are).
 
-    Windows of `context` tokens overlap by half, and only the second half of each (all of the first) counts.
+    Windows of `context` tokens start every `stride` tokens; only the last `stride` of each (all of the first) count.
 
     Args:
+        model: in eval mode.
         tokens: [n]
         start_id: stands before the first token, so that it is predicted too: `<|endoftext|>`.
+        stride: half of `context` if not given; the smaller, the more each token sees and the longer it takes.
     """
-    model.eval()
     device = model.transformer.wte.weight.device
     ids = torch.from_numpy(np.concatenate([[start_id], np.asarray(tokens, np.int64)]))  # [n + 1]
-    n, stride = len(tokens), max(1, context // 2)
+    n, stride = len(tokens), stride or max(1, context // 2)
     starts = [0, *range(stride, max(1, n - context + stride), stride)]
     total = 0.0
     for first in range(0, len(starts), batch_size):
         windows = [ids[s : s + context + 1] for s in starts[first : first + batch_size]]
-        batch = torch.nn.utils.rnn.pad_sequence(windows, batch_first=True, padding_value=start_id).to(device)
-        logits = model(batch[:, :-1])  # [B, T, V]
-        loss = F.cross_entropy(logits.transpose(1, 2).float(), batch[:, 1:], reduction="none")  # [B, T]
+        batch = torch.nn.utils.rnn.pad_sequence(windows, batch_first=True, padding_value=start_id)  # [B, T + 1]
+        counts = torch.zeros(batch[:, 1:].shape, dtype=torch.bool)  # [B, T]
         for row, window in enumerate(windows):
-            done = 0 if first + row == 0 else context - stride
-            total += loss[row, done : len(window) - 1].double().sum().item()
+            counts[row, 0 if first + row == 0 else context - stride : len(window) - 1] = True
+        hidden = model.transformer(batch[:, :-1].to(device))[counts.to(device)]  # [n_counts, C]
+        targets = batch[:, 1:][counts].to(device)  # [n_counts]
+        for few, target in zip(hidden.split(LOGIT_ROWS), targets.split(LOGIT_ROWS), strict=True):
+            loss = F.cross_entropy(model.lm_head(few).float(), target, reduction="none")  # [rows]
+            total += loss.double().sum().item()
     return total
 
 
@@ -45,6 +60,7 @@ def evaluate(model: GPT, shard: Shard, eot_id: int, context: int) -> dict[str, f
     Bits per byte counts all the model says, `<|endoftext|>` included, over the bytes of the text; so it does not depend
     on the tokenizer, and no model can be below the entropy of the source.
     """
+    model.eval()
     total = nats(model, shard.tokens, eot_id, context)
     loss = total / shard.n_tokens
     return {

@@ -13,15 +13,15 @@ from torch import Tensor
 
 from gpt2core.errors import UserError
 from gpt2core.generate.sampling import Sampling, seed_of_each_row, uniforms
-from gpt2core.model import GPT
 from gpt2core.model.kv_cache import KVCache
+from gpt2core.model.packed import Packed
 
 GREEDY = Sampling()
 
 
 @torch.inference_mode()
 def generate(
-    model: GPT,
+    model: Packed,
     ids: Tensor,
     max_new_tokens: int,
     temperature: float = 0.0,
@@ -70,7 +70,7 @@ def generate(
 
 
 def generate_batch(
-    model: GPT,
+    model: Packed,
     prompts: Sequence[Sequence[int]],
     max_new_tokens: int,
     *,
@@ -134,7 +134,7 @@ def _cut(columns: Iterable[Tensor], limits: list[int], eos_id: int | None) -> li
 
 @torch.inference_mode()
 def stream(
-    model: GPT,
+    model: Packed,
     prompts: Tensor | Sequence[Sequence[int]],
     max_new_tokens: int,
     sampling: Sampling = GREEDY,
@@ -178,7 +178,7 @@ def stream(
         ids = torch.cat([ids, column[:, None]], dim=1)  # [B, S + 1]
 
 
-def placement(model: GPT) -> tuple[torch.device, torch.dtype]:
+def placement(model: Packed) -> tuple[torch.device, torch.dtype]:
     """Where the model computes, and the dtype of its keys and values."""
     weight = model.transformer.wte.weight
     return weight.device, weight.dtype
@@ -200,7 +200,7 @@ def _align_right(prompts: Tensor | Sequence[Sequence[int]], device: torch.device
     return ids, torch.tensor([longest - len(row) for row in rows], device=device)
 
 
-def _last_hidden(model: GPT, ids: Tensor, starts: Tensor | None, cache: KVCache) -> Tensor:
+def _last_hidden(model: Packed, ids: Tensor, starts: Tensor | None, cache: KVCache) -> Tensor:
     """The hidden state from which the token after `ids` [B, S] is drawn: by the cache while it has room -> [B, C]"""
     S, n_positions = ids.size(1), model.config.n_positions
     first, new = 0, ids[:, cache.length :]  # [B, T]

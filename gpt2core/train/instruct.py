@@ -95,9 +95,9 @@ def mean_loss(model: GPT, examples: Sequence[Example], pad_id: int, batch_size: 
 def respond(
     model: GPT, tokenizer: Tokenizer, entries: Sequence[Entry], max_new_tokens: int, batch_size: int = 32
 ) -> list[str]:
-    """Greedy responses to the prompts of `entries`, without surrounding white space."""
+    """Greedy responses to the prompts of `entries`, without surrounding white space. The model is in eval mode."""
     encoded = [tokenizer.encode(prompts.alpaca(entry["instruction"], entry["input"])) for entry in entries]
-    answers = generate_batch(model.eval(), encoded, max_new_tokens, eos_id=tokenizer.eot_id, batch_size=batch_size)
+    answers = generate_batch(model, encoded, max_new_tokens, eos_id=tokenizer.eot_id, batch_size=batch_size)
     return [tokenizer.decode(answer).strip() for answer in answers]
 
 
@@ -158,5 +158,6 @@ def finetune_instruct(
             model, [optimizer], schedule, batches, lambda batch: batch_loss_sum(model, batch),
             max_steps=max_steps, grad_clip=params.grad_clip, dtype=runtime.torch_dtype(params.dtype), on_step=on_step,
         )  # fmt: skip
+    model.eval()
     result.responses = respond(model, tokenizer, test_entries, params.max_new_tokens)
     return result

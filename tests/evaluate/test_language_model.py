@@ -27,7 +27,7 @@ def test_nats_scores_each_token_once_with_half_a_context(n: int, batch_size: int
         window = 0 if target <= context else -(-(target - context) // stride)
         logits = MODEL(ids[window * stride : target][None])
         total += F.cross_entropy(logits[0, -1], ids[target]).item()
-    assert nats(MODEL, tokens, 19, context, batch_size) == pytest.approx(total, rel=1e-5)
+    assert nats(MODEL, tokens, 19, context, batch_size=batch_size) == pytest.approx(total, rel=1e-5)
 
 
 def test_trigram_is_kneser_ney_as_it_is_written() -> None:

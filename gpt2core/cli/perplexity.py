@@ -1,0 +1,66 @@
+"""`gpt2core perplexity`"""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import click
+
+from gpt2core import files
+from gpt2core.cli import options
+from gpt2core.errors import UserError
+
+
+@click.command()
+@options.model_dir
+@click.argument("text_file", type=click.Path(path_type=Path))
+@click.option(
+    "--stride",
+    type=click.IntRange(min=1),
+    help="Tokens from one window of the model's context to the next; the default is half of it. Smaller is slower, and "
+    "each token sees more of what comes before.",
+)
+@click.option("--max-tokens", type=click.IntRange(min=1), help="Read the first so many tokens of the text only.")
+@options.dtype
+@options.as_json
+def perplexity(
+    model_dir: Path, text_file: Path, stride: int | None, max_tokens: int | None, dtype: str, as_json: bool
+) -> None:
+    """How well the language model in MODEL_DIR predicts TEXT_FILE: the lower, the better.
+
+    Perplexity a token depends on the tokenizer; a word (white space, with the ends of lines) and bits a byte do not.
+    """
+    import numpy as np
+
+    from gpt2core.evaluate.language_model import nats
+
+    text = files.read_text(text_file)
+    model, tokenizer = options.load_language_model(model_dir, dtype)
+    context = model.config.n_positions
+    if stride and stride > context:
+        raise UserError(f"--stride: {stride} is more than the model's context of {context} tokens")
+    ids = tokenizer.encode(text)
+    if max_tokens:
+        ids = ids[:max_tokens]
+        text = tokenizer.decode(ids)
+    if not ids:
+        raise UserError(f"{text_file}: is empty")
+    total = nats(model, np.asarray(ids), tokenizer.eot_id, context, stride=stride, batch_size=4)
+    n_words = max(1, len(text.split()) + text.count("\n"))
+    result = {
+        "tokens": len(ids),
+        "nats_per_token": round(total / len(ids), 6),
+        "perplexity": round(_exp(total / len(ids)), 4),
+        "word_perplexity": round(_exp(total / n_words), 4),
+        "bits_per_byte": round(total / math.log(2) / len(text.encode()), 6),
+    }
+    if as_json:
+        options.print_json(result)
+        return
+    for name, value in result.items():
+        click.echo(f"{name.replace('_', ' '):<16} {value:>14,}")
+
+
+def _exp(nats: float) -> float:
+    return math.exp(nats) if nats < 700 else math.inf

@@ -1,0 +1,72 @@
+"""`gpt2core perplexity`, against the model's own logits; and `--dtype`, which it prices."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+import gpt2core
+from gpt2core.runtime import DECODING_DTYPES
+from tests.cli.test_cli import Run, models, refused, run
+
+__all__ = ["models", "run"]  # fixtures
+
+TEXT = "The lamp of the mill was lit.\nDora took the lamp to the castle.\n" * 30
+
+
+@pytest.fixture
+def text_file(tmp_path: Path) -> Path:
+    path = tmp_path / "text.txt"
+    path.write_text(TEXT)
+    return path
+
+
+def test_it_is_the_models_loss_over_windows_side_by_side(run: Run, models: Path, text_file: Path) -> None:
+    model, tokenizer = gpt2core.load(models / "lm")
+    context = model.config.n_positions
+    value = json.loads(run("perplexity", models / "lm", text_file, "--stride", str(context), "--json").out)
+    ids = tokenizer.encode(TEXT)
+    total = 0.0
+    for start in range(0, len(ids), context):
+        window = torch.tensor([[tokenizer.eot_id, *ids][start : start + context + 1]])
+        total += F.cross_entropy(model(window[:, :-1])[0], window[0, 1:], reduction="sum").item()
+    assert value["tokens"] == len(ids)
+    assert value["nats_per_token"] == pytest.approx(total / len(ids), rel=1e-4)
+    assert value["perplexity"] == pytest.approx(math.exp(total / len(ids)), rel=1e-3)
+    assert value["word_perplexity"] == pytest.approx(math.exp(total / (14 * 30 + 2 * 30)), rel=1e-3)
+    assert value["bits_per_byte"] == pytest.approx(total / math.log(2) / len(TEXT), rel=1e-4)
+
+
+@pytest.mark.parametrize("dtype", DECODING_DTYPES)
+def test_every_dtype_says_nearly_the_same(run: Run, models: Path, text_file: Path, dtype: str) -> None:
+    exact = json.loads(run("perplexity", models / "lm", text_file, "--json").out)
+    value = json.loads(run("perplexity", models / "lm", text_file, "--dtype", dtype, "--json").out)
+    assert value["nats_per_token"] == pytest.approx(exact["nats_per_token"], rel=0.02)
+
+
+@pytest.mark.parametrize("dtype", DECODING_DTYPES)
+def test_every_dtype_generates(run: Run, models: Path, dtype: str) -> None:
+    ended = run("generate", models / "lm", "--prompt", "The lamp", "--dtype", dtype, "--temperature", "0")
+    assert (ended.code, ended.err) == (0, "")
+    assert len(ended.out) > len("The lamp\n")
+
+
+def test_the_table_is_for_people(run: Run, models: Path, text_file: Path) -> None:
+    out = run("perplexity", models / "lm", text_file, "--max-tokens", "100").out
+    assert [line.rsplit(maxsplit=1)[0] for line in out.splitlines()] == [
+        "tokens", "nats per token", "perplexity", "word perplexity", "bits per byte",
+    ]  # fmt: skip
+    assert out.splitlines()[0].split()[-1] == "100"
+
+
+def test_mistakes_are_told(run: Run, models: Path, text_file: Path) -> None:
+    refused(run("perplexity", models / "lm", text_file, "--stride", "100000"), 1, "more than the model's context")
+    refused(run("perplexity", models / "lm", text_file.with_name("none.txt")), 1, "no such file")
+    text_file.write_text("")
+    refused(run("perplexity", models / "lm", text_file), 1, "is empty")
+    refused(run("generate", models / "lm", "--dtype", "int4"), 2, "int4")
