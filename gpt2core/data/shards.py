@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import mmap
 import os
 import shutil
 import struct
@@ -207,7 +208,7 @@ def _read_header(path: Path) -> tuple[int, int, int, int, int]:
 def open_shard(path: str | os.PathLike[str]) -> Shard:
     """Memory-map a shard. Raises UserError if it is missing, empty, something else, of another version, or truncated.
 
-    What is read of it is the system's cache, which gives way when memory is short: the process's own does not grow.
+    What is read of it stays mapped until `release` is called.
     """
     itemsize, vocab_size, n_tokens, n_documents, n_bytes = _read_header(Path(path))
     if n_tokens == 0:
@@ -217,6 +218,15 @@ def open_shard(path: str | os.PathLike[str]) -> Shard:
         )
     tokens = np.memmap(path, dtype=f"<u{itemsize}", mode="r", offset=HEADER.size, shape=(n_tokens,))
     return Shard(tokens, vocab_size, n_documents, n_bytes)
+
+
+def release(tokens: np.ndarray) -> None:
+    """Give the pages of a memory map back to the system's cache, so that a process does not grow by what it has read.
+
+    What is needed again is mapped again. An array that is no memory map is left alone.
+    """
+    if isinstance(mapped := getattr(tokens, "_mmap", None), mmap.mmap) and hasattr(mmap, "MADV_DONTNEED"):
+        mapped.madvise(mmap.MADV_DONTNEED)
 
 
 def documents(shard: Shard, eot_id: int) -> list[np.ndarray]:

@@ -25,7 +25,7 @@ from tqdm import tqdm
 from gpt2core import config, files, tokenizer
 from gpt2core.data.corpus import Corpus, split_pieces
 from gpt2core.data.documents import Part, find_documents
-from gpt2core.data.shards import Shard, join_shards, shard_writer
+from gpt2core.data.shards import Shard, join_shards, release, shard_writer
 from gpt2core.data.workers import Workers, available_processes
 from gpt2core.tokenizer import Tokenizer
 from gpt2core.tokenizer.train import count_words, merge_words, train_char
@@ -178,5 +178,6 @@ def unigram_entropy_nats(shard: Shard) -> float:
     counts = np.zeros(shard.vocab_size, np.int64)
     for start in range(0, shard.n_tokens, 1 << 22):
         counts += np.bincount(shard.tokens[start : start + (1 << 22)], minlength=shard.vocab_size)
+        release(shard.tokens)
     p = counts[counts > 0] / shard.n_tokens
     return float(-(p * np.log(p)).sum())

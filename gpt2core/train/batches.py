@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from gpt2core.data.shards import release
 from gpt2core.errors import UserError
 from gpt2core.train.loop import IGNORE, Batch
 
@@ -48,6 +49,7 @@ class WindowSampler:
             start = self.epoch(number // self.windows)[number % self.windows]
             rows.append(self.tokens[start : start + self.context + 1])
         ids = torch.from_numpy(np.stack(rows).astype(np.int64))  # [B, T + 1]
+        release(self.tokens)
         return Batch((ids[:, :-1],), ids[:, 1:])
 
 

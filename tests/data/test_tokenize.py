@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import gzip
 import json
 import os
@@ -215,6 +216,36 @@ def test_a_run_that_is_killed_goes_on_and_leaves_no_process_behind(root: Path) -
     often_killed = contents(root / "tokens")
     assert start(root, 1).wait() == 0
     assert contents(root / "tokens") == often_killed
+
+
+def memory_mb(pid: int) -> float:
+    """RssAnon of a process and its children, and what they share once: the largest RssFile + RssShmem of one."""
+    found = []
+    for each in (pid, *children(pid)):
+        with contextlib.suppress(OSError):  # it has just ended
+            lines = Path(f"/proc/{each}/status").read_text().splitlines()
+            found.append({line.split(":")[0]: int(line.split()[1]) for line in lines if line.startswith("Rss")})
+    shared = [status.get("RssFile", 0) + status.get("RssShmem", 0) for status in found]
+    return (sum(status.get("RssAnon", 0) for status in found) + max(shared, default=0)) / 1024
+
+
+@pytest.mark.slow
+def test_200_mb_take_less_than_600_mb_of_memory(root: Path) -> None:
+    train = root / "raw" / "corpus" / "train"
+    train.mkdir(parents=True)
+    with (train / "a.txt").open("w") as file:
+        for i in range(320_000):
+            file.write(f"Tale {i} of the lantern: {TALES[i % 400]} {TALES[i * 7 % 400]}{SEPARATOR}")
+            file.write(BOOK[i % 5000 : i % 5000 + 300])
+    assert (train / "a.txt").stat().st_size > 200e6
+    run, peak_mb = start(root, 2), 0.0
+    while run.poll() is None:
+        with contextlib.suppress(OSError):
+            peak_mb = max(peak_mb, memory_mb(run.pid))
+        time.sleep(0.02)
+    assert run.returncode == 0
+    assert open_shard(root / "tokens" / "train.bin").n_documents > 250_000
+    assert 100 < peak_mb < 600
 
 
 def test_a_killed_worker_ends_in_a_message(root: Path, capfd: pytest.CaptureFixture[str]) -> None:
