@@ -31,8 +31,8 @@ Linear = Callable[[Tensor], Tensor]  # [N, in] -> [N, out], float32
 
 
 def pack(model: GPT, dtype: str) -> Packed:
-    """`model`, in eval mode, made ready for decoding, to be given to `generate` in its place. Packed weights are copies;
-    the embeddings are shared with `model`.
+    """`model`, in eval mode, made ready for decoding, to be given to `generate` in its place. Packed weights are
+    copies; the embeddings are shared with `model`.
 
     Args:
         model: on a CPU it is packed; on another device it only gets the dtype.

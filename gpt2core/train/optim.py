@@ -7,6 +7,8 @@ from collections.abc import Iterable
 import torch
 from torch import nn
 
+from gpt2core.train.muon import Muon
+
 
 def adamw(
     parameters: Iterable[nn.Parameter], *, lr: float, weight_decay: float, beta1: float = 0.9, beta2: float
@@ -31,6 +33,6 @@ def muon_and_adamw(
     chosen = {id(parameter) for parameter in hidden}
     rest = [parameter for parameter in model.parameters() if id(parameter) not in chosen]
     return [
-        torch.optim.Muon([{"params": hidden, "initial_lr": muon_lr}], lr=muon_lr, weight_decay=weight_decay),
+        Muon([{"params": hidden, "initial_lr": muon_lr}], lr=muon_lr, weight_decay=weight_decay),
         adamw(rest, lr=lr, weight_decay=weight_decay, beta1=beta1, beta2=beta2),
     ]
