@@ -16,11 +16,13 @@ from typing import Any, NamedTuple
 
 from gpt2core import files
 from gpt2core.errors import UserError
+from gpt2core.learn import diagrams
 
 # A fenced block of Python, and the mark that may stand in the line before it: <!-- source: losses.softmax -->
 BLOCK = re.compile(
     r"(?:^<!-- source: (?P<source>[\w.]+) -->\n)?^```python\n(?P<code>.*?)^```$", re.DOTALL | re.MULTILINE
 )
+DIAGRAM = re.compile(r"^<!-- diagram: ([\w-]+) -->\n```mermaid\n.*?^```$", re.DOTALL | re.MULTILINE)
 
 
 class Block(NamedTuple):
@@ -61,19 +63,22 @@ def source(name: str) -> str:
 
 
 def with_sources(text: str) -> str:
-    """A chapter's text, its marked blocks filled with the present source."""
+    """A chapter's text, its marked blocks filled with the present source or diagram."""
 
     def fill(match: re.Match[str]) -> str:
         if not match["source"]:
             return match.group()
         return f"<!-- source: {match['source']} -->\n```python\n{source(match['source'])}```"
 
-    return BLOCK.sub(fill, text)
+    def draw(match: re.Match[str]) -> str:
+        return f"<!-- diagram: {match[1]} -->\n```mermaid\n{diagrams.mermaid(diagrams.DIAGRAMS[match[1]])}```"
+
+    return DIAGRAM.sub(draw, BLOCK.sub(fill, text))
 
 
 def main(folder: str) -> None:
-    """Fill in the sources of all chapters in a folder, and run them there."""
-    chapters = sorted(Path(folder).resolve().glob("[0-9]*.md"))
+    """Fill in the sources of all chapters in a folder, run them there, and write the diagrams' TikZ."""
+    chapters = sorted(Path(folder).resolve().glob("*.md"))
     if not chapters:
         raise UserError(f"{folder}: holds no chapter; give docs/learn")
     for path in chapters:
@@ -81,6 +86,8 @@ def main(folder: str) -> None:
         sys.stderr.write(f"{path.name}\n")
         with contextlib.chdir(path.parent):
             run(path)
+    for name, diagram in diagrams.DIAGRAMS.items():
+        files.write_text(Path(folder) / "tikz" / f"{name}.tex", diagrams.tikz(diagram))
 
 
 if __name__ == "__main__":

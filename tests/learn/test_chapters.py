@@ -9,11 +9,12 @@ from pathlib import Path
 import pytest
 
 from gpt2core.errors import UserError
-from gpt2core.learn import chapters
+from gpt2core.learn import chapters, diagrams
 from tests.conftest import ROOT
 
 FOLDER = ROOT / "docs" / "learn"
 CHAPTERS = sorted(FOLDER.glob("[0-9]*.md"))
+PAGES = [*CHAPTERS, FOLDER / "diagrams.md"]
 PARTS = [
     "The formula", "On paper", "Code it yourself", "The code", "A picture", "What goes wrong without it", "Exercises",
 ]  # fmt: skip
@@ -25,7 +26,7 @@ def marked(path: Path) -> object:
     return pytest.param(path, id=path.stem, marks=[pytest.mark.slow] if path.stem[:2] in SLOW else [])
 
 
-@pytest.mark.parametrize("path", [marked(path) for path in CHAPTERS])
+@pytest.mark.parametrize("path", [marked(path) for path in PAGES])
 def test_a_chapter_runs_and_makes_its_pictures(path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("GPT2CORE_MIRROR", raising=False)
@@ -38,7 +39,7 @@ def test_a_chapter_runs_and_makes_its_pictures(path: Path, tmp_path: Path, monke
         assert "<dc:date>" not in text  # or no two runs would make the same bytes
 
 
-@pytest.mark.parametrize("path", CHAPTERS, ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", PAGES, ids=lambda path: path.stem)
 def test_a_chapter_shows_the_packages_source_and_committed_pictures(path: Path) -> None:
     text = path.read_text(encoding="utf-8")
     assert chapters.with_sources(text) == text, "run: python -m gpt2core.learn.chapters docs/learn"
@@ -47,7 +48,7 @@ def test_a_chapter_shows_the_packages_source_and_committed_pictures(path: Path) 
 
 
 def test_no_picture_is_left_over() -> None:
-    shown = {name for path in CHAPTERS for name in PICTURE.findall(path.read_text(encoding="utf-8"))}
+    shown = {name for path in PAGES for name in PICTURE.findall(path.read_text(encoding="utf-8"))}
     assert {f"img/{svg.name}" for svg in (FOLDER / "img").glob("*.svg")} == shown
 
 
@@ -95,3 +96,16 @@ def test_the_same_picture_has_the_same_bytes(tmp_path: Path, monkeypatch: pytest
         pictures.bars(f"{name}-bars", {"g": {"p": 1, "q": 2}, "h": {"p": 2, "q": 1}}, "y", stacked=True)
     for kind in ("map", "surface", "curves", "bars"):
         assert (tmp_path / f"img/a-{kind}.svg").read_bytes() == (tmp_path / f"img/b-{kind}.svg").read_bytes()
+
+
+@pytest.mark.parametrize("name", diagrams.DIAGRAMS)
+def test_a_diagram_says_the_same_in_every_form(name: str) -> None:
+    diagram = diagrams.DIAGRAMS[name]
+    tex = (FOLDER / "tikz" / f"{name}.tex").read_text(encoding="utf-8")
+    assert tex == diagrams.tikz(diagram), "run: python -m gpt2core.learn.chapters docs/learn"
+    svg = (FOLDER / "img" / f"{name}.svg").read_text(encoding="utf-8")
+    mermaid = diagrams.mermaid(diagram)
+    for node in diagram.nodes.values():
+        assert f"{{{node.text}}}" in tex and f">{node.text}</text>" in svg and f'"{node.text}"' in mermaid
+    drawn = set(re.findall(r"\\draw\[->\] \((\w+)\) -- .*\((\w+)\);", tex))
+    assert drawn == set(re.findall(r"(\w+) --> (\w+)", mermaid)) == {edge[:2] for edge in diagram.edges}

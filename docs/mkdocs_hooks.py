@@ -1,0 +1,36 @@
+"""Puts into the site what mkdocs.yml names under vendor/: scripts, style sheets and fonts from docs/node_modules."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+from mkdocs.config.defaults import MkDocsConfig
+from mkdocs.exceptions import PluginError
+from mkdocs.structure.files import File, Files
+
+MODULES = Path(__file__).parent / "node_modules"
+URL = re.compile(r"url\(['\"]?([^'\")]+)['\"]?\)")
+
+
+def with_what_it_names(path: Path) -> Iterator[Path]:
+    """A file, and of a style sheet the fonts that it names."""
+    if not path.is_file():
+        raise PluginError(f"{path} is missing; run: npm ci --prefix docs --ignore-scripts")
+    yield path
+    if path.suffix == ".css":
+        for name in URL.findall(path.read_text(encoding="utf-8")):
+            yield (path.parent / name).resolve()
+
+
+def on_files(files: Files, config: MkDocsConfig) -> Files:
+    """Called by MkDocs with the pages it found."""
+    wanted = [str(name) for name in (*config.extra_css, *config.extra_javascript)]
+    for name in wanted:
+        if name.startswith("vendor/"):
+            for path in with_what_it_names(MODULES.resolve() / name.removeprefix("vendor/")):
+                uri = f"vendor/{path.relative_to(MODULES.resolve()).as_posix()}"
+                if files.get_file_from_path(uri) is None:
+                    files.append(File.generated(config, uri, abs_src_path=str(path)))
+    return files
