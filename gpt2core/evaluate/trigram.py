@@ -74,6 +74,8 @@ class _Order:
 
 def _look_up(keys: np.ndarray, values: np.ndarray, wanted: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """The value of each wanted key (0 if absent), and whether it is there."""
+    if not len(keys):  # a text of fewer than three tokens has no trigram
+        return np.zeros(len(wanted), values.dtype), np.zeros(len(wanted), bool)
     at = np.minimum(np.searchsorted(keys, wanted), len(keys) - 1)
     found = keys[at] == wanted
     return np.where(found, values[at], 0), found

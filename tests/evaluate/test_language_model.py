@@ -70,3 +70,11 @@ def test_trigram_of_a_sure_thing_costs_little_and_of_noise_its_entropy() -> None
     assert Trigram(cycle, 5).nats(cycle[:1000], 0) / 1000 < 0.01
     noise = np.random.default_rng(0).integers(0, 8, 200_000)
     assert Trigram(noise[:150_000], 8).nats(noise[150_000:], 0) / 50_000 == pytest.approx(math.log(8), rel=0.01)
+
+
+@pytest.mark.parametrize("n", [0, 1, 2, 3])
+def test_a_trigram_of_next_to_nothing_knows_next_to_nothing(n: int) -> None:
+    model = Trigram(np.arange(n), 6)
+    p = [float(model.probabilities(np.array([[0, 1]]), np.array([word]))[0]) for word in range(6)]
+    assert sum(p) == pytest.approx(1)
+    assert min(p) > 0

@@ -269,7 +269,7 @@ def test_the_line_that_opens_the_runs_in_a_browser_works(tracked: Project) -> No
             stderr=log, start_new_session=True,
         )  # fmt: skip
         try:
-            page = poll(f"http://127.0.0.1:{port}/", server, timeout_s=90)
+            page = poll(f"http://127.0.0.1:{port}/", server, timeout_s=240)
             assert "MLflow" in page
             api = f"http://127.0.0.1:{port}/api/2.0/mlflow"
             found = poll(f"{api}/experiments/get-by-name?experiment_name=gpt2core", server)
@@ -279,7 +279,7 @@ def test_the_line_that_opens_the_runs_in_a_browser_works(tracked: Project) -> No
             server.wait(timeout=30)
 
 
-def poll(url: str, server: subprocess.Popen[bytes], timeout_s: float = 30) -> str:
+def poll(url: str, server: subprocess.Popen[bytes], timeout_s: float = 90) -> str:
     """The answer of a server that may still be starting."""
     deadline_s = time.monotonic() + timeout_s
     direct = urllib.request.build_opener(urllib.request.ProxyHandler({}))
