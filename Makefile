@@ -5,7 +5,7 @@ export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
 export VIRTUAL_ENV := $(CURDIR)/$(VENV)
 READY := $(VENV)/ready
 
-.PHONY: help repro test test-slow test-all peers docs profile mirror mlflow lint
+.PHONY: help repro test test-slow test-all peers docs docs-tools profile mirror mlflow lint
 
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*##' Makefile | sed -E 's/:.*## /\t/' | expand -t 14
@@ -32,10 +32,13 @@ test-all: test test-slow  ## everything
 peers: $(READY)  ## transformers and TensorFlow, which some tests compare with
 	$(VENV)/bin/python -m pip install --quiet -r requirements-peers.lock
 
-docs: $(READY)  ## the learner's path: run its chapters, make its pictures, build build/site (needs npm)
+docs-tools: $(READY)  ## MkDocs and jupytext, for docs and for the tests of the notebooks
 	$(VENV)/bin/python -m pip install --quiet -r requirements-docs.lock
+
+docs: docs-tools  ## the learner's path: run its chapters, make its pictures, build/site and build/notebooks (needs npm)
 	npm ci --prefix docs --ignore-scripts --no-audit --no-fund --silent
 	python -m gpt2core.learn.chapters docs/learn
+	python -m gpt2core.learn.notebooks docs/learn build/notebooks
 	NO_MKDOCS_2_WARNING=1 mkdocs build --strict --quiet
 
 profile: $(READY)  ## make profile NAME=seeds: copy profiles/NAME.yaml over params.yaml

@@ -1,4 +1,7 @@
-"""Puts into the site what mkdocs.yml names under vendor/: scripts, style sheets and fonts from docs/node_modules."""
+"""Puts into the site what mkdocs.yml names under vendor/: scripts, style sheets and fonts from docs/node_modules.
+
+Afterwards it holds the site to its promise that a reader's browser fetches nothing from elsewhere.
+"""
 
 from __future__ import annotations
 
@@ -9,8 +12,11 @@ from pathlib import Path
 from mkdocs.config.defaults import MkDocsConfig
 from mkdocs.exceptions import PluginError
 from mkdocs.structure.files import File, Files
+from mkdocs.structure.pages import Page
 
 MODULES = Path(__file__).parent / "node_modules"
+# What a browser fetches by itself; a link that a reader may follow is none of this.
+FETCHED = re.compile(r"""<(?:script|img|iframe|link)\b[^>]*\b(?:src|href)=["']?(?:https?:)?//[^>]*>""")
 URL = re.compile(r"url\(['\"]?([^'\")]+)['\"]?\)")
 
 
@@ -34,3 +40,10 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
                 if files.get_file_from_path(uri) is None:
                     files.append(File.generated(config, uri, abs_src_path=str(path)))
     return files
+
+
+def on_post_page(output: str, page: Page, config: MkDocsConfig) -> str:
+    """Called by MkDocs with each page as it will be written."""
+    if found := FETCHED.search(output):
+        raise PluginError(f"{page.file.src_uri}: would be fetched from elsewhere: {found.group()}")
+    return output

@@ -1,0 +1,48 @@
+"""Each page of docs/learn that has code as a Jupyter notebook, from the same text.
+
+`python -m gpt2core.learn.notebooks docs/learn build/notebooks` writes them; they are made, not kept.
+"""
+
+from __future__ import annotations
+
+import re
+import sys
+from pathlib import Path
+
+import jupytext
+from nbformat import NotebookNode
+
+from gpt2core import files
+from gpt2core.errors import UserError
+from gpt2core.learn import chapters
+
+# What a page needs and a notebook does not: the marks of shown source, and what folds a solution away.
+MARKS = re.compile(r"^<!-- (?:source|diagram): .* -->\n", re.MULTILINE)
+FOLD = re.compile(r"^<details .*<summary>(.*)</summary>$", re.MULTILINE)
+
+
+def notebook(path: Path) -> NotebookNode:
+    """A page as a notebook; its blocks become cells, in the same order."""
+    text = FOLD.sub(r"**\1.**", MARKS.sub("", files.read_text(path))).replace("</details>\n", "")
+    made = jupytext.reads(text, fmt="md")
+    for number, cell in enumerate(made.cells):
+        cell.id = f"cell-{number}"  # random otherwise
+    kernel = {"name": "python3", "display_name": "Python 3", "language": "python"}
+    made.metadata = NotebookNode(kernelspec=kernel, language_info={"name": "python"})
+    return made
+
+
+def main(folder: str, out: str) -> None:
+    """Write a notebook for every page in `folder` that has code."""
+    pages = [path for path in sorted(Path(folder).glob("*.md")) if any(chapters.blocks(path))]
+    if not pages:
+        raise UserError(f"{folder}: holds no chapter; give docs/learn")
+    for path in pages:
+        files.write_text(Path(out) / f"{path.stem}.ipynb", jupytext.writes(notebook(path), fmt="ipynb"))
+
+
+if __name__ == "__main__":
+    try:
+        main(*(sys.argv[1:] or ("docs/learn", "build/notebooks")))
+    except UserError as error:
+        sys.exit(f"error: {error}")

@@ -1,0 +1,44 @@
+"""Every chapter as a notebook: the same code in the same order, and it runs from top to bottom."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("jupytext")
+nbclient = pytest.importorskip("nbclient")
+
+from gpt2core.errors import UserError  # noqa: E402
+from gpt2core.learn import chapters, notebooks  # noqa: E402
+from tests.learn.test_chapters import PAGES, PICTURE  # noqa: E402
+
+
+@pytest.mark.parametrize("path", PAGES, ids=lambda path: path.stem)
+def test_a_notebook_has_the_chapters_code_and_nothing_of_the_page(path: Path) -> None:
+    made = notebooks.notebook(path)
+    code = [cell.source for cell in made.cells if cell.cell_type == "code"]
+    assert code == [block.code.rstrip("\n") for block in chapters.blocks(path)]
+    text = "\n".join(cell.source for cell in made.cells if cell.cell_type == "markdown")
+    assert "<details" not in text and "</details>" not in text and "<!--" not in text
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("path", PAGES, ids=lambda path: path.stem)
+def test_a_notebook_runs_from_top_to_bottom(path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    made = notebooks.notebook(path)
+    nbclient.NotebookClient(made, timeout=300, resources={"metadata": {"path": tmp_path}}).execute()
+    for picture in PICTURE.findall(path.read_text(encoding="utf-8")):
+        assert (tmp_path / picture).is_file()
+
+
+def test_the_same_page_makes_the_same_bytes(tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        notebooks.main(str(PAGES[0].parent), str(tmp_path / name))
+    made = sorted((tmp_path / "a").iterdir())
+    assert [path.stem for path in made] == sorted(path.stem for path in PAGES)
+    for path in made:
+        assert path.read_bytes() == (tmp_path / "b" / path.name).read_bytes()
+    with pytest.raises(UserError, match="holds no chapter"):
+        notebooks.main(str(tmp_path / "a"), str(tmp_path / "c"))
