@@ -14,6 +14,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import torch
+
 from gpt2core import files
 from gpt2core.errors import UserError
 from gpt2core.learn import diagrams
@@ -81,6 +83,7 @@ def main(folder: str) -> None:
     chapters = sorted(Path(folder).resolve().glob("*.md"))
     if not chapters:
         raise UserError(f"{folder}: holds no chapter; give docs/learn")
+    torch.set_num_threads(1)  # the models are tiny; another number would change the last bits, and so the pictures
     for path in chapters:
         files.write_text(path, with_sources(files.read_text(path)))
         sys.stderr.write(f"{path.name}\n")

@@ -64,11 +64,12 @@ def create_dataloader_v1(
         num_workers: processes that load; 0 for none.
         tokenizer: GPT-2's if absent, which tiktoken fetches when it is first used.
     """
-    dataset = GPTDatasetV1(txt, tokenizer or _gpt2_encoding(), max_length, stride)
+    dataset = GPTDatasetV1(txt, tokenizer or gpt2_encoding(), max_length, stride)
     return DataLoader(dataset, batch_size, shuffle=shuffle, drop_last=drop_last, num_workers=num_workers)
 
 
-def _gpt2_encoding() -> tiktoken.Encoding:
+def gpt2_encoding() -> tiktoken.Encoding:
+    """GPT-2's own tokenizer. Raises UserError if its vocabulary cannot be fetched."""
     try:
         return tiktoken.get_encoding("gpt2")
     except OSError as error:  # requests' errors are OSErrors

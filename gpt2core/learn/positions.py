@@ -37,7 +37,7 @@ class PositionalEncoding(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """[B, T, C] -> [B, T, C]"""
-        _check_length(x.size(1), len(self.encoding))
+        check_length(x.size(1), len(self.encoding))
         return self.dropout(x + self.encoding[: x.size(1)].to(x.dtype))
 
 
@@ -57,10 +57,11 @@ class LearnedPositionalEncoding(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """[B, T, C] -> [B, T, C]"""
-        _check_length(x.size(1), len(self.weight))
+        check_length(x.size(1), len(self.weight))
         return self.dropout(x + self.weight[: x.size(1)])
 
 
-def _check_length(n_tokens: int, max_seq_len: int) -> None:
+def check_length(n_tokens: int, max_seq_len: int) -> None:
+    """Raises UserError if a text has more tokens than there are positions."""
     if n_tokens > max_seq_len:
         raise UserError(f"{n_tokens} tokens are more than the {max_seq_len} positions there are")

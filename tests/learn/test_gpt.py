@@ -11,6 +11,7 @@ from torch import nn
 import gpt2core
 from gpt2core.data.synthetic import generate_tales
 from gpt2core.errors import UserError
+from gpt2core.generate import generate
 from gpt2core.learn import (
     GELU,
     CausalSelfAttention,
@@ -136,6 +137,8 @@ def test_a_model_directory_gives_the_pipelines_logits_and_gradients(tmp_path: Pa
     ours = GPTModel.from_directory(tmp_path / "m", dtype=torch.float64)
     torch.testing.assert_close(ours(IDS), theirs(IDS), atol=1e-9, rtol=0)
     assert sum(p.numel() for p in ours.parameters()) == sum(p.numel() for p in theirs.parameters())
+    written = generate_text_simple(ours, IDS[:, :3], 12, context_size=16)
+    assert torch.equal(written, generate(theirs, IDS[:, :3], 12))
     for logits in (ours(IDS), theirs(IDS)):
         F.cross_entropy(logits[:, :-1].flatten(0, 1), IDS[:, 1:].flatten()).backward()
     gradients = gpt.rename({name: p.grad for name, p in theirs.named_parameters(remove_duplicate=False)}, 2)
