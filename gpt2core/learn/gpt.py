@@ -42,7 +42,7 @@ class LayerNorm(nn.Module):
 
 
 class GELU(nn.Module):
-    """x · Φ(x), Φ the normal distribution's cumulative function (Hendrycks and Gimpel 2016).
+    """x · Φ(x) of each number, Φ the normal distribution's cumulative function (Hendrycks and Gimpel 2016).
 
     GPT-2 was trained with the tanh form, which differs from the `exact` one by less than 0.0005.
     """
@@ -52,10 +52,8 @@ class GELU(nn.Module):
         self.exact = exact
 
     def forward(self, x: Tensor) -> Tensor:
-        """Any shape."""
-        if self.exact:
-            return 0.5 * x * (1 + torch.erf(x / math.sqrt(2)))
-        return 0.5 * x * (1 + torch.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x**3)))
+        y = torch.erf(x / math.sqrt(2)) if self.exact else torch.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x**3))
+        return 0.5 * x * (1 + y)
 
 
 class FeedForward(nn.Module):
@@ -159,6 +157,8 @@ class GPTModel(nn.Module):
         theirs, _ = load(path, dtype=dtype)
         config, state = theirs.config, theirs.state_dict()
         is_classifier = "score.weight" in state
+        if is_classifier and theirs.position != "last":
+            raise UserError(f"{path}: judges by position: {theirs.position}; here a classifier reads the last token")
         cfg = dict(
             vocab_size=config.vocab_size, context_length=config.n_positions, emb_dim=config.n_embd,
             n_heads=config.n_head, n_layers=config.n_layer, drop_rate=0.0, qkv_bias=config.qkv_bias,

@@ -155,6 +155,12 @@ def test_a_classifiers_directory_gives_its_logits(tmp_path: Path) -> None:
     torch.testing.assert_close(ours(IDS)[:, -1], theirs(IDS, torch.tensor([16, 16])), atol=1e-9, rtol=0)
 
 
+def test_a_classifier_that_reads_elsewhere_is_refused(tmp_path: Path) -> None:
+    save_model(tmp_path / "c", GPTClassifier(CONFIG, ("ham", "spam"), position="mean"), TOKENIZER)
+    with pytest.raises(UserError, match="position: mean; here a classifier reads the last token"):
+        GPTModel.from_directory(tmp_path / "c")
+
+
 def test_the_whole_gpt_is_one_file_under_200_lines() -> None:
     source = inspect.getsource(gpt)
     assert len(source.splitlines()) < 200
