@@ -1,11 +1,14 @@
 """Puts into the site what mkdocs.yml names under vendor/: scripts, style sheets and fonts from docs/node_modules.
 
-Afterwards it holds the site to its promise that a reader's browser fetches nothing from elsewhere.
+It holds each page to two promises: a reader's browser fetches nothing from elsewhere, and KaTeX can set every formula.
 """
 
 from __future__ import annotations
 
+import html
+import json
 import re
+import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -17,6 +20,7 @@ from mkdocs.structure.pages import Page
 MODULES = Path(__file__).parent / "node_modules"
 # What a browser fetches by itself; a link that a reader may follow is none of this.
 FETCHED = re.compile(r"""<(?:script|img|iframe|link)\b[^>]*\b(?:src|href)=["']?(?:https?:)?//[^>]*>""")
+FORMULA = re.compile(r'class="arithmatex">\\[(\[](.*?)\\[)\]]</', re.DOTALL)
 URL = re.compile(r"url\(['\"]?([^'\")]+)['\"]?\)")
 
 
@@ -46,4 +50,17 @@ def on_post_page(output: str, page: Page, config: MkDocsConfig) -> str:
     """Called by MkDocs with each page as it will be written."""
     if found := FETCHED.search(output):
         raise PluginError(f"{page.file.src_uri}: would be fetched from elsewhere: {found.group()}")
+    check_formulas(page.file.src_uri, [html.unescape(tex) for tex in FORMULA.findall(output)])
     return output
+
+
+def check_formulas(name: str, formulas: list[str]) -> None:
+    """Raises PluginError with KaTeX's own words if it cannot set one of them."""
+    if not formulas:
+        return
+    script = "for (const tex of JSON.parse(require('fs').readFileSync(0))) require('katex').renderToString(tex)"
+    command = ["node", "--eval", script]
+    node = subprocess.run(command, cwd=MODULES.parent, input=json.dumps(formulas), capture_output=True, text=True)
+    if node.returncode:
+        said = next((line for line in node.stderr.splitlines() if "Error" in line), node.stderr)
+        raise PluginError(f"{name}: {said}")
