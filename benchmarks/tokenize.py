@@ -44,7 +44,7 @@ def main() -> None:
 @click.option("--megabytes", default=200, show_default=True)
 @click.option("--rounds", default=3, show_default=True)
 def speed(mirror: Path, megabytes: int, rounds: int) -> None:
-    """MB/s of text, both sides in turn; median and range."""
+    """MB/s of text, both sides in turn, median and range; and by processor time, which neighbours change less."""
     with tempfile.TemporaryDirectory() as name:
         root = _project(Path(name))
         corpus = root / "raw" / "corpus"
@@ -71,14 +71,17 @@ def speed(mirror: Path, megabytes: int, rounds: int) -> None:
             n_tokens.append(figures["train_tokens"] + figures["val_tokens"])
 
         print(f"{len(texts)} novels, {size_mb:.0f} MB, {available_processes()} processes")
-        rates: dict[str, list[float]] = {"tiktoken, one process": [], "the stage": []}
+        rates: dict[str, list[tuple[float, float]]] = {"tiktoken, one process": [], "the stage": []}
         for _ in range(rounds):
             for found, work in zip(rates.values(), (theirs, ours), strict=True):
-                found.append(size_mb / _seconds(work))
+                cpu_s, wall_s = _cpu_seconds(), _seconds(work)
+                found.append((size_mb / wall_s, size_mb / (_cpu_seconds() - cpu_s)))
         assert len(set(n_tokens)) == 1, f"different numbers of tokens: {n_tokens}"
         for title, found in rates.items():
-            print(f"{title:>22}: {statistics.median(found):5.1f} MB/s ({min(found):.1f} to {max(found):.1f})")
-        first, second = map(statistics.median, rates.values())
+            wall, cpu = zip(*found, strict=True)
+            spread = f"({min(wall):.1f} to {max(wall):.1f}), {statistics.median(cpu):.1f} MB a core-second"
+            print(f"{title:>22}: {statistics.median(wall):5.1f} MB/s {spread}")
+        first, second = (statistics.median(wall for wall, _ in found) for found in rates.values())
         print(f"{'ratio':>22}: {second / first:5.2f}")
 
 
@@ -118,6 +121,12 @@ def _seconds(work: Callable[[], object]) -> float:
     start_s = time.perf_counter()
     work()
     return time.perf_counter() - start_s
+
+
+def _cpu_seconds() -> float:
+    """Processor time of this process and of those under it that have ended."""
+    times = os.times()
+    return times.user + times.system + times.children_user + times.children_system
 
 
 def _repeated(texts: list[str], size_bytes: float) -> list[str]:

@@ -67,7 +67,7 @@ def tokenize(
                 join_shards(folder / f"{split}.bin", sorted(parts[split].glob("*.bin")), chosen, order)
                 for split, order in (("train", shuffled), ("val", None))
             )
-            chosen.save(folder)
+            shutil.copytree(kept / "tokenizer", folder, dirs_exist_ok=True)
             figures = _figures(chosen, train, val)
         shutil.rmtree(kept)
     return figures | ({"dropped_documents": corpus.n_dropped} if params.drop_duplicates else {})

@@ -38,8 +38,7 @@ def printable_bytes() -> dict[int, str]:
 
 
 def _to_printable(token: bytes) -> str:
-    table = printable_bytes()
-    return "".join(table[byte] for byte in token)
+    return token.decode("latin-1").translate(printable_bytes())
 
 
 @functools.cache
@@ -48,7 +47,7 @@ def _from_printable_table() -> dict[str, int]:
 
 
 def _from_printable(text: str) -> bytes:
-    return bytes(_from_printable_table()[character] for character in text)
+    return bytes(map(_from_printable_table().__getitem__, text))
 
 
 class Tokenizer:
@@ -63,14 +62,17 @@ class Tokenizer:
     def __init__(self, ranks: dict[bytes, int], merges: list[tuple[bytes, bytes]], eot_id: int):
         self.ranks, self.merges, self.eot_id = ranks, merges, eot_id
         self.vocab_size = max([*ranks.values(), eot_id]) + 1
-        self._encoding = tiktoken.Encoding(
-            "gpt2core", pat_str=WORD_PATTERN, mergeable_ranks=ranks, special_tokens={END_OF_TEXT: eot_id}
-        )
         # tiktoken panics on a byte that no token begins with; only a character tokenizer has such gaps.
         self._foreign = None
         if any(bytes([byte]) not in ranks for byte in range(256)):
             known = "".join(regex.escape(t.decode()) for t in ranks if _is_character(t))
             self._foreign = regex.compile(f"[^{known}]")
+
+    @functools.cached_property
+    def _encoding(self) -> tiktoken.Encoding:
+        return tiktoken.Encoding(
+            "gpt2core", pat_str=WORD_PATTERN, mergeable_ranks=self.ranks, special_tokens={END_OF_TEXT: self.eot_id}
+        )
 
     def encode(self, text: str, *, allow_special: bool = False) -> list[int]:
         """Ids of a text. `<|endoftext|>` in it is plain text, unless `allow_special` makes it the separator.
