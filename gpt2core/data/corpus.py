@@ -168,7 +168,7 @@ def _files(folder: Path) -> list[Path]:
     paths = documents.find_documents(folder) if folder.is_dir() else []
     if not paths:
         raise UserError(
-            f"{folder}: no file of documents ({documents.ALLOWED}); "
+            f"{folder}: no {documents.ALLOWED} file in this folder; "
             "run the stage download-data first: dvc repro download-data"
         )
     return paths
