@@ -9,7 +9,7 @@ import click
 from gpt2core.cli import options
 
 
-@click.command()
+@click.command(short_help="Name the class of texts.")
 @options.model_dir
 @click.argument("texts", metavar="TEXT...", nargs=-1, required=True)
 @options.as_json

@@ -9,7 +9,7 @@ import click
 from gpt2core.cli import options
 
 
-@click.command()
+@click.command(short_help="OpenAI's checkpoint to a model directory.")
 @click.argument("src_dir", type=click.Path(path_type=Path))
 @click.argument("out_dir", type=click.Path(path_type=Path))
 @options.as_json

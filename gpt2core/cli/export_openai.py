@@ -9,7 +9,7 @@ import click
 from gpt2core.cli import options
 
 
-@click.command("export-openai")
+@click.command("export-openai", short_help="A model directory to OpenAI's checkpoint.")
 @options.model_dir
 @click.argument("out_dir", type=click.Path(path_type=Path))
 @options.as_json

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 INTERRUPTED = 130  # what a shell reports after Ctrl-C
 
 
-@click.command()
+@click.command(short_help="Continue a text.")
 @options.model_dir
 @click.option("--prompt", default="", help="How the text begins; empty starts a new document.")
 @click.option(

@@ -12,7 +12,7 @@ from gpt2core.cli import options
 from gpt2core.errors import UserError
 
 
-@click.command()
+@click.command(short_help="How well a model predicts a text.")
 @options.model_dir
 @click.argument("text_file", type=click.Path(path_type=Path))
 @click.option(

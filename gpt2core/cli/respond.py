@@ -9,7 +9,7 @@ import click
 from gpt2core.cli import options
 
 
-@click.command()
+@click.command(short_help="Answer an instruction.")
 @options.model_dir
 @click.option("--instruction", required=True, help="What to do.")
 @click.option("--input", "input_text", default="", help="What to do it with, where the instruction needs something.")

@@ -34,7 +34,7 @@ ROWS: tuple[tuple[str, str, str, str], ...] = (
 )
 
 
-@click.command()
+@click.command(short_help="What the pipeline made, on one screen.")
 @options.as_json
 def summary(as_json: bool) -> None:
     """Show the pipeline's headline metrics, with a text, three messages and two answers by its models."""

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from gpt2core.weights.verify import Report
 
 
-@click.command()
+@click.command(short_help="What a directory is, and if it is whole.")
 @click.argument("directory", metavar="DIR", type=click.Path(path_type=Path))
 @options.as_json
 def verify(directory: Path, as_json: bool) -> None:
