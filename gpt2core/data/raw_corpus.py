@@ -56,12 +56,13 @@ def _own(own_dir: Path, name: str) -> OwnFiles:
     if path.is_file():
         _check_format(path)
         return OwnFiles([path], path.parent)
-    if paths := [found for found in sorted(own_dir.glob("/".join(pattern))) if found.is_file()]:
-        for found in paths:
-            _check_format(found)
+    matches = sorted(own_dir.glob("/".join(pattern)))
+    if paths := [found for found in matches if found.is_file() and documents.format_of(found)]:
         return OwnFiles(paths, own_dir)
     there = ", ".join(f"own/{p.name}" for p in sorted(own_dir.glob("*")) if p.name != "README.md")
-    raise UserError(f"{path}: no such file; in {own_dir} there is: {there or 'nothing yet'}")
+    raise UserError(
+        f"{path}: no such file of the kind {documents.ALLOWED}; in {own_dir} there is: {there or 'nothing yet'}"
+    )
 
 
 def _check_format(path: Path | PurePosixPath) -> None:

@@ -160,6 +160,16 @@ def test_an_own_folder_is_a_corpus_of_its_texts(project: Path) -> None:
     assert {name for name in names(project) if "corpus" in name} == {"corpus/train/a.txt", "corpus/train/b.txt"}
 
 
+def test_a_glob_takes_only_files_of_documents(project: Path) -> None:
+    own(project, "README.md", "about this folder")
+    with pytest.raises(UserError, match=r"no such file of the kind \.txt") as error:
+        prepare(project, "own/*")
+    assert "nothing yet" in str(error.value)
+    own(project, "a.txt", "a")
+    prepare(project, "own/*")
+    assert {name for name in names(project) if "corpus" in name} == {"corpus/train/a.txt"}
+
+
 def test_an_own_corpus_of_other_forms_is_taken_as_it_is(project: Path) -> None:
     rows = '{"text": "one"}\n{"text": "two"}\n'
     contents = {"x/a.jsonl": rows.encode(), "x/b.jsonl.gz": gzip.compress(rows.encode()), "y/a.jsonl": rows.encode()}
