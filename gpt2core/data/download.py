@@ -73,12 +73,16 @@ def fetch_all(asset: Asset, out_dir: Path, retry: Retry | None = None) -> None:
 
 @contextlib.contextmanager
 def brought(asset: Asset) -> Iterator[Path]:
-    """A folder of all the asset's files. It outlives a block that fails, so that nothing is fetched twice."""
+    """A folder of all the asset's files. It outlives a block that fails, so that nothing is fetched twice.
+
+    Assets by their address share the folder of their host, so another block may have removed it.
+    """
     folder = downloads_dir() / asset.name
     for file in asset.files:
         fetch(asset, file, folder / file.name)
     yield folder
-    shutil.rmtree(folder)
+    if folder.exists():
+        shutil.rmtree(folder)
 
 
 def fetch(asset: Asset, file: File, out_path: Path, retry: Retry | None = None) -> None:

@@ -5,6 +5,8 @@ Plain text gets `\\n` as line end and loses its byte order mark; other files are
 
 from __future__ import annotations
 
+import contextlib
+import os
 import re
 import shutil
 from pathlib import Path, PurePosixPath
@@ -71,24 +73,30 @@ def _check_format(path: Path | PurePosixPath) -> None:
 
 
 def write_corpus(found: list[Asset | OwnFiles], seed: int, folder: Path) -> None:
-    """Write all sources into `folder`; of several, each into a folder of its own within `train/` and `val/`."""
-    for number, source in enumerate(found):
-        inner = f"{number:03d}" if len(found) > 1 else ""
-        train, val = folder / "train" / inner, folder / "val" / inner
-        if isinstance(source, OwnFiles):
-            for path in source.paths:
-                _take(path, train / path.relative_to(source.folder))
-        elif source.origin == "generated":
-            files.write_text(train / "tales.txt", SEPARATOR.join(generate_tales(seed, EMBEDDED_TALES)))
-        else:
-            with download.brought(source) as downloaded:
+    """Write all sources into `folder`; of several, each into a folder of its own within `train/` and `val/`.
+
+    A person's own files go first: a mistake in them is found before anything is fetched. Downloads are kept until all
+    sources are there.
+    """
+    own_first = sorted(enumerate(found), key=lambda item: not isinstance(item[1], OwnFiles))
+    with contextlib.ExitStack() as downloads:
+        for number, source in own_first:
+            inner = f"{number:03d}" if len(found) > 1 else ""
+            train, val = folder / "train" / inner, folder / "val" / inner
+            if isinstance(source, OwnFiles):
+                for path in source.paths:
+                    _take(path, train / path.relative_to(source.folder))
+            elif source.origin == "generated":
+                files.write_text(train / "tales.txt", SEPARATOR.join(generate_tales(seed, EMBEDDED_TALES)))
+            else:
+                downloaded = downloads.enter_context(download.brought(source))
                 for file in source.files:
                     out_dir = val if file.name in source.held_out else train
-                    _take(downloaded / file.name, out_dir / file.name, source.cut, may_move=True)
+                    _take(downloaded / file.name, out_dir / file.name, source.cut, may_link=True)
 
 
-def _take(path: Path, out_path: Path, cut: str | None = None, may_move: bool = False) -> None:
-    """Bring one file to `out_path`, checked. `may_move`: it is not needed where it is, and may be large."""
+def _take(path: Path, out_path: Path, cut: str | None = None, may_link: bool = False) -> None:
+    """Bring one file to `out_path`, checked. `may_link`: nobody will write to it, and it may be large."""
     plain = documents.format_of(path) in ((".txt", ""), None)
     if plain:
         out_path = out_path.with_suffix(".txt")
@@ -102,7 +110,15 @@ def _take(path: Path, out_path: Path, cut: str | None = None, may_move: bool = F
     else:
         if not any(True for part in documents.plan(path) for _ in documents.read(part)):  # the first one is enough
             raise UserError(f"{path}: the file is empty; a corpus needs text")
-        shutil.move(path, out_path) if may_move else shutil.copyfile(path, out_path)
+        _link(path, out_path) if may_link else shutil.copyfile(path, out_path)
+
+
+def _link(path: Path, out_path: Path) -> None:
+    """Give a file a second name, which takes no room; where the file system has none, a copy."""
+    try:
+        os.link(path, out_path)
+    except OSError:
+        shutil.copyfile(path, out_path)
 
 
 def cut_gutenberg(path: Path) -> str:

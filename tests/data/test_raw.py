@@ -302,6 +302,32 @@ def test_a_download_that_fails_leaves_nothing_but_what_it_can_go_on_with(
     assert not [p for p in (project / ".checkpoints").rglob("*") if p.is_file() and p.suffix != ".lock"]
 
 
+def test_a_download_outlives_a_later_source_that_fails(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    rows = {name: json.dumps({"text": name}).encode() for name in ("a.jsonl", "b.jsonl")}
+    mirror = project / "mirror" / "example.org"
+    mirror.mkdir(parents=True)
+    monkeypatch.setenv("GPT2CORE_MIRROR", str(mirror.parent))
+    monkeypatch.setattr("gpt2core.data.download._download", _no_network)
+    urls = [f"https://example.org/{name}#sha256={hashlib.sha256(row).hexdigest()}" for name, row in rows.items()]
+    (mirror / "a.jsonl").write_bytes(rows["a.jsonl"])
+    with pytest.raises(UserError, match=r"b\.jsonl could not be fetched"):
+        prepare(project, urls)
+    (mirror / "a.jsonl").rename(mirror / "b.jsonl")
+    (mirror / "b.jsonl").write_bytes(rows["b.jsonl"])
+    prepare(project, urls)  # the mirror has no a.jsonl any more
+    train = project / "raw" / "corpus" / "train"
+    assert {path.name: path.read_bytes() for path in train.rglob("*.jsonl")} == rows
+    assert not [path for path in (project / ".checkpoints" / "downloads").rglob("*") if path.suffix != ".lock"]
+
+
+def test_own_files_are_looked_at_before_anything_is_fetched(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    fetched: list[object] = []
+    monkeypatch.setattr("gpt2core.data.download.fetch", lambda *args: fetched.append(args))
+    with pytest.raises(UserError, match="bad.txt: not UTF-8"):
+        prepare(project, ["https://example.org/a.jsonl", own(project, "bad.txt", b"caf\xe9 au lait")])
+    assert not fetched
+
+
 def _no_network(*_: object) -> None:
     from gpt2core.data.download import _Failed
 
