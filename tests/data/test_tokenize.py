@@ -85,7 +85,7 @@ def test_the_bytes_do_not_depend_on_parts_and_processes(root: Path, monkeypatch:
     assert tokenize(chosen, 7, raw, root / "one", processes=1) == whole
     assert tokenize(chosen, 7, raw, root / "three", processes=3) == whole
     assert contents(root / "whole") == contents(root / "one") == contents(root / "three")
-    assert not list((root / ".checkpoints" / "tokenize").iterdir())
+    assert not (root / ".checkpoints" / "tokenize").exists()
 
 
 def test_shuffled_and_without_duplicates(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -159,6 +159,19 @@ def test_other_params_or_inputs_do_not_go_on_with_the_old_parts(root: Path, chan
         params(shuffle=change == "params"), 8 if change == "seed" else 7, raw / "corpus", inputs
     )
     assert other != key
+
+
+def test_success_removes_what_killed_runs_of_other_params_left(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def breaks_down(*_: object) -> None:
+        raise RuntimeError("the lights went out")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(tokenize_module, "_encode_part", breaks_down)
+        with pytest.raises(RuntimeError, match="the lights went out"):
+            tokenize(params(vocab_size=270), 7, mixed_corpus(root), root / "tokens")
+    assert list((root / ".checkpoints" / "tokenize").iterdir())
+    tokenize(params(), 7, root / "raw", root / "tokens")
+    assert not (root / ".checkpoints" / "tokenize").exists()
 
 
 SCRIPT = """
