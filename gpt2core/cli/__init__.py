@@ -1,6 +1,7 @@
 """The command `gpt2core`: one file a subcommand.
 
-Exit codes: 0 done, 1 a mistake in what was given, 2 a mistake in how the command was written.
+Exit codes: 0 done, 1 a mistake in what was given, 2 a mistake in how the command was written, 130 Ctrl-C while a text
+was generated.
 """
 
 from __future__ import annotations

@@ -95,4 +95,4 @@ def _load(path: Path) -> tuple[Any, Tokenizer]:
 
 
 def print_json(value: Any) -> None:
-    click.echo(json.dumps(value, ensure_ascii=False))
+    click.echo(json.dumps(value, ensure_ascii=False, allow_nan=False))

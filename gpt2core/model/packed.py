@@ -45,6 +45,10 @@ def pack(model: GPT, dtype: str) -> Packed:
         raise UserError(f"dtype: {dtype!r} is not known; allowed: {', '.join(DECODING_DTYPES)}")
     device = model.transformer.wte.weight.device
     if device.type == "cpu":
+        if dtype in ("float16", "int8") and "fbgemm" not in torch.backends.quantized.supported_engines:
+            raise UserError(
+                f"dtype: {dtype} needs FBGEMM, which this PyTorch is built without; take float32 or bfloat16"
+            )
         return PackedGPT(model, dtype)
     if dtype == "int8":
         raise UserError(f"dtype: int8 is for CPUs and the model is on {device}; take bfloat16, or GPT2CORE_DEVICE=cpu")
@@ -129,10 +133,20 @@ def packed_linear(linear: nn.Linear, dtype: str) -> Linear:
         return _int8(weight, bias)
     if dtype == "float32" or (dtype == "bfloat16" and torch.cpu._is_avx512_supported()):
         return _onednn(weight, bias, getattr(torch, dtype))
+    if "fbgemm" not in torch.backends.quantized.supported_engines:
+        return _unpacked(weight, bias, getattr(torch, dtype))
     return _fbgemm_half(weight.to(getattr(torch, dtype)).float(), bias)
 
 
+def _unpacked(weight: Tensor, bias: Tensor | None, dtype: torch.dtype) -> Linear:
+    """Where PyTorch is built without these libraries."""
+    weight, bias = weight.to(dtype), None if bias is None else bias.to(dtype)
+    return lambda x: F.linear(x.to(dtype), weight, bias).float()
+
+
 def _onednn(weight: Tensor, bias: Tensor | None, dtype: torch.dtype) -> Linear:
+    if not torch.backends.mkldnn.is_available():
+        return _unpacked(weight, bias, dtype)
     op = torch.ops.mkldnn._linear_pointwise.default
     bias = None if bias is None else bias.to(dtype)
     weight = torch.ops.mkldnn._reorder_linear_weight(weight.to(dtype), None)

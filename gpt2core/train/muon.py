@@ -2,7 +2,8 @@
 (Jordan et al. 2024, https://kellerjordan.github.io/posts/muon/).
 
 The update rule is that of `torch.optim.Muon`. That one always works in bfloat16, a matrix at a time; here matrices of
-one shape are worked on together, and on a CPU in float32: 17 times as fast on one without bfloat16 arithmetic.
+one shape are worked on together, and on a CPU in float32: on one without bfloat16 arithmetic a step of a 4 x 128 model
+takes 0.02 s instead of 0.8 s (`python -m benchmarks.muon`).
 """
 
 from __future__ import annotations

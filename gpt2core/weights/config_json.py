@@ -19,6 +19,7 @@ TRANSFORMERS_TYPE, OWN_TYPE = "gpt2", "gpt2core"
 TANH_GELU = ("gelu_new", "gelu_pytorch_tanh")
 CLASSIFIERS = ("GPT2ForSequenceClassification", "GPTClassifier")
 POSITIONS = ("last", "first", "mean")
+MAX_LAYERS = 10_000
 
 
 @dataclass(frozen=True)
@@ -106,6 +107,8 @@ def read_config_json(path: Path, dropout: float | None = None) -> Described:
     if position not in POSITIONS:
         raise UserError(f"{path}: position {position!r} must be one of {', '.join(POSITIONS)}")
     architectures = hf.get("architectures") or []
+    if not isinstance(architectures, list):
+        raise UserError(f"{path}: architectures must be a list of names, found {architectures!r}")
     special_ids = {key: hf[f"{key}_token_id"] for key in ("bos", "eos", "pad") if hf.get(f"{key}_token_id") is not None}
     return Described(
         config=_sizes(hf, path, dropout),
@@ -127,9 +130,12 @@ def _sizes(hf: dict[str, Any], path: Path, dropout: float | None) -> GPTConfig:
         }
         if dropout is not None:
             values |= dict.fromkeys(("resid_pdrop", "embd_pdrop", "attn_pdrop"), dropout)
-        return GPTConfig(**values)
+        config = GPTConfig(**values)
     except (TypeError, ValueError, UserError) as error:
         raise UserError(f"{path}: {error}") from None
+    if config.n_layer > MAX_LAYERS:  # before a table of so many blocks is made
+        raise UserError(f"{path}: n_layer {config.n_layer} is more than {MAX_LAYERS}")
+    return config
 
 
 def _labels(hf: dict[str, Any], path: Path) -> tuple[str, ...]:

@@ -198,14 +198,16 @@ def convert(src_dir: str | os.PathLike[str], out_dir: str | os.PathLike[str]) ->
         for name, array in tensors.items()
     }
     dtype = dtypes["transformer.wte.weight"] if len(set(dtypes.values())) == 1 else "float32"
-    with files.atomic_dir(out) as folder:
-        try:
+    try:
+        with files.atomic_dir(out) as folder:
             with files.atomic_path(folder / "model.safetensors") as path:  # for the mode: safetensors gives 0600
                 serialize_file(specs, path, metadata={"format": "pt"})
-        except SafetensorError as error:
-            raise UserError(f"{out}: model.safetensors cannot be written ({error}); is the disk full?") from None
-        files.write_json(folder / "config.json", config_json(config, tokenizer.eot_id, dtype=dtype))
-        tokenizer.save(folder, model_max_length=config.n_positions)
+            files.write_json(folder / "config.json", config_json(config, tokenizer.eot_id, dtype=dtype))
+            tokenizer.save(folder, model_max_length=config.n_positions)
+    except SafetensorError as error:
+        raise UserError(f"{out}: model.safetensors cannot be written ({error}); is the disk full?") from None
+    except OSError as error:
+        raise UserError(f"{out}: cannot be written ({error.strerror})") from None
 
 
 def check_out_dir(src: Path, out: Path, kind: str, marker: str) -> None:

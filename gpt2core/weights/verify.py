@@ -113,7 +113,13 @@ def _verify_model_dir(path: Path, report: Report) -> None:
             report.problems += _listed(
                 bad, f"{where}: tensor {{}} is not zero, though config.json says qkv_bias: false"
             )
-    if Tokenizer.is_in(path):
+    if not Tokenizer.is_in(path):
+        report.problems += [
+            f"{path / name}: no such file, though {other} is here; the tokenizer is not whole"
+            for name, other in (("vocab.json", "merges.txt"), ("merges.txt", "vocab.json"))
+            if (path / other).exists()
+        ]
+    else:
         try:
             _check_tokenizer(Tokenizer.load(path), described.config.vocab_size, described.special_ids, path, report)
         except UserError as error:

@@ -6,6 +6,7 @@ import io
 import json
 import os
 import pty
+import signal
 import subprocess
 import sys
 import termios
@@ -156,9 +157,14 @@ def test_a_terminal_shows_the_text_while_it_comes_until_ctrl_c(models: Path) -> 
     settings[1] &= ~termios.OPOST  # \n stays \n
     settings[3] &= ~termios.ECHO  # Ctrl-C is not shown
     termios.tcsetattr(of_process, termios.TCSANOW, settings)
+
+    def at_the_terminal() -> None:
+        os.login_tty(of_process)
+        signal.signal(signal.SIGINT, signal.SIG_DFL)  # a shell's background jobs begin with Ctrl-C ignored
+
     process = subprocess.Popen(
         [sys.executable, "-m", "gpt2core", "generate", models / "lm", *GREEDY, "--max-new-tokens", "1000000"],
-        preexec_fn=lambda: os.login_tty(of_process),
+        preexec_fn=at_the_terminal,
         env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONUTF8": "1"},
     )
     os.close(of_process)
@@ -194,3 +200,12 @@ def until_closed(terminal: int) -> Iterator[bytes]:
             yield piece
     except OSError:  # Linux says EIO when the last process has closed its side
         return
+
+
+def test_samples_beyond_a_batch_are_those_of_their_seeds(
+    run: Run, models: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    flags = ("--prompt", "The lamp", "--max-new-tokens", "8", "--num-samples", "5", "--json")
+    together = run("generate", models / "lm", *flags).out
+    monkeypatch.setattr(sys.modules["gpt2core.cli.generate"], "SAMPLES_AT_ONCE", 2)
+    assert run("generate", models / "lm", *flags).out == together

@@ -11,6 +11,8 @@ import torch
 import torch.nn.functional as F
 
 import gpt2core
+from gpt2core.generate import generate
+from gpt2core.model.packed import pack
 from gpt2core.runtime import DECODING_DTYPES
 from tests.cli.test_cli import Run, models, refused, run
 
@@ -50,10 +52,15 @@ def test_every_dtype_says_nearly_the_same(run: Run, models: Path, text_file: Pat
 
 
 @pytest.mark.parametrize("dtype", DECODING_DTYPES)
-def test_every_dtype_generates(run: Run, models: Path, dtype: str) -> None:
-    ended = run("generate", models / "lm", "--prompt", "The lamp", "--dtype", dtype, "--temperature", "0")
+def test_the_dtype_reaches_the_generator(run: Run, models: Path, dtype: str) -> None:
+    model, tokenizer = gpt2core.load(models / "lm")
+    ids = tokenizer.encode("The lamp")
+    new = generate(pack(model, dtype), torch.tensor([ids]), 20, eos_id=tokenizer.eot_id)[0, len(ids) :].tolist()
+    expected = tokenizer.decode(new).split("<|endoftext|>")[0]
+    flags = ("--prompt", "The lamp", "--dtype", dtype, "--temperature", "0", "--max-new-tokens", "20")
+    ended = run("generate", models / "lm", *flags)
     assert (ended.code, ended.err) == (0, "")
-    assert len(ended.out) > len("The lamp\n")
+    assert ended.out == f"The lamp{expected}\n"
 
 
 def test_the_table_is_for_people(run: Run, models: Path, text_file: Path) -> None:
@@ -64,9 +71,32 @@ def test_the_table_is_for_people(run: Run, models: Path, text_file: Path) -> Non
     assert out.splitlines()[0].split()[-1] == "100"
 
 
+def test_documents_are_separated_as_in_a_corpus(run: Run, models: Path, text_file: Path) -> None:
+    """The separator is one token, which counts, and no bytes or words."""
+    model, tokenizer = gpt2core.load(models / "lm")
+    documents = ["The lamp was lit.", "Dora took it.\nShe went home.", "The end."]
+    text_file.write_text("\n<|endoftext|>\n".join(documents) + "\n<|endoftext|>\n")
+    value = json.loads(run("perplexity", models / "lm", text_file, "--json").out)
+    eot = tokenizer.eot_id
+    ids = [token for document in documents for token in (*tokenizer.encode(document), eot)][:-1]
+    logits = model(torch.tensor([[eot, *ids[:-1]]]))[0]
+    total = F.cross_entropy(logits, torch.tensor(ids), reduction="sum").item()
+    assert value["tokens"] == len(ids)
+    assert value["nats_per_token"] == pytest.approx(total / len(ids), rel=1e-4)
+    assert value["bits_per_byte"] == pytest.approx(total / math.log(2) / sum(map(len, documents)), rel=1e-4)
+
+
+def test_a_perplexity_beyond_all_numbers_is_null(run: Run, models: Path, text_file: Path) -> None:
+    text_file.write_text("x" * 3000)
+    out = run("perplexity", models / "lm", text_file, "--json").out
+    assert json.loads(out, parse_constant=lambda name: pytest.fail(name))["word_perplexity"] is None
+    assert "too large" in run("perplexity", models / "lm", text_file).out
+
+
 def test_mistakes_are_told(run: Run, models: Path, text_file: Path) -> None:
     refused(run("perplexity", models / "lm", text_file, "--stride", "100000"), 1, "more than the model's context")
     refused(run("perplexity", models / "lm", text_file.with_name("none.txt")), 1, "no such file")
+    refused(run("perplexity", models / "lm", text_file.parent), 1, "cannot be read (Is a directory)")
     text_file.write_text("")
     refused(run("perplexity", models / "lm", text_file), 1, "is empty")
     refused(run("generate", models / "lm", "--dtype", "int4"), 2, "int4")

@@ -122,6 +122,20 @@ def test_unknown_dtypes_and_places_are_refused() -> None:
         pack(model.to("meta"), "int8")
 
 
+def test_where_pytorch_lacks_the_libraries_it_still_decodes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As on a Mac with Apple's processor."""
+    model, ids = random_model(CONFIG), torch.tensor([[1, 2, 3]])
+    monkeypatch.setattr(torch.backends.mkldnn, "is_available", lambda: False)
+    monkeypatch.setattr(type(torch.backends.quantized), "supported_engines", ["qnnpack"])
+    torch.testing.assert_close(pack(model, "float32")(ids), model(ids))
+    expected = reference(model, "bfloat16")(ids)
+    found = pack(model, "bfloat16")(ids).double()
+    assert (found - expected).pow(2).mean().sqrt() < TOLERANCE["bfloat16"] * expected.std()
+    for dtype in ("float16", "int8"):
+        with pytest.raises(UserError, match=f"{dtype} needs FBGEMM"):
+            pack(model, dtype)
+
+
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> tuple[GPT, np.ndarray, int]:
     """The package's small GPT-2, which was trained on the tales, and tales that it has not read."""

@@ -206,3 +206,21 @@ def test_damage_of_a_checkpoint_is_listed_once(
     found = verify(checkpoint).problems
     for problem in problems:
         assert sum(problem in line for line in found) == 1, found
+
+
+@pytest.mark.parametrize("name", ["vocab.json", "merges.txt"])
+def test_half_a_tokenizer_is_not_whole(name: str, lm: Path) -> None:
+    assert verify(lm).is_whole
+    (lm / name).unlink()
+    (problem,) = verify(lm).problems
+    assert f"{name}: no such file" in problem
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "said"), [("architectures", 5, "list of names"), ("n_layer", 10**9, "n_layer")]
+)
+def test_an_absurd_config_is_a_problem(key: str, value: int, said: str, lm: Path) -> None:
+    config = json.loads((lm / "config.json").read_text())
+    (lm / "config.json").write_text(json.dumps(config | {key: value}))
+    (problem,) = verify(lm).problems
+    assert said in problem
