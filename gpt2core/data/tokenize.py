@@ -31,7 +31,8 @@ from gpt2core.tokenizer import Tokenizer
 from gpt2core.tokenizer.train import count_words, merge_words, train_char
 
 PARALLEL_FROM_BYTES = 16 << 20  # below, starting processes takes longer than it saves
-LEARN_CHARS = 32 << 20  # a larger corpus shows the tokenizer only every n-th part: the merges hardly change
+LEARN_CHARS = 32 << 20  # of a larger corpus the tokenizer is shown only so much: the merges hardly change
+LEARN_SAMPLES = 512  # and in no more pieces than this
 
 
 def tokenize(
@@ -105,22 +106,49 @@ def _tokenizer(params: config.Tokenizer, raw: Path, corpus: Corpus, kept: Path, 
 
 
 def _words(corpus: Corpus, workers: Workers) -> Counter[str]:
-    """The words of the training split; of a large corpus, LEARN_CHARS of them spread evenly over its parts."""
-    numbers = range(0, len(corpus.parts), 1 + corpus.n_chars // LEARN_CHARS)
-    max_chars = LEARN_CHARS // len(numbers) if corpus.n_chars > LEARN_CHARS else corpus.n_chars
+    """The words of the training split; of a large corpus, LEARN_CHARS of them spread evenly over its text."""
+    max_chars = [corpus.n_chars] * len(corpus.parts)
+    if corpus.n_chars > LEARN_CHARS:
+        every = ((part, corpus.shares(number)) for number, part in enumerate(corpus.parts))
+        max_chars = _spread(list(workers.map(_train_chars, every)))
+    some = ((corpus.parts[n], corpus.shares(n), most) for n, most in enumerate(max_chars) if most)
     words: Counter[str] = Counter()
-    for found in workers.map(_count_words, ((corpus.parts[n], corpus.shares(n), max_chars) for n in numbers)):
+    for found in workers.map(_count_words, some):
         words.update(found)
     return words
+
+
+def _spread(train_chars: list[int]) -> list[int]:
+    """How many characters each part gives: LEARN_CHARS in all, in proportion to what it has.
+
+    What a part owes is left to the next one while it is less than a sample, so that few parts of a huge corpus are
+    read.
+    """
+    if (n_chars := sum(train_chars)) <= LEARN_CHARS:
+        return train_chars
+    gives: list[int] = []
+    seen = given = 0
+    for part_chars in train_chars:
+        seen += part_chars
+        owed = seen * LEARN_CHARS // n_chars - given
+        gives.append(min(owed, part_chars) if owed >= min(part_chars, LEARN_CHARS // LEARN_SAMPLES) else 0)
+        given += gives[-1]
+    return gives
+
+
+def _train_chars(part: Part, shares: np.ndarray) -> int:
+    return sum(len(piece.text) for split, piece in split_pieces(part, shares) if split == "train")
 
 
 def _count_words(part: Part, shares: np.ndarray, max_chars: int) -> Counter[str]:
     def texts() -> Iterator[str]:
         left_chars = max_chars
         for split, piece in split_pieces(part, shares):
-            if split == "train" and left_chars > 0:
+            if split == "train":
+                yield piece.text[:left_chars]
                 left_chars -= len(piece.text)
-                yield piece.text
+                if left_chars <= 0:
+                    return
 
     return count_words(texts())
 

@@ -18,9 +18,11 @@ import pytest
 from gpt2core.config import Tokenizer as TokenizerParams
 from gpt2core.data import documents
 from gpt2core.data import tokenize as tokenize_module
+from gpt2core.data.corpus import Corpus
 from gpt2core.data.shards import documents as documents_of
 from gpt2core.data.shards import open_shard
 from gpt2core.data.tokenize import tokenize
+from gpt2core.data.workers import Workers
 from gpt2core.tokenizer import END_OF_TEXT, Tokenizer
 from tests.data.corpora import BOOK, folder_with
 
@@ -86,6 +88,47 @@ def test_the_bytes_do_not_depend_on_parts_and_processes(root: Path, monkeypatch:
     assert tokenize(chosen, 7, raw, root / "three", processes=3) == whole
     assert contents(root / "whole") == contents(root / "one") == contents(root / "three")
     assert not (root / ".checkpoints" / "tokenize").exists()
+
+
+@pytest.mark.parametrize("beside", ["a small file", "a val folder"])
+def test_a_compressed_part_teaches_its_share_of_a_large_corpus(
+    root: Path, monkeypatch: pytest.MonkeyPatch, beside: str
+) -> None:
+    monkeypatch.setattr(tokenize_module, "LEARN_CHARS", 3000)
+    corpus = folder_with(root / "raw" / "corpus")
+    rows = "".join(json.dumps({"text": text}) + "\n" for text in TALES)
+    (corpus / "train" / "b.jsonl.gz").write_bytes(gzip.compress(rows.encode()))
+    if beside == "a small file":
+        (corpus / "train" / "a.txt").write_text("a small part. ")
+    else:
+        (corpus / "val").mkdir()
+        (corpus / "val" / "a.txt").write_text(BOOK)
+    tokenize(params(vocab_size=300), 7, root / "raw", root / "tokens")
+    assert len(Tokenizer.load(root / "tokens").encode(" lantern and so on")) <= 4 + 1
+
+
+def test_a_large_corpus_teaches_learn_chars_from_everywhere(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    texts = {letter: f" {letter * 9}" * 2000 for letter in "abcd"}
+    corpus = Corpus(folder_with(root / "corpus", **texts), 0.1, seed=1)
+    whole = tokenize_module._words(corpus, Workers())
+    assert 0.89 < sum(len(word) * n for word, n in whole.items()) / 80_000 < 0.91
+    monkeypatch.setattr(tokenize_module, "LEARN_CHARS", 8000)
+    words = tokenize_module._words(corpus, Workers())
+    assert sum(len(word) * n for word, n in words.items()) == 8000
+    assert {letter: words[f" {letter * 9}"] for letter in "abcd"} == pytest.approx(dict.fromkeys("abcd", 200), rel=0.02)
+
+
+@pytest.mark.parametrize(
+    "train_chars",
+    [[1000] * 100_000, [8 << 20] * 12_500, [14, 200 << 20], [0, 1 << 40, 0], [1000, 9 << 20, 0, 70_000] * 50],
+    ids=["small files", "huge", "one archive", "one part", "mixed"],
+)
+def test_parts_of_any_sizes_give_learn_chars_together(train_chars: list[int]) -> None:
+    gives = tokenize_module._spread(train_chars)
+    learn_chars = tokenize_module.LEARN_CHARS
+    assert all(0 <= give <= has for give, has in zip(gives, train_chars, strict=True))
+    assert 0.99 * learn_chars < sum(gives) <= learn_chars
+    assert sum(give > 0 for give, has in zip(gives, train_chars, strict=True) if has > 1 << 20) <= 512
 
 
 def test_shuffled_and_without_duplicates(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
