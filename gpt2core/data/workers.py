@@ -67,6 +67,9 @@ class Workers:
             while pending:
                 yield pending.popleft().result()
         except BrokenProcessPool:
+            # The pool ends the others by SIGTERM and waits for them; one that was starting may survive that.
+            for process in multiprocessing.active_children():
+                process.kill()
             raise UserError(
                 "a working process was killed, perhaps for want of memory; run again (what is finished is kept), "
                 "with fewer processes: GPT2CORE_PROCESSES=1"

@@ -311,7 +311,7 @@ def test_a_killed_worker_ends_in_a_message(root: Path, capfd: pytest.CaptureFixt
         assert run.poll() is None
         time.sleep(0.02)
     os.kill(found[0], signal.SIGKILL)
-    assert run.wait() == 1
+    assert run.wait(timeout=120) == 1
     assert "a working process was killed" in capfd.readouterr().err
 
 
