@@ -15,22 +15,29 @@ from gpt2core.model.config import GPTConfig
 from gpt2core.model.kv_cache import LayerCache
 
 
-def attention_written_out(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None) -> Tensor:
-    """softmax(q kᵀ / √D) v, where position t sees positions up to t only. The formula `fused_attention` must equal.
+def attention_weights(q: Tensor, k: Tensor, mask: Tensor | None = None) -> Tensor:
+    """softmax(q kᵀ / √D), where position t sees positions up to t only.
 
     Args:
-        q: [B, H, T, D]; k, v: [B, H, S, D] with S >= T, the queries being the last T positions.
+        q: [B, H, T, D]; k: [B, H, S, D] with S >= T, the queries being the last T positions.
         mask: [B, 1, T, S], true where a query may look; causal if absent.
 
     Returns:
-        [B, H, T, D]
+        [B, H, T, S], each row a distribution over what the query may see
     """
     T, S = q.size(-2), k.size(-2)
     if mask is None:
         mask = torch.ones(T, S, dtype=torch.bool, device=q.device).tril(S - T)  # [T, S]
     scores = q @ k.transpose(-2, -1) / math.sqrt(q.size(-1))  # [B, H, T, S]
-    weights = scores.masked_fill(~mask, float("-inf")).softmax(dim=-1)  # [B, H, T, S]
-    return weights @ v  # [B, H, T, D]
+    return scores.masked_fill(~mask, float("-inf")).softmax(dim=-1)  # [B, H, T, S]
+
+
+def attention_written_out(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None) -> Tensor:
+    """`attention_weights` of q and k, times v: the formula `fused_attention` must equal.
+
+    [B, H, T, D], [B, H, S, D], [B, H, S, D] -> [B, H, T, D]
+    """
+    return attention_weights(q, k, mask) @ v  # [B, H, T, D]
 
 
 def fused_attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None, dropout: float = 0.0) -> Tensor:
