@@ -11,11 +11,13 @@ import math
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from gpt2core.errors import UserError
 from gpt2core.model.attention import CausalSelfAttention
 from gpt2core.model.config import GPTConfig
 from gpt2core.model.kv_cache import KVCache, LayerCache
+from gpt2core.model.loss import head_cross_entropy
 
 
 class MLP(nn.Module):
@@ -48,8 +50,23 @@ class Block(nn.Module):
         return x + self.mlp(self.ln_2(x))
 
 
+def next_positions(ids: Tensor, cache: KVCache | None, n_positions: int) -> Tensor:
+    """The positions of `ids` [B, T] that follow what is in the cache: [T]. Raises UserError if the model has fewer."""
+    start = cache.length if cache else 0
+    end = start + ids.size(1)
+    if end > n_positions:
+        raise UserError(f"{end} tokens are more than this model's {n_positions} positions")
+    return torch.arange(start, end, device=ids.device)
+
+
 class Transformer(nn.Module):
-    """Everything below the head: ids in, a vector for each position out."""
+    """Everything below the head: ids in, a vector for each position out.
+
+    With `activation_checkpointing` what a block computes is not kept for the backward pass but computed again there:
+    much less memory for a third more time (Chen et al. 2016, "Training Deep Nets with Sublinear Memory Cost").
+    """
+
+    activation_checkpointing = False
 
     def __init__(self, config: GPTConfig):
         super().__init__()
@@ -81,14 +98,14 @@ class Transformer(nn.Module):
         Raises:
             UserError: the text is longer than the model has positions.
         """
-        T, start = ids.size(1), cache.length if cache else 0
-        if start + T > self.config.n_positions and positions is None:
-            raise UserError(f"{start + T} tokens are more than this model's {self.config.n_positions} positions")
         if positions is None:
-            positions = torch.arange(start, start + T, device=ids.device)  # [T]
+            positions = next_positions(ids, cache, self.config.n_positions)  # [T]
         x = self.drop(self.wte(ids) + self.wpe(positions))  # [B, T, C]
         for i, block in enumerate(self.h):
-            x = block(x, cache.layers[i] if cache else None, mask)
+            if self.activation_checkpointing and self.training:
+                x = checkpoint(block, x, None, mask, use_reentrant=False)
+            else:
+                x = block(x, cache.layers[i] if cache else None, mask)
         return self.ln_f(x)
 
 
@@ -114,10 +131,18 @@ class GPT(nn.Module):
         """ids [B, T] -> logits [B, T, V]; see `Transformer.forward` for the rest."""
         return self.lm_head(self.transformer(ids, cache, positions, mask))
 
-    def loss(self, ids: Tensor, targets: Tensor) -> Tensor:
-        """Mean cross-entropy in nats of `targets` [B, T] given `ids` [B, T]; targets of -100 do not count."""
-        logits = self(ids)  # [B, T, V]
-        return F.cross_entropy(logits.flatten(0, 1).float(), targets.flatten(), ignore_index=-100)
+    def loss_sum(self, ids: Tensor, targets: Tensor, counted: Tensor | None = None) -> Tensor:
+        """Cross-entropy in nats, summed over the targets.
+
+        Args:
+            ids: [B, T]
+            targets: [B, T], or [n] with `counted`.
+            counted: [n], the places in the flattened [B * T] that have a target; the others need no logits.
+        """
+        hidden = self.transformer(ids).flatten(0, 1)  # [B * T, C]
+        if counted is not None:
+            hidden = hidden[counted]  # [n, C]
+        return head_cross_entropy(hidden, self.lm_head.weight, targets.flatten())
 
 
 def initialize(model: nn.Module, config: GPTConfig) -> None:

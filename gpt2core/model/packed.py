@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 from gpt2core.errors import UserError
 from gpt2core.model.attention import fused_attention
-from gpt2core.model.gpt import GPT, Block, Transformer
+from gpt2core.model.gpt import GPT, Block, Transformer, next_positions
 from gpt2core.model.kv_cache import KVCache, LayerCache
 from gpt2core.runtime import DECODING_DTYPES
 
@@ -85,11 +85,9 @@ class PackedTransformer:
         mask: Tensor | None = None,
     ) -> Tensor:
         """As `Transformer.forward`: [B, T] -> [B, T, C]"""
-        (B, T), start = ids.shape, cache.length if cache else 0
+        B, T = ids.shape
         if positions is None:
-            if start + T > self.config.n_positions:
-                raise UserError(f"{start + T} tokens are more than this model's {self.config.n_positions} positions")
-            positions = torch.arange(start, start + T, device=ids.device)  # [T]
+            positions = next_positions(ids, cache, self.config.n_positions)  # [T]
         x = (self.wte.weight[ids] + self.wpe.weight[positions]).view(B * T, -1)  # [B * T, C]
         for i, block in enumerate(self.blocks):
             x = block(x, B, cache.layers[i] if cache else None, mask)
