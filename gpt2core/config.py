@@ -87,6 +87,8 @@ class Pretrain(Section):
     optimizer: Literal["adamw", "muon"]
     lr: PositiveFloat
     muon_lr: PositiveFloat
+    schedule: Literal["cosine", "linear", "wsd"]
+    decay_fraction: Annotated[float, Field(gt=0, le=1)]
     min_lr_ratio: Annotated[float, Field(ge=0, le=1)]
     weight_decay: Annotated[float, Field(ge=0)]
     beta1: Fraction
@@ -96,8 +98,9 @@ class Pretrain(Section):
     eval_batches: PositiveInt
     sample_prompt: str
     sample_tokens: PositiveInt
-    dtype: Literal["float32", "bfloat16"]
-    compile: bool
+    dtype: Literal["float32", "bfloat16", "auto"]
+    compile: bool | Literal["auto"]
+    activation_checkpointing: bool
 
     def sizes(self) -> dict[str, int]:
         """n_layer, n_head, n_embd, n_positions: the preset's, where not given."""
@@ -124,7 +127,8 @@ class FinetuneClassify(Section):
     dropout: Fraction
     max_tokens: PositiveInt | None
     max_steps: PositiveInt | None
-    dtype: Literal["float32", "bfloat16"]
+    dtype: Literal["float32", "bfloat16", "auto"]
+    activation_checkpointing: bool
 
 
 class FinetuneInstruct(Section):
@@ -142,7 +146,8 @@ class FinetuneInstruct(Section):
     dropout: Fraction
     max_steps: PositiveInt | None
     max_new_tokens: PositiveInt
-    dtype: Literal["float32", "bfloat16"]
+    dtype: Literal["float32", "bfloat16", "auto"]
+    activation_checkpointing: bool
 
 
 class Judge(Section):

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import os
+import signal
 import sys
+import threading
 from collections.abc import Callable
+from types import FrameType
 from typing import TYPE_CHECKING
 
 from gpt2core.errors import UserError
@@ -16,15 +19,29 @@ if TYPE_CHECKING:
 DECODING_DTYPES = ("float32", "bfloat16", "float16", "int8")  # of the weights while generating; see model/packed.py
 
 
+class Terminated(KeyboardInterrupt):
+    """SIGTERM, which ends a stage as Ctrl-C does: what is open is closed on the way."""
+
+
 def run_stage(main: Callable[[], None]) -> None:
-    """Run a stage's `main`. A user's mistake ends in its message and exit code 1, Ctrl-C in 130; no traceback."""
+    """Run a stage's `main`. A user's mistake ends in its message and exit code 1, Ctrl-C in 130, SIGTERM in 143; no
+    traceback."""
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, _terminate)
     try:
         main()
     except UserError as error:
         sys.exit(f"error: {error}")
+    except Terminated:
+        sys.stderr.write("\nterminated\n")
+        sys.exit(143)
     except KeyboardInterrupt:
         sys.stderr.write("\ninterrupted\n")
         sys.exit(130)
+
+
+def _terminate(number: int, frame: FrameType | None) -> None:
+    raise Terminated
 
 
 def seed_everything(seed: int) -> None:
@@ -46,11 +63,58 @@ def device() -> torch.device:
         raise UserError(f"GPT2CORE_DEVICE={name}: this device cannot be used ({reason}); try cpu") from None
 
 
-def torch_dtype(name: str) -> torch.dtype:
-    """The torch dtype of a params value: float32 or bfloat16."""
+def training_dtype(name: str) -> torch.dtype:
+    """The torch dtype of a params value: float32, bfloat16, or for `auto` the faster of them; it says which and why."""
     import torch
 
+    if name == "auto":
+        if torch.cuda.is_available():
+            fast, reason = torch.cuda.is_bf16_supported(including_emulation=False), "this GPU"
+        else:
+            fast, reason = _cpu_has_bfloat16(), "this CPU"
+        name = "bfloat16" if fast else "float32"
+        say(f"dtype: {name} (auto: {reason} {'has' if fast else 'has no'} bfloat16 arithmetic)")
     return {"float32": torch.float32, "bfloat16": torch.bfloat16}[name]
+
+
+def _cpu_has_bfloat16() -> bool:
+    """AVX-512 bf16, AMX, or Arm's bf16. Elsewhere bfloat16 is emulated and slower than float32."""
+    import torch
+
+    supported = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")  # private, and not in every version
+    if any(getattr(torch.cpu, name, lambda: False)() for name in supported):
+        return True
+    return getattr(torch.cpu, "get_capabilities", dict)().get("arm_bf16", False)
+
+
+MIN_COMPILED_STEPS = 500  # a compilation takes about a minute
+
+
+def should_compile(value: bool | str, max_steps: int) -> bool:
+    """Whether to use torch.compile: as the params say, or for `auto` where it pays; it says what it chose and why."""
+    import shutil
+
+    import torch
+
+    if value != "auto":
+        return bool(value)
+    if max_steps < MIN_COMPILED_STEPS:
+        chosen, reason = False, f"{max_steps} steps do not repay a minute of compiling; {MIN_COMPILED_STEPS} would"
+    elif torch.cuda.is_available():
+        chosen = torch.utils._triton.has_triton()
+        reason = "Triton is installed" if chosen else "Triton is not installed"
+    else:
+        compiler = os.environ.get("CXX") or shutil.which("g++") or shutil.which("clang++")
+        chosen, reason = bool(compiler), f"compiler {compiler}" if compiler else "no C++ compiler; install g++"
+    say(f"compile: {str(chosen).lower()} (auto: {reason})")
+    return chosen
+
+
+def say(message: str) -> None:
+    """One line to the person who watches, above any progress bar."""
+    from tqdm import tqdm
+
+    tqdm.write(message, file=sys.stderr)
 
 
 def environment() -> dict[str, str]:

@@ -11,7 +11,9 @@ from torch import Tensor
 
 from gpt2core.data.shards import release
 from gpt2core.errors import UserError
-from gpt2core.train.loop import IGNORE, Batch
+from gpt2core.train.loop import Batch
+
+IGNORE = -100  # a target of this value does not count (torch's cross_entropy default)
 
 
 class WindowSampler:
@@ -76,5 +78,11 @@ def pad(rows: Sequence[Sequence[int]], value: int) -> Tensor:
 
 
 def next_token_batch(ids: Sequence[Sequence[int]], targets: Sequence[Sequence[int]], pad_id: int) -> Batch:
-    """Examples of ids and, for each, the target at its position; padded with `pad_id` and -100."""
-    return Batch((pad(ids, pad_id),), pad(targets, IGNORE))
+    """Examples of ids and, for each, the target at its position, -100 where there is none; see `GPT.loss_sum`.
+
+    Returns:
+        ids [B, T], padded with `pad_id`; the places [n] that have a target in the flattened [B * T]; and these targets.
+    """
+    flat = pad(targets, IGNORE).flatten()  # [B * T]
+    counted = (flat != IGNORE).nonzero().squeeze(1)  # [n]; found here, since on a GPU everything would wait for it
+    return Batch((pad(ids, pad_id), counted), flat[counted])

@@ -107,6 +107,7 @@ def finetune_classify(
     """Fine-tune once, with one seed (of the head's first weights, the order of the data and dropout)."""
     base, tokenizer = load_base(base_dir, params.dropout)
     model = new_classifier(base, labels, params.trainable, seed)
+    model.transformer.activation_checkpointing = params.activation_checkpointing
     result = Classified(model, tokenizer)
     splits = []
     for examples in (train_examples, val_examples, test_examples):
@@ -140,14 +141,17 @@ def finetune_classify(
         losses.append(done.loss)
         progress.update()
         on_metrics({"train_loss": done.loss, "lr": done.lr, "grad_norm": done.grad_norm}, done.step)
-        if done.step % steps_an_epoch and done.step != max_steps:
-            return
+
+    def is_pause(step: int) -> bool:
+        return step % steps_an_epoch == 0 or step == max_steps
+
+    def on_pause(step: int) -> None:
         some = np.random.default_rng(seed).permutation(len(train_ids))[: len(val_ids)].tolist()
         _, train_accuracy = evaluate([train_ids[i] for i in some], train_labels[some])
         val_loss, val_accuracy = evaluate(val_ids, val_labels)
         row = {
-            "epoch": -(-done.step // steps_an_epoch),
-            "examples": min(done.step * params.batch_size, params.epochs * len(train_ids)),
+            "epoch": -(-step // steps_an_epoch),
+            "examples": min(step * params.batch_size, params.epochs * len(train_ids)),
             "train_loss": sum(losses) / len(losses),
             "train_accuracy": train_accuracy,
             "val_loss": val_loss,
@@ -155,13 +159,15 @@ def finetune_classify(
         }
         losses.clear()
         result.curve.append(row)
-        on_metrics({key: row[key] for key in ("train_accuracy", "val_loss", "val_accuracy")}, done.step)
+        on_metrics({key: row[key] for key in ("train_accuracy", "val_loss", "val_accuracy")}, step)
 
+    dtype = runtime.training_dtype(params.dtype)
     result.before = _labels(model, test_ids)
     with tqdm(total=max_steps, desc=f"classify seed {seed}", unit="step", disable=None) as progress:
         train(
             model, [optimizer], schedule, batches, loss_sum,
-            max_steps=max_steps, grad_clip=params.grad_clip, dtype=runtime.torch_dtype(params.dtype), on_step=on_step,
+            max_steps=max_steps, grad_clip=params.grad_clip, dtype=dtype,
+            on_step=on_step, is_pause=is_pause, on_pause=on_pause,
         )  # fmt: skip
     result.after = _labels(model, test_ids)
     return result

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 from tqdm import tqdm
 
@@ -17,9 +16,9 @@ from gpt2core.errors import UserError
 from gpt2core.generate import generate_batch
 from gpt2core.model import GPT
 from gpt2core.tokenizer import Tokenizer
-from gpt2core.train.batches import epoch_order, next_token_batch
+from gpt2core.train.batches import IGNORE, epoch_order, next_token_batch
 from gpt2core.train.classify import load_base
-from gpt2core.train.loop import IGNORE, Batch, Step, train
+from gpt2core.train.loop import Batch, Step, train
 from gpt2core.train.optim import adamw
 from gpt2core.train.schedule import WarmupCosine
 
@@ -72,10 +71,8 @@ def make_example(entry: Entry, tokenizer: Tokenizer, n_positions: int, mask_prom
 
 def batch_loss_sum(model: GPT, batch: Batch) -> Tensor:
     """Cross-entropy in nats, summed over the targets that count."""
-    hidden = model.transformer(*batch.inputs)  # [B, T, C]
-    counts = batch.targets != IGNORE  # [B, T]; the head is the dearest part, and prompts and padding need none
-    logits = model.lm_head(hidden[counts])  # [n_targets, V]
-    return F.cross_entropy(logits.float(), batch.targets[counts], reduction="sum")
+    ids, counted = batch.inputs
+    return model.loss_sum(ids, batch.targets, counted)
 
 
 @torch.inference_mode()
@@ -112,6 +109,7 @@ def finetune_instruct(
 ) -> Instructed:
     """Fine-tune, and answer the test set before and after."""
     model, tokenizer = load_base(base_dir, params.dropout)
+    model.transformer.activation_checkpointing = params.activation_checkpointing
     runtime.seed_everything(seed)  # dropout
     result = Instructed(model, tokenizer)
     n_positions = model.config.n_positions
@@ -139,24 +137,28 @@ def finetune_instruct(
         losses.append(done.loss)
         progress.update()
         on_metrics({"train_loss": done.loss, "lr": done.lr, "grad_norm": done.grad_norm}, done.step)
-        if done.step % steps_an_epoch and done.step != max_steps:
-            return
+
+    def is_pause(step: int) -> bool:
+        return step % steps_an_epoch == 0 or step == max_steps
+
+    def evaluate(step: int) -> None:
         row = {
-            "epoch": -(-done.step // steps_an_epoch),
-            "examples": min(done.step * params.batch_size, params.epochs * len(train_examples)),
+            "epoch": -(-step // steps_an_epoch),
+            "examples": min(step * params.batch_size, params.epochs * len(train_examples)),
             "train_loss": sum(losses) / len(losses),
             "val_loss": mean_loss(model, val_examples, tokenizer.eot_id),
         }
         losses.clear()
         result.curve.append(row)
-        on_metrics({"val_loss": row["val_loss"]}, done.step)
+        on_metrics({"val_loss": row["val_loss"]}, step)
 
     result.before_val_loss = mean_loss(model, val_examples, tokenizer.eot_id)
     result.base_responses = respond(model, tokenizer, test_entries, params.max_new_tokens)
     with tqdm(total=max_steps, desc="instruct", unit="step", disable=None) as progress:
         train(
             model, [optimizer], schedule, batches, lambda batch: batch_loss_sum(model, batch),
-            max_steps=max_steps, grad_clip=params.grad_clip, dtype=runtime.torch_dtype(params.dtype), on_step=on_step,
+            max_steps=max_steps, grad_clip=params.grad_clip, dtype=runtime.training_dtype(params.dtype),
+            on_step=on_step, is_pause=is_pause, on_pause=evaluate,
         )  # fmt: skip
     model.eval()
     result.responses = respond(model, tokenizer, test_entries, params.max_new_tokens)

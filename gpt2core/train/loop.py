@@ -2,30 +2,43 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from gpt2core.errors import UserError
 
-IGNORE = -100  # a target of this value does not count (torch's cross_entropy default)
+
+def read_every_steps(device: torch.device) -> int:
+    """How many steps' figures are read together: on an accelerator several, since reading one waits for its step."""
+    return 1 if device.type == "cpu" else 20
 
 
 @dataclass(frozen=True)
 class Batch:
-    """What a forward pass takes, and the targets; -100 where there is none."""
+    """What a forward pass takes, and the targets."""
 
     inputs: tuple[Tensor, ...]
     targets: Tensor
 
-    def to(self, device: torch.device) -> Batch:
-        return Batch(tuple(tensor.to(device) for tensor in self.inputs), self.targets.to(device))
-
     @property
     def n_targets(self) -> int:
-        return int((self.targets != IGNORE).sum())
+        return self.targets.numel()
+
+    def to(self, device: torch.device) -> Batch:
+        """The same on `device`; from pinned memory, so that the copy runs beside the computation."""
+        if device.type == "cpu":
+            return self
+        pin = device.type == "cuda"
+        *inputs, targets = (
+            (tensor.pin_memory() if pin else tensor).to(device, non_blocking=pin)
+            for tensor in (*self.inputs, self.targets)
+        )
+        return Batch(tuple(inputs), targets)
 
 
 @dataclass(frozen=True)
@@ -40,6 +53,16 @@ class Step:
     n_targets: int
 
 
+class Unread(NamedTuple):
+    """A step whose figures are still on the device."""
+
+    step: int
+    loss: Tensor
+    grad_norm: Tensor
+    lr: float
+    n_targets: int
+
+
 def train(
     model: nn.Module,
     optimizers: Sequence[torch.optim.Optimizer],
@@ -49,55 +72,90 @@ def train(
     *,
     max_steps: int,
     grad_clip: float,
+    start_step: int = 0,
     dtype: torch.dtype = torch.float32,
     on_step: Callable[[Step], None] = lambda step: None,
+    is_pause: Callable[[int], bool] = lambda step: False,
+    on_pause: Callable[[int], None] = lambda step: None,
 ) -> None:
-    """Train for `max_steps` steps.
+    """Train up to `max_steps` steps. Nothing in a step waits for the device; what it did is read some steps later.
 
     Args:
         model: its trainable parameters are clipped together.
         optimizers: over the same parameters, each in one of them (see `optim.py`).
         schedule: the learning rate of a step, as a factor of each group's `initial_lr`.
-        batches: the micro-batches of a step, a pure function of the step; their gradients add up to one update.
+        batches: the micro-batches of a step, a pure function of the step; their gradients add up to one update. It is
+            called in a thread of its own, one step ahead.
         loss_sum: the loss of a batch summed over its targets. It is divided by the targets of the whole step, so that
             cutting a step into micro-batches of unequal numbers of targets changes nothing.
         max_steps: how many updates.
         grad_clip: the largest gradient norm; 0 for no limit.
+        start_step: updates that were done before.
         dtype: float32, or bfloat16 for autocast (weights and optimizer stay in float32).
-        on_step: called after each update.
+        on_step: called for each update in order, on an accelerator some steps later.
+        is_pause: whether to pause after so many steps, to evaluate or to save.
+        on_pause: called in a pause with the steps done; all of them were read and finite, the model is as they left it.
 
     Raises:
-        UserError: the loss or the gradient is not finite; the bad step does not touch the weights.
+        UserError: the loss or the gradient of a step is not finite. The weights are spoiled then; no pause follows.
     """
     device = next(model.parameters()).device
     parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    for step in range(max_steps):
-        model.train()
+    read_every = read_every_steps(device)
+    unread: list[Unread] = []
+    model.train()
+    for step, (micro_batches, n_targets) in enumerate(_prefetched(batches, start_step, max_steps, device), start_step):
         for optimizer in optimizers:
             for group in optimizer.param_groups:
                 group["lr"] = group["initial_lr"] * schedule(step)
         lr = optimizers[-1].param_groups[0]["lr"]
-        micro_batches = batches(step)
-        n_targets = sum(batch.n_targets for batch in micro_batches)
-        loss = 0.0
+        loss = torch.zeros((), device=device)
         for batch in micro_batches:
             with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
-                micro_loss = loss_sum(batch.to(device)) / max(1, n_targets)
+                micro_loss = loss_sum(batch) / n_targets
             micro_loss.backward()
-            loss += micro_loss.item()
-        grad_norm = nn.utils.clip_grad_norm_(parameters, grad_clip or float("inf")).item()
-        _check_finite(step + 1, loss, grad_norm, lr)
+            loss += micro_loss.detach()
+        grad_norm = nn.utils.clip_grad_norm_(parameters, grad_clip or float("inf"))
         for optimizer in optimizers:
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
-        on_step(Step(step + 1, loss, grad_norm, lr, n_targets))
+        unread.append(Unread(step + 1, loss, grad_norm, lr, n_targets))
+        pause = is_pause(step + 1)
+        if pause or len(unread) == read_every or step + 1 == max_steps:
+            for done in _read(unread):
+                on_step(done)
+            unread.clear()
+        if pause:
+            on_pause(step + 1)
+            model.train()
 
 
-def _check_finite(step: int, loss: float, grad_norm: float, lr: float) -> None:
-    """inf and NaN, without importing more than the two comparisons that tell them."""
-    for name, value in (("loss", loss), ("gradient norm", grad_norm)):
-        if not abs(value) < float("inf"):
-            raise UserError(
-                f"step {step}: the {name} is {value} (learning rate {lr:g}); stopped before it reached the weights. "
-                "Lower lr, raise warmup_steps, lower grad_clip, or use dtype: float32"
-            )
+def _prefetched(
+    batches: Callable[[int], Sequence[Batch]], start_step: int, max_steps: int, device: torch.device
+) -> Iterator[tuple[list[Batch], int]]:
+    """The micro-batches of each step on the device, and their targets; made while the step before is under way."""
+
+    def make(step: int) -> tuple[list[Batch], int]:
+        made = batches(step)
+        return [batch.to(device) for batch in made], sum(batch.n_targets for batch in made)
+
+    with ThreadPoolExecutor(1, thread_name_prefix="batches") as thread:
+        coming = thread.submit(make, start_step) if start_step < max_steps else None
+        for step in range(start_step, max_steps):
+            made = coming.result()
+            if step + 1 < max_steps:
+                coming = thread.submit(make, step + 1)
+            yield made
+
+
+def _read(unread: Sequence[Unread]) -> Iterator[Step]:
+    """The figures of some steps, fetched at once. Raises UserError at the first that is not finite."""
+    figures = torch.stack([torch.stack((row.loss, row.grad_norm.to(row.loss))) for row in unread]).tolist()
+    for row, (loss, grad_norm) in zip(unread, figures, strict=True):
+        for name, value in (("loss", loss), ("gradient norm", grad_norm)):
+            if not abs(value) < float("inf"):  # neither infinite nor NaN
+                raise UserError(
+                    f"step {row.step}: the {name} is {value} (learning rate {row.lr:g}); stopped, and nothing of this "
+                    "step is kept. Lower lr, raise warmup_steps, lower grad_clip, or use dtype: float32"
+                )
+        yield Step(row.step, loss, grad_norm, row.lr, row.n_targets)

@@ -8,7 +8,6 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 from tqdm import tqdm
 
@@ -18,9 +17,9 @@ from gpt2core.generate import generate
 from gpt2core.model import GPT, GPTConfig
 from gpt2core.tokenizer import Tokenizer
 from gpt2core.train.batches import WindowSampler
-from gpt2core.train.loop import IGNORE, Batch, Step, train
+from gpt2core.train.loop import Batch, Step, train
 from gpt2core.train.optim import adamw, muon_and_adamw
-from gpt2core.train.schedule import WarmupCosine
+from gpt2core.train.schedule import new_schedule
 
 
 @dataclass
@@ -83,16 +82,20 @@ def pretrain(
     Raises:
         UserError: a split is shorter than one context, or the loss is not finite.
     """
-    device, dtype = runtime.device(), runtime.torch_dtype(params.dtype)
+    device, dtype = runtime.device(), runtime.training_dtype(params.dtype)
     sampler = WindowSampler(train_shard.tokens, params.context, params.batch_size, seed, "training split")
     val_context = min(params.context, val_shard.n_tokens - 1)
     val_sampler = WindowSampler(val_shard.tokens, max(1, val_context), params.batch_size, seed, "validation split")
     model = new_model(params, tokenizer.vocab_size, seed).to(device)
     optimizers = new_optimizers(model, params)
-    schedule = WarmupCosine(params.warmup_steps, params.max_steps, params.min_lr_ratio)
-    forward = torch.compile(model) if params.compile else model
+    schedule = new_schedule(
+        params.schedule, params.warmup_steps, params.max_steps, params.min_lr_ratio, params.decay_fraction
+    )
+    model.transformer.activation_checkpointing = params.activation_checkpointing
+    if runtime.should_compile(params.compile, params.max_steps):
+        model.transformer.compile()  # in place: the names of its weights stay as they are
     result = Pretrained(model)
-    tokens_seen, since_eval = 0, []
+    tokens_seen, since_eval, last = 0, [], None
     bits_per_nat_by_byte = val_shard.n_tokens / val_shard.n_bytes / math.log(2)
 
     def batches(step: int) -> list[Batch]:
@@ -100,10 +103,7 @@ def pretrain(
         return [sampler.batch(first + i) for i in range(params.grad_accum_steps)]
 
     def loss_sum(batch: Batch) -> Tensor:
-        logits = forward(*batch.inputs)  # [B, T, V]
-        return F.cross_entropy(
-            logits.flatten(0, 1).float(), batch.targets.flatten(), ignore_index=IGNORE, reduction="sum"
-        )
+        return model.loss_sum(*batch.inputs, batch.targets)
 
     @torch.no_grad()
     def val_loss() -> float:
@@ -117,37 +117,41 @@ def pretrain(
         return total / n_targets
 
     def on_step(done: Step) -> None:
-        nonlocal tokens_seen
-        tokens_seen += done.n_targets
+        nonlocal tokens_seen, last
+        tokens_seen, last = tokens_seen + done.n_targets, done
         since_eval.append(done.loss)
         progress.update()
         progress.set_postfix(loss=f"{done.loss:.3f}", refresh=False)
         on_metrics(
             {"train_loss": done.loss, "lr": done.lr, "grad_norm": done.grad_norm, "tokens": tokens_seen}, done.step
         )
-        if done.step % params.eval_interval_steps and done.step != params.max_steps:
-            return
+
+    def is_pause(step: int) -> bool:
+        return step % params.eval_interval_steps == 0 or step == params.max_steps
+
+    def evaluate(step: int) -> None:
         loss = val_loss()
         row = {
             "tokens": tokens_seen,
-            "step": done.step,
+            "step": step,
             "train_loss": sum(since_eval) / len(since_eval),
             "val_loss": loss,
             "val_perplexity": math.exp(min(loss, 700)),
             "val_bits_per_byte": loss * bits_per_nat_by_byte,
-            "lr": done.lr,
-            "grad_norm": done.grad_norm,
+            "lr": last.lr,
+            "grad_norm": last.grad_norm,
         }
         since_eval.clear()
         result.curve.append(row)
-        on_metrics({key: row[key] for key in ("val_loss", "val_perplexity", "val_bits_per_byte")}, done.step)
+        on_metrics({key: row[key] for key in ("val_loss", "val_perplexity", "val_bits_per_byte")}, step)
         text = sample(model, tokenizer, params.sample_prompt, params.sample_tokens, seed)
         result.samples.append({"tokens": tokens_seen, "text": text})
 
     with tqdm(total=params.max_steps, desc="pretrain", unit="step", disable=None) as progress:
         train(
             model, optimizers, schedule, batches, loss_sum,
-            max_steps=params.max_steps, grad_clip=params.grad_clip, dtype=dtype, on_step=on_step,
+            max_steps=params.max_steps, grad_clip=params.grad_clip, dtype=dtype,
+            on_step=on_step, is_pause=is_pause, on_pause=evaluate,
         )  # fmt: skip
     model.eval()
     return result

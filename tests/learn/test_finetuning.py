@@ -22,7 +22,7 @@ from gpt2core.learn import (
 from gpt2core.model import GPTClassifier, GPTConfig
 from gpt2core.tokenizer import Tokenizer
 from gpt2core.tokenizer.train import train_bpe
-from gpt2core.train.batches import next_token_batch
+from gpt2core.train.batches import IGNORE, next_token_batch
 from gpt2core.train.instruct import make_example
 from gpt2core.weights.model_dir import save_model
 from tests.learn.same import assert_same, random_weights
@@ -75,7 +75,10 @@ def test_instructions_become_the_pipelines_batches(tokenizer: Tokenizer) -> None
     assert ours == [tuple(example) for example in theirs]
     inputs, targets = instruction_batch(ours, tokenizer.eot_id)
     batch = next_token_batch([e.ids for e in theirs], [e.targets for e in theirs], tokenizer.eot_id)
-    assert torch.equal(inputs, batch.inputs[0]) and torch.equal(targets, batch.targets)
+    ids, counted = batch.inputs
+    assert torch.equal(inputs, ids)
+    assert torch.equal((targets.flatten() != IGNORE).nonzero()[:, 0], counted)
+    assert torch.equal(targets.flatten()[counted], batch.targets)
 
 
 def test_a_detour_is_the_sum_of_two_matrices_forward_and_backward() -> None:

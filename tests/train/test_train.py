@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import itertools
 import math
 
 import numpy as np
@@ -11,12 +12,13 @@ from torch import nn
 from gpt2core.errors import UserError
 from gpt2core.model import GPT, GPTConfig
 from gpt2core.tokenizer.train import train_bpe
-from gpt2core.train.batches import WindowSampler, epoch_order, next_token_batch, pad
+from gpt2core.train import loop
+from gpt2core.train.batches import IGNORE, WindowSampler, epoch_order, next_token_batch, pad
 from gpt2core.train.classify import new_classifier, predict
 from gpt2core.train.instruct import make_example, mean_loss
-from gpt2core.train.loop import IGNORE, Batch, Step, train
+from gpt2core.train.loop import Batch, Step, train
 from gpt2core.train.optim import adamw, muon_and_adamw
-from gpt2core.train.schedule import WarmupCosine
+from gpt2core.train.schedule import WarmupCosine, new_schedule
 
 CONFIG = GPTConfig(vocab_size=300, n_positions=64, n_embd=16, n_layer=2, n_head=2)
 
@@ -58,7 +60,7 @@ def linear_problem() -> tuple[nn.Linear, list[Batch]]:
     rows = [
         Batch(
             (torch.randn(n, 4, generator=generator),),
-            torch.tensor(([2, 0, 1, IGNORE] * n)[:n]),
+            torch.tensor(([2, 0, 1] * n)[:n]),
         )
         for n in (3, 8, 5)
     ]
@@ -66,7 +68,7 @@ def linear_problem() -> tuple[nn.Linear, list[Batch]]:
 
 
 def loss_sum_of(model: nn.Module):
-    return lambda batch: F.cross_entropy(model(*batch.inputs), batch.targets, ignore_index=IGNORE, reduction="sum")
+    return lambda batch: F.cross_entropy(model(*batch.inputs), batch.targets, reduction="sum")
 
 
 def test_the_loop_is_a_plain_pytorch_loop() -> None:
@@ -85,7 +87,7 @@ def test_the_loop_is_a_plain_pytorch_loop() -> None:
     for step in range(6):
         for group in plain.param_groups:
             group["lr"] = 0.05 * schedule(step)
-        loss = F.cross_entropy(reference(*batch.inputs), batch.targets, ignore_index=IGNORE)
+        loss = F.cross_entropy(reference(*batch.inputs), batch.targets)
         plain.zero_grad()
         loss.backward()
         norm = nn.utils.clip_grad_norm_(reference.parameters(), 0.3)
@@ -113,22 +115,88 @@ def test_micro_batches_of_unequal_targets_are_one_batch() -> None:
 
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf])
-def test_a_loss_that_is_not_finite_stops_before_the_weights(bad: float) -> None:
+def test_a_loss_that_is_not_finite_stops_and_nothing_follows_it(bad: float) -> None:
     model, (batch, *_) = linear_problem()
     optimizer = adamw(model.parameters(), lr=0.1, weight_decay=0.0, beta2=0.95)
-    weights: list[torch.Tensor] = []
+    told: list[tuple[str, int]] = []
     plain = loss_sum_of(model)
 
     def loss_sum(batch: Batch) -> torch.Tensor:
-        return plain(batch) * (bad if len(weights) == 2 else 1)
+        return plain(batch) * (bad if ("step", 2) in told else 1)
 
     with pytest.raises(UserError, match=r"step 3: the loss is (nan|inf) \(learning rate 0.1\)"):
         train(
             model, [optimizer], lambda step: 1.0, lambda step: [batch], loss_sum, max_steps=5, grad_clip=1.0,
-            on_step=lambda done: weights.append(model.weight.detach().clone()),
+            on_step=lambda done: told.append(("step", done.step)),
+            is_pause=lambda step: True, on_pause=lambda step: told.append(("pause", step)),
         )  # fmt: skip
-    assert len(weights) == 2
-    assert torch.equal(model.weight, weights[-1])
+    assert told == [("step", 1), ("pause", 1), ("step", 2), ("pause", 2)]
+
+
+def test_a_loop_that_starts_later_does_what_was_left() -> None:
+    weights = []
+    for starts in ((0, 6), (0, 4, 6)):
+        model, batches = linear_problem()
+        optimizer = adamw(model.parameters(), lr=0.1, weight_decay=0.0, beta2=0.95)
+        steps: list[Step] = []
+        for first, last in itertools.pairwise(starts):
+            train(
+                model, [optimizer], WarmupCosine(2, 6), lambda step, rows=batches: [rows[step % 3]], loss_sum_of(model),
+                start_step=first, max_steps=last, grad_clip=1.0, on_step=steps.append,
+            )  # fmt: skip
+        assert [done.step for done in steps] == [1, 2, 3, 4, 5, 6]
+        weights.append(model.weight.detach())
+    assert torch.equal(*weights)
+
+
+def test_figures_read_late_come_in_order_and_before_each_pause(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As on an accelerator: the figures of several steps at once, but none missing when there is a pause."""
+    monkeypatch.setattr(loop, "read_every_steps", lambda device: 4)
+    model, (batch, *_) = linear_problem()
+    optimizer = adamw(model.parameters(), lr=0.1, weight_decay=0.0, beta2=0.95)
+    told: list[str] = []
+
+    def is_pause(step: int) -> bool:
+        told.append("?")
+        return step == 6
+
+    train(
+        model, [optimizer], lambda step: 1.0, lambda step: [batch], loss_sum_of(model), max_steps=9, grad_clip=1.0,
+        on_step=lambda done: told.append(f"{done.step}"),
+        is_pause=is_pause, on_pause=lambda step: told.append(f"pause {step}"),
+    )  # fmt: skip
+    assert told == ["?", "?", "?", "?", "1", "2", "3", "4", "?", "?", "5", "6", "pause 6", "?", "?", "?", "7", "8", "9"]
+
+
+def test_a_mistake_in_the_batches_is_told() -> None:
+    """They are made in another thread; what is wrong there must not be lost."""
+    model, (batch, *_) = linear_problem()
+    optimizer = adamw(model.parameters(), lr=0.1, weight_decay=0.0, beta2=0.95)
+
+    def batches(step: int) -> list[Batch]:
+        if step == 2:
+            raise UserError("row 7 is empty")
+        return [batch]
+
+    with pytest.raises(UserError, match="row 7 is empty"):
+        train(model, [optimizer], lambda step: 1.0, batches, loss_sum_of(model), max_steps=5, grad_clip=1.0)
+
+
+def test_linear_and_wsd_are_pytorchs() -> None:
+    """PyTorch's LinearLR for both, the second after a plateau; step by step."""
+    for kind, plateau in (("linear", 0), ("wsd", 10)):
+        optimizer = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=0.01)
+        decay = torch.optim.lr_scheduler.LinearLR(optimizer, 1, 0.1, total_iters=20 - plateau)
+        flat = torch.optim.lr_scheduler.ConstantLR(optimizer, 1.0)
+        warmup = torch.optim.lr_scheduler.LinearLR(optimizer, 1 / 5, 1, total_iters=4)
+        schedulers, milestones = ([warmup, flat, decay], [5, 15]) if plateau else ([warmup, decay], [5])
+        theirs = torch.optim.lr_scheduler.SequentialLR(optimizer, schedulers, milestones=milestones)
+        ours = new_schedule(kind, warmup_steps=5, max_steps=25, min_ratio=0.1, decay_fraction=0.4)
+        for step in range(25):
+            assert 0.01 * ours(step) == pytest.approx(optimizer.param_groups[0]["lr"], rel=1e-9), (kind, step)
+            optimizer.step()
+            theirs.step()
+        assert ours(25) == ours(1000) == pytest.approx(0.1)
 
 
 def test_an_epoch_sees_each_window_once_and_next_tokens_are_targets() -> None:
