@@ -20,9 +20,11 @@ ALLOWED: dict[str, set[str]] = {
     "weights": {"model", "tokenizer"},
     "train": {"model", "tokenizer", "generate", "data", "weights"},
     "evaluate": {"model", "tokenizer", "generate", "data", "weights"},
+    "inspect": {"model", "tokenizer", "generate"},
     "track": set(),
+    "report": {"model", "tokenizer", "generate", "data", "weights", "train", "evaluate", "inspect", "track"},
     "learn": {"weights"},  # the written-out GPT opens model directories; nothing imports learn
-    "cli": {"model", "tokenizer", "generate", "data", "weights", "train", "evaluate", "track"},
+    "cli": {"model", "tokenizer", "generate", "data", "weights", "train", "evaluate", "inspect", "track", "report"},
 }
 
 

@@ -1,0 +1,210 @@
+"""What a model makes of a text, in numbers and words that a page, a picture or a terminal can show.
+
+Shapes: L layers, H heads, T tokens, C channels, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from gpt2core.generate.sampling import Sampling
+from gpt2core.inspect.trace import trace
+from gpt2core.model import GPT, GPTClassifier
+from gpt2core.tokenizer import Tokenizer
+
+TEMPERATURES = (0.5, 1.0, 2.0)
+DIGITS = 6  # of every number that is given out
+VISIBLE = str.maketrans({" ": "·", "\n": "↵", "\t": "→", "\r": "␍"})
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A token that may come next, and how likely."""
+
+    id: int
+    token: str
+    probability: float
+
+
+@dataclass(frozen=True)
+class Temperature:
+    """The next token's distribution at one temperature: its entropy, and the candidates' probabilities."""
+
+    temperature: float
+    entropy_bits: float
+    probabilities: list[float]
+
+
+@dataclass(frozen=True)
+class Inspection:
+    """What language models and classifiers have in common.
+
+    ids, tokens: [T], the tokens in visible form (see `visible`).
+    attention: [L, H, T, T]; row t is how position t divides its attention among positions 0 to t.
+    """
+
+    ids: list[int]
+    tokens: list[str]
+    attention: Tensor
+
+    def to_json(self) -> dict[str, Any]:
+        """The same as plain numbers, lists and objects."""
+        weights = self.attention.double().numpy().round(DIGITS).tolist()
+        return {"ids": self.ids, "tokens": self.tokens, "attention": weights}
+
+
+@dataclass(frozen=True)
+class LanguageModelInspection(Inspection):
+    """
+    lens: [L + 1][T][top], the likeliest next tokens if the model ended before the first block, or behind each; its
+        last row is the model's own answer (the "logit lens", nostalgebraist 2020).
+    loss_nats: [T], of each token given those before it; None for the first, which has none before it.
+    candidates: [top], the likeliest tokens behind the text.
+    temperatures: what each temperature makes of them.
+    """
+
+    lens: list[list[list[Candidate]]]
+    loss_nats: list[float | None]
+    candidates: list[Candidate]
+    temperatures: list[Temperature]
+
+    @property
+    def mean_loss_nats(self) -> float | None:
+        """Of the tokens that have others before them; None if there are none."""
+        known = [loss for loss in self.loss_nats if loss is not None]
+        return sum(known) / len(known) if known else None
+
+    def to_json(self) -> dict[str, Any]:
+        return super().to_json() | {
+            "loss_nats": self.loss_nats,
+            "lens": [[[vars(c) for c in position] for position in layer] for layer in self.lens],
+            "candidates": [vars(candidate) for candidate in self.candidates],
+            "temperatures": [vars(row) for row in self.temperatures],
+        }
+
+
+@dataclass(frozen=True)
+class ClassifierInspection(Inspection):
+    """
+    labels: the classes.
+    classes: [L + 1][labels], their probabilities if the model ended before the first block, or behind each.
+    """
+
+    labels: tuple[str, ...]
+    classes: list[list[float]]
+
+    def to_json(self) -> dict[str, Any]:
+        return super().to_json() | {"labels": list(self.labels), "classes": self.classes}
+
+
+def inspect(
+    model: GPT | GPTClassifier,
+    tokenizer: Tokenizer,
+    ids: Sequence[int],
+    *,
+    top: int = 5,
+    temperatures: Sequence[float] = TEMPERATURES,
+) -> LanguageModelInspection | ClassifierInspection:
+    """Read a text with a model in eval mode and tell what happened inside.
+
+    Args:
+        ids: [T]
+        top: how many of the likeliest tokens are told.
+        temperatures: 0 for greedy.
+
+    Raises:
+        UserError: the text is empty or too long to look at.
+    """
+    tensor = torch.tensor(ids, dtype=torch.long, device=model.transformer.wte.weight.device)  # [T]
+    if isinstance(model, GPTClassifier):
+        return _inspect_classifier(model, tokenizer, tensor)
+    return _inspect_language_model(model, tokenizer, tensor, top, temperatures)
+
+
+@torch.no_grad()
+def _inspect_language_model(
+    model: GPT, tokenizer: Tokenizer, ids: Tensor, top: int, temperatures: Sequence[float]
+) -> LanguageModelInspection:
+    traced = trace(model.transformer, ids)
+    lens = []
+    for hidden in traced.hidden:  # one layer at a time: logits of all would be [L + 1, T, V]
+        logits = model.lm_head(model.transformer.ln_f(hidden)).float()  # [T, V]
+        lens.append(_candidates(logits.softmax(-1), tokenizer, top))
+    loss_nats = F.cross_entropy(logits[:-1], ids[1:], reduction="none").tolist()  # the last layer's: the model's own
+    candidates = lens[-1][-1]
+    chosen = [candidate.id for candidate in candidates]
+    rows = []
+    for temperature in temperatures:
+        p = distribution(logits[-1], temperature)
+        entropy_bits = torch.special.entr(p).sum().item() / torch.log(torch.tensor(2.0)).item()
+        rows.append(Temperature(temperature, round(entropy_bits, DIGITS), _rounded(p[chosen])))
+    return LanguageModelInspection(
+        ids=ids.tolist(),
+        tokens=_tokens(ids, tokenizer),
+        attention=traced.attention,
+        lens=lens,
+        loss_nats=[None, *(round(loss, DIGITS) for loss in loss_nats)],
+        candidates=candidates,
+        temperatures=rows,
+    )
+
+
+@torch.no_grad()
+def _inspect_classifier(model: GPTClassifier, tokenizer: Tokenizer, ids: Tensor) -> ClassifierInspection:
+    traced = trace(model.transformer, ids)
+    hidden = model.transformer.ln_f(traced.hidden)  # [L + 1, T, C]: the layers as rows of a batch
+    lengths = torch.full((len(hidden),), len(ids), device=ids.device)  # [L + 1]
+    logits = model.score(model.pool(hidden, lengths)).float()  # [L + 1, labels]
+    return ClassifierInspection(
+        ids=ids.tolist(),
+        tokens=_tokens(ids, tokenizer),
+        attention=traced.attention,
+        labels=model.labels,
+        classes=[_rounded(row) for row in logits.softmax(-1)],
+    )
+
+
+def distribution(logits: Tensor, temperature: float) -> Tensor:
+    """Probabilities of the next token at a temperature, all on the likeliest at 0: [V] -> [V]"""
+    sampling = Sampling(temperature)
+    if sampling.greedy:
+        return F.one_hot(logits.argmax(), len(logits)).float()
+    return sampling.filter(logits[None])[0].softmax(-1)
+
+
+def visible(token: bytes) -> str:
+    r"""A token so that blanks and bytes that are no whole character can be seen.
+
+    >>> visible(b" lamp\n"), visible("é".encode()), visible(b"\xc3")
+    ('·lamp↵', 'é', '\\xc3')
+    """
+    text = token.decode("utf-8", "backslashreplace").translate(VISIBLE)
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+
+
+def _tokens(ids: Tensor, tokenizer: Tokenizer) -> list[str]:
+    return [_token(i, tokenizer) for i in ids.tolist()]
+
+
+def _token(token_id: int, tokenizer: Tokenizer) -> str:
+    """Visible form; an id that the model has and the tokenizer lacks is shown as such."""
+    return visible(tokenizer.token_bytes(token_id)) if token_id < tokenizer.vocab_size else f"[{token_id}]"
+
+
+def _candidates(probabilities: Tensor, tokenizer: Tokenizer, top: int) -> list[list[Candidate]]:
+    """[T, V] -> [T][top]"""
+    best = probabilities.topk(min(top, probabilities.size(-1)))
+    return [
+        [Candidate(i, _token(i, tokenizer), round(p, DIGITS)) for i, p in zip(ids, ps, strict=True)]
+        for ids, ps in zip(best.indices.tolist(), best.values.tolist(), strict=True)
+    ]
+
+
+def _rounded(values: Tensor) -> list[float]:
+    return [round(value, DIGITS) for value in values.tolist()]
