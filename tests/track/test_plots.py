@@ -2,23 +2,26 @@
 
 from __future__ import annotations
 
+import base64
+import io
 import os
 import subprocess
 import sys
+import warnings
 import xml.etree.ElementTree as ElementTree
 from pathlib import Path
 
+import numpy as np
 import pytest
+from PIL import Image
 
 from gpt2core.errors import UserError
 from gpt2core.track import plots
+from tests.track import draw_all
+from tests.track.draw_all import ACCURACY, BINS, CURVE, TOKENS, attention
 
-LOSS = "tokens,step,train_loss,val_loss\n1000,1,5.5,\n2000,2,4.25,4.5\n3000,3,3.5,\n4000,4,3.25,3.75\n"
-ACCURACY = (
-    "seed,epoch,examples,train_accuracy,val_accuracy\n"
-    "1,1,100,0.8,0.7\n1,2,200,0.9,0.8\n2,1,100,0.75,0.7\n2,2,200,0.95,0.85\n"
-)
-SVG = "{http://www.w3.org/2000/svg}"
+ROOT = Path(__file__).parents[2]
+SVG, XLINK = "{http://www.w3.org/2000/svg}", "{http://www.w3.org/1999/xlink}"
 
 
 def texts(path: Path) -> list[str]:
@@ -39,15 +42,42 @@ def lines(path: Path, colour: str) -> list[int]:
     return [element.get("d", "").count("L") + 1 for element in paths]
 
 
-def test_a_loss_curve_names_its_axes_and_links_evaluations_over_empty_cells(tmp_path):
-    (tmp_path / "curve.csv").write_text(LOSS)
-    plots.loss_curve(tmp_path / "curve.csv", tmp_path / "loss.svg")
+@pytest.fixture
+def curve(tmp_path: Path) -> Path:
+    (tmp_path / "curve.csv").write_text(CURVE)
+    return tmp_path / "curve.csv"
+
+
+def test_a_loss_curve_names_its_axes_and_links_evaluations_over_empty_cells(curve: Path, tmp_path: Path) -> None:
+    plots.loss_curve(curve, tmp_path / "loss.svg")
     assert {"tokens seen", "loss (nats per token)", "training", "validation"} <= {*texts(tmp_path / "loss.svg")}
     assert lines(tmp_path / "loss.svg", plots.BLUE) == [4]
     assert lines(tmp_path / "loss.svg", plots.ORANGE) == [2]
 
 
-def test_an_accuracy_curve_has_a_line_for_each_seed_and_one_legend(tmp_path):
+@pytest.mark.parametrize(
+    ("plot", "label", "points"),
+    [
+        (plots.perplexity_curve, "perplexity (exp of nats per token)", 2),
+        (plots.learning_rate_curve, "learning rate (per update)", 4),
+        (plots.grad_norm_curve, "gradient norm (L2, before clipping)", 4),
+    ],
+)
+def test_the_other_curves_of_training(curve: Path, tmp_path: Path, plot, label: str, points: int) -> None:
+    plot(curve, tmp_path / "curve.svg")
+    assert {"tokens seen", label} <= {*texts(tmp_path / "curve.svg")}
+    drawn = lines(tmp_path / "curve.svg", plots.BLUE) + lines(tmp_path / "curve.svg", plots.ORANGE)
+    assert drawn == [points]
+
+
+def test_no_label_is_a_formula(curve: Path, tmp_path: Path) -> None:
+    """Logarithmic axes label themselves with TeX, which is not typeset here because tokens hold dollar signs."""
+    draw_all.draw_all(tmp_path, ".svg")
+    for path in tmp_path.glob("*.svg"):
+        assert not any("mathdefault" in text or "\\" in text for text in texts(path)), path
+
+
+def test_an_accuracy_curve_has_a_line_for_each_seed_and_one_legend(tmp_path: Path) -> None:
     (tmp_path / "curve.csv").write_text(ACCURACY)
     plots.accuracy_curve(tmp_path / "curve.csv", tmp_path / "accuracy.svg")
     shown = texts(tmp_path / "accuracy.svg")
@@ -57,7 +87,7 @@ def test_an_accuracy_curve_has_a_line_for_each_seed_and_one_legend(tmp_path):
     assert lines(tmp_path / "accuracy.svg", plots.ORANGE) == [2, 2]
 
 
-def test_a_confusion_matrix_has_a_row_for_each_actual_label(tmp_path):
+def test_a_confusion_matrix_has_a_row_for_each_actual_label(tmp_path: Path) -> None:
     plots.confusion_matrix([[90, 10], [1, 49]], ("ham", "spam"), tmp_path / "confusion.svg")
     shown = texts(tmp_path / "confusion.svg")
     assert {"predicted label", "actual label", "ham", "spam"} <= {*shown}
@@ -68,23 +98,88 @@ def test_a_confusion_matrix_has_a_row_for_each_actual_label(tmp_path):
         plots.confusion_matrix([[1, 2]], ("ham", "spam"), tmp_path / "wrong.svg")
 
 
-def test_a_score_histogram_leaves_out_what_the_judge_did_not_score(tmp_path):
-    plots.score_histogram([0, 55.0, None, 100], tmp_path / "scores.svg")
-    assert {"score (0 to 100)", "responses (count)", "mean 51.7"} <= {*texts(tmp_path / "scores.svg")}
+def test_reliability_has_a_point_for_each_bin(tmp_path: Path) -> None:
+    plots.reliability(BINS, 0.012, "spam", tmp_path / "reliability.svg")
+    shown = texts(tmp_path / "reliability.svg")
+    assert {"predicted probability of spam", "messages that are spam (fraction)", "the classifier (ECE 1.2%)"} <= {
+        *shown
+    }
+    assert lines(tmp_path / "reliability.svg", plots.BLUE) == [len(BINS)]
+
+
+def test_a_score_histogram_leaves_out_what_the_judge_did_not_score(tmp_path: Path) -> None:
+    plots.score_histogram([0, 55.0, None, 100], tmp_path / "scores.svg", {"echo": 31.04})
+    assert {"score (0 to 100)", "responses (count)", "mean 51.7", "echo 31.0"} <= {*texts(tmp_path / "scores.svg")}
     plots.score_histogram([None], tmp_path / "none.svg")
     assert not any("mean" in text for text in texts(tmp_path / "none.svg"))
 
 
-@pytest.mark.parametrize("suffix", ["svg", "png"])
-def test_the_same_input_gives_the_same_bytes_in_another_process(tmp_path, suffix):
-    (tmp_path / "curve.csv").write_text(LOSS)
-    here, there = tmp_path / f"here.{suffix}", tmp_path / f"there.{suffix}"
-    plots.loss_curve(tmp_path / "curve.csv", here)
-    code = f"from gpt2core.track import plots; plots.loss_curve({str(tmp_path / 'curve.csv')!r}, {str(there)!r})"
-    root = str(Path(__file__).parents[2])
-    subprocess.run([sys.executable, "-c", code], check=True, env={**os.environ, "PYTHONPATH": root}, timeout=60)
-    assert here.read_bytes() == there.read_bytes()
-    assert here.read_bytes().startswith(b"\x89PNG" if suffix == "png" else b"<?xml")
+def test_attention_is_shown_weight_by_weight(tmp_path: Path) -> None:
+    """The pixels of the sheet that the SVG holds: each head where it belongs, the colours those of the scale."""
+    import matplotlib
+
+    L, H, T = 2, 3, len(TOKENS)
+    weights = attention(L, H, T)
+    plots.attention_heatmaps(weights, TOKENS, tmp_path / "attention.svg")
+    shown = texts(tmp_path / "attention.svg")
+    assert {"head 3", "layer 2", "attention weight", "·lamp", "$x$", "é"} <= {*shown}
+    assert shown.count(".") == L + H
+    pictures = ElementTree.parse(tmp_path / "attention.svg").iter(f"{SVG}image")
+    sheets = [Image.open(io.BytesIO(base64.b64decode(p.get(f"{XLINK}href").partition(",")[2]))) for p in pictures]
+    sheet = next(np.asarray(s.convert("RGBA")) for s in sheets if s.size[0] == H * (T + 1) - 1)
+    if "matrix(1 0 0 -1" in (tmp_path / "attention.svg").read_text():  # kept upside down
+        sheet = sheet[::-1]
+    for layer, head, t, s in ((0, 0, 0, 0), (1, 2, 5, 3), (0, 1, 4, 4), (1, 0, 3, 1)):
+        expected = matplotlib.colormaps["cividis"](weights[layer, head, t, s] ** 0.5, bytes=True)
+        np.testing.assert_allclose(sheet[layer * (T + 1) + t, head * (T + 1) + s].astype(int), expected, atol=2)
+    assert sheet[0, 1, 3] == 0  # a token does not look ahead
+
+
+def test_attention_of_a_large_model_is_one_readable_sheet(tmp_path: Path) -> None:
+    plots.attention_heatmaps(attention(12, 12, 40), ["token"] * 40, tmp_path / "attention.svg")
+    shown = texts(tmp_path / "attention.svg")
+    assert {"layer 12", "head 12"} <= {*shown} and "token" not in shown
+    assert (tmp_path / "attention.svg").stat().st_size < 1_000_000
+
+
+def test_temperatures_and_losses_have_a_bar_for_each_token(tmp_path: Path) -> None:
+    plots.temperature_effect(["·lamp", "."], {0.5: [0.9, 0.1], 2.0: [0.6, 0.3]}, tmp_path / "temperature.svg")
+    assert {"·lamp", ".", "temperature 0.5", "temperature 2", "probability"} <= {*texts(tmp_path / "temperature.svg")}
+    plots.token_loss(["a", "$b$"], [None, 2.5], tmp_path / "loss.svg")
+    assert {"a", "$b$", "loss (nats)"} <= {*texts(tmp_path / "loss.svg")}
+
+
+def test_a_character_that_the_font_lacks_is_a_box_and_no_warning(tmp_path: Path) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        plots.token_loss(["漢", "é"], [None, 2.5], tmp_path / "loss.png")
+        plots.token_loss(["漢", "é"], [None, 2.5], tmp_path / "loss.svg")
+    assert {"□", "é"} <= {*texts(tmp_path / "loss.svg")}
+
+
+@pytest.mark.parametrize("suffix", [".svg", ".png"])
+def test_the_same_input_gives_the_same_bytes_in_another_process(tmp_path: Path, suffix: str) -> None:
+    here, there = tmp_path / "here", tmp_path / "there"
+    draw_all.draw_all(here, suffix)
+    command = [sys.executable, "-m", "tests.track.draw_all", there, suffix]
+    subprocess.run(command, check=True, cwd=ROOT, env={**os.environ, "PYTHONPATH": str(ROOT)}, timeout=120)
+    figures = sorted(path.name for path in here.glob(f"*{suffix}"))
+    assert {name.removesuffix(suffix) for name in figures} == {
+        name for name in plots.__all__ if name.islower() and name != "theme"
+    }
+    for name in figures:
+        assert (here / name).read_bytes() == (there / name).read_bytes(), name
+        assert (here / name).read_bytes().startswith(b"\x89PNG" if suffix == ".png" else b"<?xml")
+
+
+def test_the_dark_theme_is_dark_and_ends(curve: Path, tmp_path: Path) -> None:
+    for name in ("light", "dark"):
+        with plots.theme(name):
+            plots.loss_curve(curve, tmp_path / f"{name}.png")
+    plots.loss_curve(curve, tmp_path / "after.png")
+    corner = {name: Image.open(tmp_path / f"{name}.png").convert("L").getpixel((0, 0)) for name in ("light", "dark")}
+    assert corner["light"] == 255 and corner["dark"] < 40
+    assert (tmp_path / "after.png").read_bytes() == (tmp_path / "light.png").read_bytes()
 
 
 @pytest.mark.parametrize(
@@ -96,7 +191,7 @@ def test_the_same_input_gives_the_same_bytes_in_another_process(tmp_path, suffix
         ("tokens,train_loss,val_loss\n1,2,three\n", "three"),
     ],
 )
-def test_a_table_that_cannot_be_drawn_is_named_and_nothing_is_left(tmp_path, text, message):
+def test_a_table_that_cannot_be_drawn_is_named_and_nothing_is_left(tmp_path: Path, text: str, message: str) -> None:
     (tmp_path / "curve.csv").write_text(text)
     with pytest.raises(UserError, match=message) as caught:
         plots.loss_curve(tmp_path / "curve.csv", tmp_path / "loss.svg")
@@ -104,6 +199,6 @@ def test_a_table_that_cannot_be_drawn_is_named_and_nothing_is_left(tmp_path, tex
     assert [path.name for path in tmp_path.iterdir()] == ["curve.csv"]
 
 
-def test_other_suffixes_are_refused(tmp_path):
+def test_other_suffixes_are_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"\.svg or \.png"):
         plots.score_histogram([1], tmp_path / "scores.pdf")

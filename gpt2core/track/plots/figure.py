@@ -1,0 +1,104 @@
+"""What all figures share: the style, a light and a dark theme, and the way to a file. The same input gives the same
+bytes. The colours are those of Okabe and Ito (2008), which colour-blind people can tell apart."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Iterator
+from contextvars import ContextVar
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from gpt2core import files
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+AnyPath = str | os.PathLike[str]
+
+BLUE, ORANGE, GREEN, PURPLE = "#0072B2", "#D55E00", "#009E73", "#CC79A7"  # in a figure: C0, C1, C2, C3
+COLOURS = {"light": (BLUE, ORANGE, GREEN, PURPLE), "dark": ("#56B4E9", "#E69F00", "#00C08B", PURPLE)}
+INK = {"light": "#222222", "dark": "#DDDDDD"}
+PAPER = {"light": "#FFFFFF", "dark": "#16181D"}
+STYLE = {
+    "svg.hashsalt": "gpt2core",  # ids of elements are random without it
+    "svg.fonttype": "none",  # text stays text: small, searchable
+    "text.parse_math": False,  # tokens hold dollar signs
+    "font.size": 10,
+    "axes.grid": True,
+    "axes.axisbelow": True,
+    "grid.alpha": 0.3,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "legend.frameon": False,
+}
+_theme: ContextVar[str] = ContextVar("theme", default="light")
+
+
+@contextlib.contextmanager
+def theme(name: str) -> Iterator[None]:
+    """Draw the figures within as `light` (the default) or `dark`."""
+    token = _theme.set(name)
+    try:
+        yield
+    finally:
+        _theme.reset(token)
+
+
+@contextlib.contextmanager
+def figure(out_path: AnyPath, size_inches: tuple[float, float] = (6.0, 3.8)) -> Iterator[Figure]:
+    """A figure to draw on; afterwards it is saved, atomically, as .svg or .png by the path's suffix."""
+    kind = Path(out_path).suffix.removeprefix(".")
+    if kind not in ("svg", "png"):
+        raise ValueError(f"{out_path}: the suffix must be .svg or .png")
+    import matplotlib
+    from matplotlib.figure import Figure  # not pyplot: no window system, no state shared by the process
+
+    with matplotlib.rc_context(STYLE | _colours(_theme.get())):
+        drawing = Figure(figsize=size_inches, dpi=120, layout="constrained")
+        yield drawing
+        with files.atomic_path(out_path) as temporary:
+            drawing.savefig(temporary, format=kind, metadata={"Date": None} if kind == "svg" else None)
+
+
+@contextlib.contextmanager
+def one_plot(out_path: AnyPath, size_inches: tuple[float, float] = (6.0, 3.8)) -> Iterator[Axes]:
+    """The same with one pair of axes on it."""
+    with figure(out_path, size_inches) as drawing:
+        yield drawing.add_subplot()
+
+
+def log_y(axes: Axes) -> None:
+    """Make the y axis logarithmic, its ticks plain numbers: matplotlib's own are formulas."""
+    from matplotlib.ticker import LogFormatter
+
+    axes.set_yscale("log")
+    axes.yaxis.set_major_formatter(LogFormatter())
+    axes.yaxis.set_minor_formatter(LogFormatter(minor_thresholds=(1, 0.4)))
+
+
+def drawable(text: str) -> str:
+    """A text with what matplotlib's own font cannot draw as □."""
+    return "".join(character if ord(character) in _characters() else "□" for character in text)
+
+
+def _characters() -> dict[int, int]:
+    from matplotlib.font_manager import findfont, get_font
+
+    return get_font(findfont("DejaVu Sans")).get_charmap()
+
+
+def _colours(name: str) -> dict[str, object]:
+    from matplotlib import cycler
+
+    ink, paper = INK[name], PAPER[name]
+    inked = ("text.color", "axes.labelcolor", "axes.edgecolor", "xtick.color", "ytick.color")
+    return {key: ink for key in inked} | {
+        "grid.color": "#B0B0B0" if name == "light" else "#666666",
+        "figure.facecolor": paper,
+        "savefig.facecolor": paper,
+        "axes.facecolor": paper,
+        "axes.prop_cycle": cycler(color=COLOURS[name]),
+    }
