@@ -25,7 +25,8 @@ from tqdm import tqdm
 from gpt2core import config, files, tokenizer
 from gpt2core.data.corpus import Corpus, split_pieces
 from gpt2core.data.documents import Part, find_documents
-from gpt2core.data.shards import Shard, join_shards, release, shard_writer
+from gpt2core.data.lengths import token_counts
+from gpt2core.data.shards import Shard, join_shards, shard_writer
 from gpt2core.data.workers import Workers, available_processes
 from gpt2core.tokenizer import Tokenizer
 from gpt2core.tokenizer.train import count_words, merge_words, train_char
@@ -203,9 +204,6 @@ def _figures(chosen: Tokenizer, train: Shard, val: Shard) -> dict[str, Any]:
 
 def unigram_entropy_nats(shard: Shard) -> float:
     """Entropy of the token frequencies: the loss of the best model that knows no context."""
-    counts = np.zeros(shard.vocab_size, np.int64)
-    for start in range(0, shard.n_tokens, 1 << 22):
-        counts += np.bincount(shard.tokens[start : start + (1 << 22)], minlength=shard.vocab_size)
-        release(shard.tokens)
+    counts = token_counts(shard)
     p = counts[counts > 0] / shard.n_tokens
     return float(-(p * np.log(p)).sum())

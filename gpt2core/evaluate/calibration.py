@@ -1,0 +1,46 @@
+"""Whether a classifier's probabilities mean what they say."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+COLUMNS = ("from", "to", "n", "mean_probability", "share")
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """
+    ece: expected calibration error, 0 to 1: the mean over all messages of the distance, in each bin, between what was
+        predicted and what came (Naeini et al. 2015, for the probability of the positive class).
+    bins: a row of `COLUMNS` for each bin that is not empty: its edges, how many messages, the mean of their predicted
+        probabilities and the share that is positive.
+    """
+
+    ece: float
+    bins: list[dict[str, float]]
+
+
+def calibration(probabilities: Sequence[float], is_positive: Sequence[bool], n_bins: int = 10) -> Calibration:
+    """Put predictions into equal bins of probability.
+
+    Args:
+        probabilities: [n], of the positive class, 0 to 1.
+        is_positive: [n], what came.
+        n_bins: how many; an edge belongs to the bin above it, 1 to the last.
+
+    >>> calibration([0.1, 0.15, 0.9, 0.9], [False, False, True, False], n_bins=2).ece
+    0.2625
+    """
+    p, positive = np.asarray(probabilities, np.float64), np.asarray(is_positive, bool)  # [n] each
+    bin_of = np.minimum((p * n_bins).astype(int), n_bins - 1)  # [n]
+    rows, ece = [], 0.0
+    for number in np.unique(bin_of).tolist():
+        inside = bin_of == number  # [n]
+        mean_probability, share = p[inside].mean(), positive[inside].mean()
+        ece += inside.mean() * abs(mean_probability - share)
+        values = (number / n_bins, (number + 1) / n_bins, int(inside.sum()), mean_probability, share)
+        rows.append(dict(zip(COLUMNS, (v if isinstance(v, int) else round(float(v), 6) for v in values), strict=True)))
+    return Calibration(round(float(ece), 6), rows)
