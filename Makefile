@@ -5,7 +5,7 @@ export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
 export VIRTUAL_ENV := $(CURDIR)/$(VENV)
 READY := $(VENV)/ready
 
-.PHONY: help repro test test-slow test-all peers docs docs-tools profile mirror mlflow lint
+.PHONY: help repro test test-slow test-all golden peers docs docs-tools profile mirror mlflow lint
 
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*##' Makefile | sed -E 's/:.*## /\t/' | expand -t 14
@@ -28,6 +28,9 @@ test-slow: $(READY)  ## the slow tests alone
 	pytest -m slow
 
 test-all: test test-slow  ## everything
+
+golden: $(READY)  ## record the golden loss curves anew, after an intended change of the training
+	python -m tests.golden.curves
 
 peers: $(READY)  ## transformers and TensorFlow, which some tests compare with
 	$(VENV)/bin/python -m pip install --quiet -r requirements-peers.lock
