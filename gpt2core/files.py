@@ -4,56 +4,110 @@ from __future__ import annotations
 
 import contextlib
 import csv
+import errno
+import glob
 import hashlib
 import io
 import json
 import os
+import re
 import shutil
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock
+from filelock import FileLock, Timeout
 
 from gpt2core.errors import UserError
+
+DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 @contextlib.contextmanager
 def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
-    """Yield a temporary path beside `path`; on success it is renamed over `path`, on failure removed.
+    """Yield the path of a file to be written; on success it takes the place of `path`, on failure it is removed.
 
-    The rename is atomic because both lie in one directory: a reader sees the old file or the whole new one.
+    The rename is atomic because both lie in one file system: a reader sees the old file or the whole new one.
     """
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent)
-    os.close(handle)
-    temporary = Path(name)
-    try:
+    with _scratch(path) as folder:
+        temporary = folder / path.name
         yield temporary
-        os.chmod(temporary, 0o666 & ~_umask())  # mkstemp makes files private; these are meant to be read
+        os.chmod(temporary, 0o666 & ~_umask())  # some libraries make files private; these are meant to be read
         os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 @contextlib.contextmanager
 def atomic_dir(path: str | os.PathLike[str]) -> Iterator[Path]:
-    """Yield a fresh directory beside `path`; on success it takes the place of `path`, on failure it is removed."""
+    """Yield a fresh directory near `path`; on success it takes the place of `path`, on failure it is removed.
+
+    A reader, or who comes after a kill, finds the old directory, none, or the whole new one.
+    """
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent))
-    try:
+    with _scratch(path) as folder:
+        temporary = folder / path.name
+        temporary.mkdir()
         yield temporary
-        os.chmod(temporary, 0o777 & ~_umask())
-        if path.is_dir() and not path.is_symlink():
-            shutil.rmtree(path)
-        else:
-            path.unlink(missing_ok=True)
+        with contextlib.suppress(FileNotFoundError):
+            os.replace(path, folder / f"{path.name}.old")  # in one step; to delete it takes many
         os.replace(temporary, path)
+
+
+@contextlib.contextmanager
+def _scratch(path: Path) -> Iterator[Path]:
+    """A folder beside `path` for its writer alone, who holds a lock in it.
+
+    A killed writer leaves its folder, and with its death loses the lock: the next writer of `path` removes what nobody
+    holds. The lock is a file of its own, since the temporary file may be replaced by a library that writes it.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    name = f"{path.name}.lock"
+    for left in path.parent.glob(f".{glob.escape(path.name)}.*.tmp"):
+        with contextlib.suppress(OSError):  # somebody holds it (filelock's Timeout), or has just removed it
+            if (left / name).exists():
+                with FileLock(left / name, timeout=0):
+                    shutil.rmtree(left)
+            else:
+                left.rmdir()  # its writer came no further; one with anything else in it is not ours and stays
+    while True:
+        folder = Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent))
+        held = FileLock(folder / name, timeout=0)
+        try:
+            held.acquire()
+            break
+        except (Timeout, FileNotFoundError):  # another writer took the new folder for one that was left
+            continue
+    try:
+        with _names_what_was_written(path):
+            yield folder
     finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+        shutil.rmtree(folder, ignore_errors=True)
+        held.release()
+
+
+@contextlib.contextmanager
+def _names_what_was_written(path: Path) -> Iterator[None]:
+    """Of a full disk, let an OSError tell `path`: a failed write tells none, and a temporary name helps nobody."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno in DISK_FULL:
+            error.filename = os.fspath(path)
+        raise
+    except Exception as error:  # libraries written in Rust, as safetensors, tell the number in the text alone
+        found = re.search(r"\(os error (\d+)\)", str(error))
+        if found and int(found[1]) in DISK_FULL:
+            raise OSError(int(found[1]), os.strerror(int(found[1])), os.fspath(path)) from error
+        raise
+
+
+def link_or_copy(path: str | os.PathLike[str], out_path: str | os.PathLike[str]) -> None:
+    """Give a file that nobody will write to a second name, which takes no room; where that cannot be, copy it."""
+    try:
+        os.link(path, out_path)
+    except OSError:
+        shutil.copyfile(path, out_path)
 
 
 def _umask() -> int:

@@ -7,9 +7,11 @@ import signal
 import sys
 import threading
 from collections.abc import Callable
+from pathlib import Path
 from types import FrameType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NoReturn
 
+from gpt2core import files
 from gpt2core.errors import UserError
 
 if TYPE_CHECKING:
@@ -24,20 +26,27 @@ class Terminated(KeyboardInterrupt):
 
 
 def run_stage(main: Callable[[], None]) -> None:
-    """Run a stage's `main`. A user's mistake ends in its message and exit code 1, Ctrl-C in 130, SIGTERM in 143; no
-    traceback."""
+    """Run a stage's `main`. A user's mistake or a full disk ends in its message and exit code 1, Ctrl-C in 130, SIGTERM
+    in 143; no traceback."""
     if threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGTERM, _terminate)
     try:
         main()
     except UserError as error:
         sys.exit(f"error: {error}")
-    except Terminated:
-        sys.stderr.write("\nterminated\n")
-        sys.exit(143)
-    except KeyboardInterrupt:
-        sys.stderr.write("\ninterrupted\n")
-        sys.exit(130)
+    except OSError as error:
+        if error.errno not in files.DISK_FULL:
+            raise
+        sys.exit(f"error: the disk is full: {error.filename or 'a file'} cannot be written; free some space, run again")
+    except KeyboardInterrupt as error:
+        interrupted(error)
+
+
+def interrupted(error: KeyboardInterrupt) -> NoReturn:
+    """End as a shell expects it after Ctrl-C or SIGTERM."""
+    said, code = ("terminated", 143) if isinstance(error, Terminated) else ("interrupted", 130)
+    sys.stderr.write(f"\n{said}\n")
+    sys.exit(code)
 
 
 def _terminate(number: int, frame: FrameType | None) -> None:
@@ -117,16 +126,38 @@ def say(message: str) -> None:
     tqdm.write(message, file=sys.stderr)
 
 
+# Those whose version may change the bytes of what a stage writes.
+LIBRARIES = ("numpy", "pyarrow", "regex", "sacrebleu", "safetensors", "scikit-learn", "tiktoken", "torch")
+
+
 def environment() -> dict[str, str]:
-    """What decides the last bits of a result: versions, threads, instruction set. Logged with every run."""
+    """What decides the last bits of a result: versions and, where torch computes, CPU, threads and instruction set.
+
+    torch takes seconds to import: a stage that does without it has no use for its threads.
+    """
+    import platform
+    from importlib.metadata import version
+
+    found = {"python": platform.python_version(), **{name: version(name) for name in LIBRARIES}}
+    if torch := sys.modules.get("torch"):
+        device_name = os.environ.get("GPT2CORE_DEVICE") or ("cuda" if torch.cuda.is_available() else "cpu")
+        is_gpu = device_name.startswith("cuda") and torch.cuda.is_available()
+        found |= {
+            "cpu": _cpu_name(),
+            "threads": str(torch.get_num_threads()),
+            "cpu_capability": torch.backends.cpu.get_cpu_capability(),
+            "device": torch.cuda.get_device_name() if is_gpu else device_name,
+        }
+    return found
+
+
+def _cpu_name() -> str:
+    """The CPU's model: libraries such as MKL choose their kernels by it."""
     import platform
 
-    import torch
-
-    return {
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-        "threads": str(torch.get_num_threads()),
-        "cpu_capability": torch.backends.cpu.get_cpu_capability(),
-        "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu",
-    }
+    try:
+        with Path("/proc/cpuinfo").open(encoding="utf-8") as lines:
+            found = next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), "")
+    except OSError:
+        found = ""
+    return found or platform.processor() or platform.machine()

@@ -3,6 +3,9 @@ from __future__ import annotations
 import hashlib
 import math
 import os
+import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -33,6 +36,60 @@ def test_a_failed_directory_leaves_the_old_one_and_nothing_else(tmp_path: Path) 
     assert os.listdir(tmp_path / "d") == ["newer"]
 
 
+# A writer that says when it is in the midst of its work, and waits there.
+WRITER = """
+import sys
+from gpt2core import files
+with getattr(files, sys.argv[1])(sys.argv[2]) as temporary:
+    if sys.argv[1] == "atomic_dir":
+        temporary = temporary / "file"
+    temporary.write_text("half")
+    print("writing", flush=True)
+    sys.stdin.read()
+"""
+
+
+@pytest.mark.parametrize("kind", ["atomic_path", "atomic_dir"])
+def test_the_next_writer_removes_what_killed_ones_left_and_nothing_else(tmp_path: Path, kind: str) -> None:
+    target = tmp_path / "a[1]"
+    backup = tmp_path / ".a[1].mine.tmp"  # somebody's own, by its content
+    backup.mkdir()
+    (backup / "file").touch()
+    (tmp_path / ".a[1].empty.tmp").mkdir()  # of a writer that was killed before it had its lock
+    command = [sys.executable, "-c", WRITER, kind, str(target)]
+    killed, living = (
+        subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) for _ in range(2)
+    )
+    try:
+        for writer in (killed, living):
+            assert writer.stdout.readline() == "writing\n"
+        killed.send_signal(signal.SIGKILL)
+        killed.wait(30)
+        before = {path.name for path in tmp_path.iterdir()}
+        assert len(before) >= 3  # of the killed, of the living and the backup
+        assert target.name not in before
+        files.write_text(target, "whole")
+        after = {path.name for path in tmp_path.iterdir()} - {target.name, backup.name}
+        assert len(after) == 1  # of the living one
+        assert target.read_text() == "whole"
+        living.communicate("", timeout=30)  # goes on undisturbed
+        assert living.returncode == 0
+        assert ((target / "file") if kind == "atomic_dir" else target).read_text() == "half"
+        assert {path.name for path in tmp_path.iterdir()} == {target.name, backup.name}
+    finally:
+        for writer in (killed, living):
+            writer.kill()
+            writer.communicate()
+
+
+def test_many_writers_of_one_file_do_not_disturb_each_other(tmp_path: Path) -> None:
+    code = "import sys; from gpt2core import files\nfor n in range(100): files.write_text(sys.argv[1], str(n) * 1000)"
+    writers = [subprocess.Popen([sys.executable, "-c", code, str(tmp_path / "a")]) for _ in range(3)]
+    assert [writer.wait(60) for writer in writers] == [0, 0, 0]
+    assert (tmp_path / "a").read_text() == "99" * 1000
+    assert os.listdir(tmp_path) == ["a"]
+
+
 def test_written_files_are_readable_by_others_as_umask_says(tmp_path: Path) -> None:
     old = os.umask(0o022)
     try:
@@ -40,6 +97,20 @@ def test_written_files_are_readable_by_others_as_umask_says(tmp_path: Path) -> N
     finally:
         os.umask(old)
     assert (tmp_path / "a").stat().st_mode & 0o777 == 0o644
+
+
+def test_a_file_has_two_names_or_is_copied(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "a").write_text("x")
+    files.link_or_copy(tmp_path / "a", tmp_path / "b")
+    assert os.path.samefile(tmp_path / "a", tmp_path / "b")
+
+    def no_link(*_: Path) -> None:
+        raise OSError
+
+    monkeypatch.setattr(os, "link", no_link)
+    files.link_or_copy(tmp_path / "a", tmp_path / "c")
+    assert (tmp_path / "c").read_text() == "x"
+    assert not os.path.samefile(tmp_path / "a", tmp_path / "c")
 
 
 def test_json(tmp_path: Path) -> None:

@@ -1,10 +1,11 @@
 """The command `gpt2core`: one file a subcommand.
 
-Exit codes: 0 done, 1 a mistake in what was given, 2 a mistake in how the command was written, 130 Ctrl-C while a text
-was generated.
+Exit codes: 0 done, 1 a mistake in what was given, 2 a mistake in how the command was written, 130 Ctrl-C.
 """
 
 from __future__ import annotations
+
+from typing import Any
 
 import click
 
@@ -17,10 +18,20 @@ from gpt2core.cli.perplexity import perplexity
 from gpt2core.cli.respond import respond
 from gpt2core.cli.summary import summary
 from gpt2core.cli.verify import verify
-from gpt2core.runtime import run_stage
+from gpt2core.runtime import interrupted, run_stage
 
 
-@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+class Commands(click.Group):
+    """Ctrl-C while a command works; click itself would say `Aborted!` and exit with 1."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except KeyboardInterrupt as error:
+            interrupted(error)
+
+
+@click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
 @click.version_option(__version__, prog_name="gpt2core")
 def cli() -> None:
     """GPT-2 from scratch: use the models that the pipeline made. `dvc repro` makes them."""

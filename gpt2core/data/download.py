@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import email.utils
-import errno
 import os
 import re
 import shutil
@@ -32,7 +31,6 @@ from gpt2core.errors import UserError
 
 CHUNK_BYTES = 16 << 10  # what a cut connection can lose: requests hands on whole chunks only
 PROGRESS_BYTES = 8 << 20  # a try that brings this much is a success of its own: the count of tries starts anew
-DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 TRANSIENT_STATUS = (408, 425, 429, 500, 502, 503, 504)
 
 
@@ -65,21 +63,31 @@ def downloads_dir() -> Path:
 
 
 def fetch_all(asset: Asset, out_dir: Path, retry: Retry | None = None) -> None:
-    """Bring all files of an asset into `out_dir`, which appears when all are there."""
-    with files.atomic_dir(out_dir) as folder:
-        for file in asset.files:
-            fetch(asset, file, folder / file.name, retry)
+    """Bring all files of an asset into `out_dir`, which appears when all are there.
+
+    Until then they are in `downloads_dir`: who is killed on the way has not lost those that are finished.
+    """
+    alone = _alone(downloads_dir() / f"{asset.name}.all")
+    with alone, disk_errors(out_dir), brought(asset, retry) as folder, files.atomic_dir(out_dir) as out:
+        link_all(asset, folder, out)
+
+
+def link_all(asset: Asset, folder: Path, out_dir: Path) -> None:
+    """Give all files of an asset a second name in `out_dir`."""
+    out_dir.mkdir(parents=True, exist_ok=True)
+    for file in asset.files:
+        files.link_or_copy(folder / file.name, out_dir / file.name)
 
 
 @contextlib.contextmanager
-def brought(asset: Asset) -> Iterator[Path]:
+def brought(asset: Asset, retry: Retry | None = None) -> Iterator[Path]:
     """A folder of all the asset's files. It outlives a block that fails, so that nothing is fetched twice.
 
     Assets by their address share the folder of their host, so another block may have removed it.
     """
     folder = downloads_dir() / asset.name
     for file in asset.files:
-        fetch(asset, file, folder / file.name)
+        fetch(asset, file, folder / file.name, retry)
     yield folder
     if folder.exists():
         shutil.rmtree(folder)
@@ -157,7 +165,7 @@ def disk_errors(path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        if error.errno not in DISK_FULL:
+        if error.errno not in files.DISK_FULL:
             raise
         raise UserError(
             f"the disk is full: {path} could not be written; free some space and run again "
@@ -193,16 +201,19 @@ def _download(url: str, asset: Asset, file: File, out_path: Path, retry: Retry) 
     path = downloads_dir() / f"{asset.name}-{file.name}.part"
     with _alone(path):
         part = _Part(path, url, pinned=file.sha256 is not None)
+        is_zip = bool(file.archive_member) and not is_mirror
+        whole_bytes = file.size_bytes if file.sha256 and not is_zip else None  # a killed run may have left it whole
         for may_start_over in (True, False):
-            _complete(part, url, retry, title=f"{asset.name}/{file.name}")  # when this fails, the part stays
+            if not part.size_bytes or part.size_bytes != whole_bytes:
+                _complete(part, url, retry, title=f"{asset.name}/{file.name}")  # when this fails, the part stays
             try:
                 with files.atomic_path(out_path) as temporary:
-                    if file.archive_member and not is_mirror:
+                    if is_zip:
                         _extract(part.path, file, temporary)
                         _verify(temporary, file)
                     else:
                         _verify(part.path, file)
-                        shutil.move(part.path, temporary)  # a rename, or a copy to another file system
+                        files.link_or_copy(part.path, temporary)
             except _Failed:
                 was_pieced = part.is_pieced
                 part.remove()

@@ -9,6 +9,7 @@ corpus/gpt2-bpe/        encoder.json and vocab.bpe, only for `tokenizer.kind: gp
 
 from __future__ import annotations
 
+import contextlib
 from pathlib import Path, PurePosixPath
 from typing import Any, Literal
 
@@ -51,12 +52,14 @@ def prepare_raw(data: config.Data, tokenizer_kind: str, seed: int, out_dir: Path
     if problems:
         raise UserError("\n".join(problems))
     alone = files.lock(download.downloads_dir() / "data.lock")
-    with alone, download.disk_errors(out_dir), files.atomic_dir(out_dir) as folder:
-        sms_spam.write_jsonl(folder / "sms.jsonl", _messages(sms, seed))
-        files.write_json(folder / "instructions.json", _entries(entries, seed))
+    # The downloads are removed when `out_dir` is in its place, and not before: killed until then, nothing is lost.
+    with alone, contextlib.ExitStack() as downloads, files.atomic_dir(out_dir) as folder:
+        sms_spam.write_jsonl(folder / "sms.jsonl", _messages(sms, seed, downloads))
+        files.write_json(folder / "instructions.json", _entries(entries, seed, downloads))
         if tokenizer_kind == "gpt2":
-            download.fetch_all(sources.find("tokenizer", "gpt2-bpe"), folder / "corpus" / "gpt2-bpe")
-        raw_corpus.write_corpus(corpus, seed, folder / "corpus")
+            bpe = sources.find("tokenizer", "gpt2-bpe")
+            download.link_all(bpe, downloads.enter_context(download.brought(bpe)), folder / "corpus" / "gpt2-bpe")
+        raw_corpus.write_corpus(corpus, seed, folder / "corpus", downloads)
         return _figures(folder)
 
 
@@ -85,22 +88,20 @@ def _table(kind: Literal["sms", "instructions"], name: str, own_dir: Path) -> As
     return path
 
 
-def _messages(source: Asset | Path, seed: int) -> list[sms_spam.Message]:
+def _messages(source: Asset | Path, seed: int, downloads: contextlib.ExitStack) -> list[sms_spam.Message]:
     if isinstance(source, Path):
         return sms_spam.read_table(source)
     if source.origin == "generated":
         return [sms_spam.Message(label, text) for label, text in generate_messages(seed)]
-    with download.brought(source) as folder:
-        return sms_spam.read_table(folder / source.files[0].name)
+    return sms_spam.read_table(downloads.enter_context(download.brought(source)) / source.files[0].name)
 
 
-def _entries(source: Asset | Path, seed: int) -> list[Any]:
+def _entries(source: Asset | Path, seed: int, downloads: contextlib.ExitStack) -> list[Any]:
     if isinstance(source, Path):
         return instructions.read(source)
     if source.origin == "generated":
         return generate_instructions(seed)
-    with download.brought(source) as folder:
-        return instructions.read(folder / source.files[0].name)
+    return instructions.read(downloads.enter_context(download.brought(source)) / source.files[0].name)
 
 
 def _figures(folder: Path) -> dict[str, Any]:

@@ -6,7 +6,6 @@ Plain text gets `\\n` as line end and loses its byte order mark; other files are
 from __future__ import annotations
 
 import contextlib
-import os
 import re
 import shutil
 from pathlib import Path, PurePosixPath
@@ -72,27 +71,26 @@ def _check_format(path: Path | PurePosixPath) -> None:
         raise UserError(f"{path}: must be a file of the kind {documents.ALLOWED}, or a folder of such files")
 
 
-def write_corpus(found: list[Asset | OwnFiles], seed: int, folder: Path) -> None:
+def write_corpus(found: list[Asset | OwnFiles], seed: int, folder: Path, downloads: contextlib.ExitStack) -> None:
     """Write all sources into `folder`; of several, each into a folder of its own within `train/` and `val/`.
 
-    A person's own files go first: a mistake in them is found before anything is fetched. Downloads are kept until all
-    sources are there.
+    A person's own files go first: a mistake in them is found before anything is fetched. What is fetched is kept until
+    `downloads` is closed.
     """
     own_first = sorted(enumerate(found), key=lambda item: not isinstance(item[1], OwnFiles))
-    with contextlib.ExitStack() as downloads:
-        for number, source in own_first:
-            inner = f"{number:03d}" if len(found) > 1 else ""
-            train, val = folder / "train" / inner, folder / "val" / inner
-            if isinstance(source, OwnFiles):
-                for path in source.paths:
-                    _take(path, train / path.relative_to(source.folder))
-            elif source.origin == "generated":
-                files.write_text(train / "tales.txt", SEPARATOR.join(generate_tales(seed, EMBEDDED_TALES)))
-            else:
-                downloaded = downloads.enter_context(download.brought(source))
-                for file in source.files:
-                    out_dir = val if file.name in source.held_out else train
-                    _take(downloaded / file.name, out_dir / file.name, source.cut, may_link=True)
+    for number, source in own_first:
+        inner = f"{number:03d}" if len(found) > 1 else ""
+        train, val = folder / "train" / inner, folder / "val" / inner
+        if isinstance(source, OwnFiles):
+            for path in source.paths:
+                _take(path, train / path.relative_to(source.folder))
+        elif source.origin == "generated":
+            files.write_text(train / "tales.txt", SEPARATOR.join(generate_tales(seed, EMBEDDED_TALES)))
+        else:
+            downloaded = downloads.enter_context(download.brought(source))
+            for file in source.files:
+                out_dir = val if file.name in source.held_out else train
+                _take(downloaded / file.name, out_dir / file.name, source.cut, may_link=True)
 
 
 def _take(path: Path, out_path: Path, cut: str | None = None, may_link: bool = False) -> None:
@@ -110,15 +108,7 @@ def _take(path: Path, out_path: Path, cut: str | None = None, may_link: bool = F
     else:
         if not any(True for part in documents.plan(path) for _ in documents.read(part)):  # the first one is enough
             raise UserError(f"{path}: the file is empty; a corpus needs text")
-        _link(path, out_path) if may_link else shutil.copyfile(path, out_path)
-
-
-def _link(path: Path, out_path: Path) -> None:
-    """Give a file a second name, which takes no room; where the file system has none, a copy."""
-    try:
-        os.link(path, out_path)
-    except OSError:
-        shutil.copyfile(path, out_path)
+        files.link_or_copy(path, out_path) if may_link else shutil.copyfile(path, out_path)
 
 
 def cut_gutenberg(path: Path) -> str:

@@ -16,7 +16,6 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
-import platform
 import re
 import subprocess
 import sys
@@ -25,12 +24,12 @@ import threading
 import time
 import uuid
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from importlib.metadata import version
 from numbers import Real
 from pathlib import Path, PurePath
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from gpt2core import config, files, runtime
+from gpt2core.track.environment import recorded_environment
 
 if TYPE_CHECKING:
     import psutil
@@ -83,7 +82,8 @@ def stage_run(stage: str, params: config.Params, *, sections: tuple[str, ...] | 
     run._start(params, sections)
     status, reason = "FINISHED", ""
     try:
-        yield run
+        with recorded_environment(stage):
+            yield run
     except BaseException as error:
         status, reason = _outcome(error)
         raise
@@ -167,7 +167,7 @@ class StageRun:
     def _open(self, params: dict[str, Any], sections: tuple[str, ...] | None) -> None:
         """Find or create the parent, create the child, log params and tags of both."""
         root = config.project_root().absolute()
-        _prepare_mlflow()
+        prepare_mlflow()
         from mlflow import MlflowClient
 
         # It writes tracebacks of errors that it raises as well.
@@ -302,7 +302,7 @@ def _warn(what: str, error: Exception) -> None:
     sys.stderr.write(f"warning: {what} ({type(error).__name__}: {first_line})\n")
 
 
-def _prepare_mlflow() -> None:
+def prepare_mlflow() -> None:
     """Settings that MLflow reads when it is imported, or that it would inherit."""
     os.environ["MLFLOW_DISABLE_TELEMETRY"] = "true"
     os.environ.pop("MLFLOW_RUN_ID", None)  # an inherited run would win over ours
@@ -387,12 +387,7 @@ def _common_tags(revision: str | None) -> dict[str, str]:
         "git_revision": revision,
         "mlflow.source.git.commit": revision and revision.removesuffix("-dirty"),  # an experiment's baseline
     }
-    # torch takes seconds to import; a stage that does without has no use for its threads and instruction set.
-    if "torch" in sys.modules:
-        tags |= runtime.environment()
-    else:
-        tags |= {"python": platform.python_version(), "torch": version("torch")}
-    return {key: value for key, value in tags.items() if value}
+    return {key: value for key, value in (tags | runtime.environment()).items() if value}
 
 
 def _git_revision() -> str | None:

@@ -150,6 +150,26 @@ def test_ctrl_c_keeps_what_came_so_far(
     assert run("generate", models / "lm", *GREEDY, *options) == Ended(130, expected.out, "")
 
 
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_signal_while_the_model_loads(tmp_path: Path, number: int, code: int) -> None:
+    """config.json is a pipe, from which the process waits to read: we know that it loads."""
+    os.mkfifo(tmp_path / "config.json")
+    process = subprocess.Popen(
+        [sys.executable, "-m", "gpt2core", "generate", tmp_path],
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    try:
+        pipe = os.open(tmp_path / "config.json", os.O_WRONLY)  # waits for its reader
+        process.send_signal(number)
+        out, err = process.communicate(timeout=60)
+        os.close(pipe)
+    finally:
+        process.kill()
+        process.wait()
+    assert (process.returncode, out, err.split()) == (code, "", ["interrupted" if code == 130 else "terminated"])
+
+
 def test_a_terminal_shows_the_text_while_it_comes_until_ctrl_c(models: Path) -> None:
     """A real process on a real pseudo-terminal, which would go on for hours."""
     terminal, of_process = pty.openpty()
