@@ -13,7 +13,7 @@ from gpt2core.errors import UserError
 from gpt2core.runtime import DECODING_DTYPES
 
 if TYPE_CHECKING:
-    from gpt2core.model import GPTClassifier
+    from gpt2core.model import GPT, GPTClassifier
     from gpt2core.model.packed import Packed
     from gpt2core.tokenizer import Tokenizer
 
@@ -68,7 +68,7 @@ def load_language_model(path: Path, dtype: str = "float32") -> tuple[Packed, Tok
     from gpt2core.model import GPT
     from gpt2core.model.packed import pack
 
-    model, tokenizer = _load(path)
+    model, tokenizer = load_any(path)
     if not isinstance(model, GPT):
         raise UserError(f"{path}: is a classifier; use: gpt2core classify {path} TEXT")
     return pack(model, dtype), tokenizer
@@ -78,13 +78,14 @@ def load_classifier(path: Path) -> tuple[GPTClassifier, Tokenizer]:
     """A classifier with its tokenizer. Raises UserError if the directory holds something else."""
     from gpt2core.model import GPTClassifier
 
-    model, tokenizer = _load(path)
+    model, tokenizer = load_any(path)
     if not isinstance(model, GPTClassifier):
         raise UserError(f"{path}: is a language model, not a classifier; use: gpt2core generate {path}")
     return model, tokenizer
 
 
-def _load(path: Path) -> tuple[Any, Tokenizer]:
+def load_any(path: Path) -> tuple[GPT | GPTClassifier, Tokenizer]:
+    """The model of a directory, whichever kind, with its tokenizer. Raises UserError if it has none."""
     from gpt2core import runtime
     from gpt2core.weights.model_dir import load
 

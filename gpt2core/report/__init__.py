@@ -1,0 +1,1 @@
+"""Pages that open offline: one self-contained HTML file each, light and dark."""

@@ -1,0 +1,86 @@
+"""The page of one inspection, and what its script reads."""
+
+from __future__ import annotations
+
+import base64
+from typing import Any
+
+import numpy as np
+
+from gpt2core.inspect import ClassifierInspection, Inspection, LanguageModelInspection
+from gpt2core.report.page import Picture, Table, picture, render
+from gpt2core.track import plots
+
+
+def inspection_page(name: str, prompt: str, inspection: LanguageModelInspection | ClassifierInspection) -> str:
+    """A self-contained page.
+
+    Args:
+        name: the model's.
+        prompt: the text as it was given.
+        inspection: what was found.
+    """
+    layers, heads = inspection.attention.shape[:2]
+    n_tokens = len(inspection.tokens)
+    description = f"{n_tokens} token{'s' * (n_tokens > 1)}, {layers} layers of {heads} heads"
+    tables, pictures = [], []
+    if isinstance(inspection, LanguageModelInspection):
+        if inspection.mean_loss_nats is not None:
+            description += f"; mean loss {inspection.mean_loss_nats:.3f} nats a token"
+        tables, pictures = [temperature_table(inspection)], language_model_pictures(inspection)
+    return render(
+        "inspect.html",
+        title=f"Inside {name}",
+        name=name,
+        prompt=prompt,
+        description=description,
+        data=script_data(inspection),
+        tables=tables,
+        pictures=pictures,
+    )
+
+
+def temperature_table(inspection: LanguageModelInspection) -> Table:
+    """The likeliest next tokens with their probabilities at each temperature, and the entropies."""
+    rows = [
+        [candidate.token, *(f"{row.probabilities[i]:.1%}" for row in inspection.temperatures)]
+        for i, candidate in enumerate(inspection.candidates)
+    ]
+    rows.append(["entropy of all tokens, bits", *(f"{row.entropy_bits:.2f}" for row in inspection.temperatures)])
+    columns = ("next token", *(f"at {row.temperature:g}" for row in inspection.temperatures))
+    caption = "What temperature does to the next token"
+    return Table(columns, rows, caption, numeric=range(1, len(columns)))
+
+
+def language_model_pictures(inspection: LanguageModelInspection) -> list[Picture]:
+    """The next token by temperature, and each token's loss."""
+    tokens = [candidate.token for candidate in inspection.candidates]
+    by_temperature = {row.temperature: row.probabilities for row in inspection.temperatures}
+    found = [picture("The next token by temperature", plots.temperature_effect, tokens, by_temperature)]
+    if inspection.mean_loss_nats is not None:
+        found.append(picture("Loss of each token", plots.token_loss, inspection.tokens, inspection.loss_nats))
+    return found
+
+
+def script_data(inspection: Inspection) -> dict[str, Any]:
+    """What templates/inside.js reads. A weight is a byte, its square root: small ones keep their digits."""
+    import matplotlib
+
+    weights = inspection.attention.numpy()
+    layers, heads = weights.shape[:2]
+    roots = np.round(np.sqrt(weights) * 255).astype(np.uint8)  # [L, H, T, T]
+    cividis = matplotlib.colormaps["cividis"](np.arange(256), bytes=True)[:, :3].tolist()
+    data: dict[str, Any] = {
+        "ids": inspection.ids,
+        "tokens": inspection.tokens,
+        "n_layer": layers,
+        "n_head": heads,
+        "attention": base64.b64encode(roots.tobytes()).decode(),
+        "scale": ["#{:02x}{:02x}{:02x}".format(*rgb) for rgb in cividis],
+    }
+    if isinstance(inspection, LanguageModelInspection):
+        data["loss_nats"] = inspection.loss_nats
+        data["lens"] = [[[(c.token, c.probability) for c in position] for position in row] for row in inspection.lens]
+    elif isinstance(inspection, ClassifierInspection):
+        data |= {"labels": inspection.labels, "classes": inspection.classes}
+    return data
