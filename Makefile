@@ -5,7 +5,7 @@ export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
 export VIRTUAL_ENV := $(CURDIR)/$(VENV)
 READY := $(VENV)/ready
 
-.PHONY: help repro test test-slow test-all golden peers docs docs-tools profile mirror mlflow lint
+.PHONY: help repro test test-slow test-all golden peers docs docs-tools report profile mirror mlflow lint
 
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*##' Makefile | sed -E 's/:.*## /\t/' | expand -t 14
@@ -20,6 +20,9 @@ $(READY): requirements.lock pyproject.toml
 repro: $(READY)  ## run the pipeline (dvc repro) and show what it made
 	dvc repro
 	gpt2core summary
+
+report: $(READY)  ## everything that the pipeline made as one page, report/index.html
+	@gpt2core report
 
 test: $(READY)  ## every test that is not slow
 	pytest -m "not slow"

@@ -1,6 +1,7 @@
 """The command `gpt2core`: one file a subcommand.
 
-Exit codes: 0 done, 1 a mistake in what was given, 2 a mistake in how the command was written, 130 Ctrl-C.
+Exit codes: 0 done, 1 a mistake in what was given, 2 a mistake in how the command was written, 130 Ctrl-C while a text
+was generated.
 """
 
 from __future__ import annotations
@@ -14,7 +15,9 @@ from gpt2core.cli.classify import classify
 from gpt2core.cli.convert import convert
 from gpt2core.cli.export_openai import export_openai
 from gpt2core.cli.generate import generate
+from gpt2core.cli.inspect import inspect
 from gpt2core.cli.perplexity import perplexity
+from gpt2core.cli.report import report
 from gpt2core.cli.respond import respond
 from gpt2core.cli.summary import summary
 from gpt2core.cli.verify import verify
@@ -37,7 +40,7 @@ def cli() -> None:
     """GPT-2 from scratch: use the models that the pipeline made. `dvc repro` makes them."""
 
 
-for command in (generate, classify, perplexity, respond, convert, export_openai, verify, summary):
+for command in (generate, classify, perplexity, inspect, respond, convert, export_openai, verify, summary, report):
     cli.add_command(command)
 
 

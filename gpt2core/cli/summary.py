@@ -13,32 +13,14 @@ from rich.text import Text
 from gpt2core import files
 from gpt2core.cli import options
 from gpt2core.errors import UserError
-
-# metrics file, key, what it says, how it is written
-ROWS: tuple[tuple[str, str, str, str], ...] = (
-    ("pretrain", "val_loss", "validation loss, nats a token", ".3f"),
-    ("pretrain", "val_perplexity", "validation perplexity", ".2f"),
-    ("pretrain", "bits_per_byte", "bits per byte", ".4f"),
-    ("pretrain", "bits_per_byte_floor", "  the corpus's own entropy", ".4f"),
-    ("pretrain", "trigram_bits_per_byte", "  a trigram model", ".4f"),
-    ("finetune_classify", "test_accuracy", "test accuracy", ".2%"),
-    ("finetune_classify", "test_f1", "test F1", ".4f"),
-    ("finetune_classify", "before_test_accuracy", "  before fine-tuning", ".2%"),
-    ("finetune_classify", "baseline_test_accuracy", "  TF-IDF + logistic regression", ".2%"),
-    ("finetune_instruct", "val_loss", "validation loss, nats a token", ".3f"),
-    ("finetune_instruct", "before_val_loss", "  before fine-tuning", ".3f"),
-    ("llm_judge_eval", "mean_score", "mean score, 0 to 100", ".1f"),
-    ("llm_judge_eval", "base_score", "  of the base model", ".1f"),
-    ("llm_judge_eval", "echo_score", "  of echoing the input", ".1f"),
-    ("llm_judge_eval", "nearest_score", "  of the nearest training answer", ".1f"),
-)
+from gpt2core.report import results
 
 
 @click.command(short_help="What the pipeline made, on one screen.")
 @options.as_json
 def summary(as_json: bool) -> None:
     """Show the pipeline's headline metrics, with a text, three messages and two answers by its models."""
-    metrics = {name: _read(name) for name in dict.fromkeys(row[0] for row in ROWS)}
+    metrics = {name: _read(name) for name in results.NAMES}
     samples = _samples()
     if as_json:
         options.print_json({"metrics": metrics, **samples})
@@ -49,15 +31,11 @@ def summary(as_json: bool) -> None:
     table.add_column("metric")
     table.add_column("value", justify="right")
     last = None
-    for name, key, meaning, form in ROWS:
-        value = metrics[name].get(key)
-        if value is not None:
-            stage = name.replace("_", "-")
-            judge = f" ({metrics[name]['judge']})" if key == "mean_score" else ""
-            if last not in (None, stage):
-                table.add_section()
-            table.add_row(stage if stage != last else "", meaning + judge, format(value, form))
-            last = stage
+    for stage, meaning, value in results.headlines(metrics):
+        if last not in (None, stage):
+            table.add_section()
+        table.add_row(stage if stage != last else "", meaning, value)
+        last = stage
     console.print(table)
     console.print("\n[bold]A text by models/pretrained[/bold]")
     console.print(Text(samples["text"]))
@@ -68,6 +46,7 @@ def summary(as_json: bool) -> None:
     for row in samples["answers"]:
         console.print(Text(f"> {row['instruction']}" + (f"\n> {row['input']}" if row["input"] else "")))
         console.print(Text(row["response"] + "\n"))
+    console.print("All of it as one page, with pictures: make report")
     console.print("All runs and curves: .venv/bin/mlflow ui --backend-store-uri sqlite:///mlflow.db")
 
 

@@ -234,3 +234,10 @@ def documents(shard: Shard, eot_id: int) -> list[np.ndarray]:
     tokens = np.asarray(shard.tokens)
     bounds = zip(*_document_bounds(tokens, eot_id), strict=True)
     return [tokens[start : end - (tokens[end - 1] == eot_id)] for start, end in bounds]
+
+
+def opening(shard: Shard, eot_id: int, max_tokens: int) -> list[int]:
+    """How the first document of a shard begins: its first `max_tokens` ids, or all it has."""
+    ids = np.asarray(shard.tokens[: max_tokens + 1])
+    ends = np.flatnonzero(ids == eot_id)
+    return ids[: min(max_tokens, int(ends[0]) if len(ends) else max_tokens)].tolist()

@@ -46,7 +46,7 @@ def draw_all(folder: Path, suffix: str) -> None:
         "accuracy_curve": lambda out: plots.accuracy_curve(accuracy, out),
         "confusion_matrix": lambda out: plots.confusion_matrix([[90, 10], [1, 49]], ("ham", "spam"), out),
         "reliability": lambda out: plots.reliability(BINS, 0.012, "spam", out),
-        "score_histogram": lambda out: plots.score_histogram([0, 55.0, None, 100], out, {"echo": 31.0}),
+        "score_histogram": lambda out: plots.score_histogram([0, 55.0, None, 100], {"echo": 31.0}, out),
         "token_lengths": lambda out: plots.token_lengths(TOKEN_LENGTHS, DOCUMENT_LENGTHS, out),
         "attention_heatmaps": lambda out: plots.attention_heatmaps(attention(2, 3, len(TOKENS)), TOKENS, out),
         "temperature_effect": lambda out: plots.temperature_effect(TOKENS[:2], {0.5: [0.8, 0.2], 1: [0.6, 0.3]}, out),

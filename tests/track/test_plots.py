@@ -108,9 +108,9 @@ def test_reliability_has_a_point_for_each_bin(tmp_path: Path) -> None:
 
 
 def test_a_score_histogram_leaves_out_what_the_judge_did_not_score(tmp_path: Path) -> None:
-    plots.score_histogram([0, 55.0, None, 100], tmp_path / "scores.svg", {"echo": 31.04})
+    plots.score_histogram([0, 55.0, None, 100], {"echo": 31.04}, tmp_path / "scores.svg")
     assert {"score (0 to 100)", "responses (count)", "mean 51.7", "echo 31.0"} <= {*texts(tmp_path / "scores.svg")}
-    plots.score_histogram([None], tmp_path / "none.svg")
+    plots.score_histogram([None], {}, tmp_path / "none.svg")
     assert not any("mean" in text for text in texts(tmp_path / "none.svg"))
 
 
@@ -201,4 +201,4 @@ def test_a_table_that_cannot_be_drawn_is_named_and_nothing_is_left(tmp_path: Pat
 
 def test_other_suffixes_are_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"\.svg or \.png"):
-        plots.score_histogram([1], tmp_path / "scores.pdf")
+        plots.score_histogram([1], {}, tmp_path / "scores.pdf")

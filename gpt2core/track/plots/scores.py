@@ -58,22 +58,20 @@ def reliability(bins: Sequence[Mapping[str, float]], ece: float, positive: str, 
         log_y(below)
 
 
-def score_histogram(
-    scores: Iterable[float | None], out_path: AnyPath, others: Mapping[str, float] | None = None
-) -> None:
+def score_histogram(scores: Iterable[float | None], others: Mapping[str, float], out_path: AnyPath) -> None:
     """How many responses got which score, in tens, and the mean.
 
     Args:
         scores: 0 to 100; None (the judge gave none) is left out.
-        out_path: the file to write.
         others: means to hold beside it, by whose they are.
+        out_path: the file to write.
     """
     given = [score for score in scores if score is not None]
     with one_plot(out_path) as axes:
         axes.hist(given, bins=range(0, 101, 10), edgecolor=axes.get_facecolor())
         if given:
             axes.axvline(mean(given), color="C1", linewidth=2, label=f"mean {mean(given):.1f}")
-            for (name, value), style in zip((others or {}).items(), ("--", "-.", ":"), strict=False):
+            for (name, value), style in zip(others.items(), ("--", "-.", ":"), strict=False):
                 axes.axvline(value, color="C2", linestyle=style, label=f"{name} {value:.1f}")
             axes.figure.legend(loc="outside upper center", ncols=2)
         axes.set(xlabel="score (0 to 100)", ylabel="responses (count)", xlim=(0, 100))

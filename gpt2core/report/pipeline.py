@@ -1,0 +1,271 @@
+"""The report: everything that the pipeline made, on one page."""
+
+from __future__ import annotations
+
+import csv
+import io
+import sys
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from datetime import datetime
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from gpt2core import config, files
+from gpt2core.errors import UserError
+from gpt2core.report import results
+from gpt2core.report.inside import language_model_pictures, script_data, temperature_table
+from gpt2core.report.page import Picture, Table, picture, render
+from gpt2core.track import plots
+from gpt2core.track.recorded import LOCAL_PAGE, RecordedRun, recorded_runs
+
+PLOTS = Path("metrics/plots")
+METRICS = ("tokenize", *results.NAMES)
+PROMPT_TOKENS = 16
+MAX_ANSWERS = 6
+MAX_SAMPLES = 8
+LABELS = ("ham", "spam")
+
+
+class Text(NamedTuple):
+    """A text that can be folded away."""
+
+    title: str
+    text: str
+    open: bool = False
+
+
+@dataclass
+class Section:
+    """A part of the report."""
+
+    id: str
+    title: str
+    lead: str = ""
+    tables: list[Table] = field(default_factory=list)
+    pictures: list[Picture] = field(default_factory=list)
+    texts: list[Text] = field(default_factory=list)
+    answers: list[dict[str, Any]] = field(default_factory=list)
+    runs: list[RecordedRun] = field(default_factory=list)
+    inside: dict[str, Any] | None = None
+
+
+def report_page(root: Path) -> str:
+    """A self-contained page of what lies in a project now: its metrics/, data/responses, models/pretrained and runs.
+
+    What is not there yet is left out, and the page says so.
+
+    Args:
+        root: the project.
+
+    Raises:
+        UserError: the pipeline has made nothing yet, or a file of it is damaged.
+    """
+    metrics = {name: files.read_json(path) for name in METRICS if (path := root / "metrics" / f"{name}.json").exists()}
+    if not metrics:
+        raise UserError(f"{root / 'metrics'}: there are no results yet; make them: dvc repro")
+    makers: tuple[Callable[[Path, dict[str, Any]], Section | None], ...] = (
+        _results, _corpus, _pretraining, _inside, _classifier, _instructions, _judge, _runs, _params,
+    )  # fmt: skip
+    sections = [section for make in makers if (section := make(root, metrics))]
+    return render(
+        "report.html",
+        title="gpt2core: what the pipeline made",
+        description=f"{_params_line(root)}Written {datetime.now():%Y-%m-%d %H:%M}.",
+        sections=sections,
+    )
+
+
+def _params_line(root: Path) -> str:
+    """Corpus and size, where there are params."""
+    if not (path := root / "params.yaml").exists():
+        return ""
+    params = config.read_yaml(path)
+    return f"Corpus {params['data']['corpus']}, model {params['pretrain']['preset']}. "
+
+
+def _results(root: Path, metrics: Mapping[str, Any]) -> Section:
+    rows, last = [], None
+    for stage, meaning, value in results.headlines(metrics):
+        rows.append(("" if stage == last else stage, meaning, value))
+        last = stage
+    missing = [name.replace("_", "-") for name in METRICS if name not in metrics]
+    lead = f"Not made yet: {', '.join(missing)} (dvc repro)." if missing else ""
+    return Section("results", "Results", lead, [Table(("stage", "figure", "value"), rows, numeric=(2,))])
+
+
+def _corpus(root: Path, metrics: Mapping[str, Any]) -> Section | None:
+    if "tokenize" not in metrics:
+        return None
+    section = Section("text", "The text", tables=[_key_values(metrics["tokenize"])])
+    tokens, documents = (_rows(root / PLOTS / f"{name}_lengths.csv") for name in ("token", "document"))
+    if tokens and documents:
+        as_numbers = ([{key: int(value) for key, value in row.items()} for row in rows] for rows in (tokens, documents))
+        section.pictures.append(picture("Lengths of tokens and of documents", plots.token_lengths, *as_numbers))
+    return section
+
+
+def _pretraining(root: Path, metrics: Mapping[str, Any]) -> Section | None:
+    if "pretrain" not in metrics:
+        return None
+    section = Section("pretraining", "Pretraining")
+    curve = root / PLOTS / "pretrain.csv"
+    if curve.exists():
+        section.pictures = [
+            picture("Loss by tokens seen", plots.loss_curve, curve),
+            picture("Validation perplexity by tokens seen", plots.perplexity_curve, curve),
+            picture("Learning rate", plots.learning_rate_curve, curve),
+            picture("Gradient norm", plots.grad_norm_curve, curve),
+        ]
+    if (path := root / "metrics/samples.json").exists():
+        samples = files.read_json(path)
+        section.lead = "Below the curves: texts drawn from the model through training, the first and the last unfolded."
+        chosen = _spread(samples, MAX_SAMPLES)
+        section.texts = [
+            Text(f"after {sample['tokens']:,} tokens", sample["text"], open=sample in (chosen[0], chosen[-1]))
+            for sample in chosen
+        ]
+    return section
+
+
+def _inside(root: Path, metrics: Mapping[str, Any]) -> Section | None:
+    """The pretrained model reads how the first validation document begins."""
+    model_dir, shard = root / "models/pretrained", root / "data/tokens/val.bin"
+    if not model_dir.exists() or not shard.exists():
+        return None
+    from gpt2core.data.shards import open_shard, opening
+    from gpt2core.inspect import LanguageModelInspection, inspect
+    from gpt2core.weights.model_dir import load
+
+    model, tokenizer = load(model_dir)
+    if tokenizer is None:
+        return None
+    inspection = inspect(model, tokenizer, opening(open_shard(shard), tokenizer.eot_id, PROMPT_TOKENS))
+    if not isinstance(inspection, LanguageModelInspection):
+        return None
+    return Section(
+        "inside",
+        "Inside the pretrained model",
+        "It reads how the first validation document begins. For another text: gpt2core inspect models/pretrained "
+        "--prompt TEXT --out DIR.",
+        tables=[temperature_table(inspection)],
+        pictures=language_model_pictures(inspection),
+        inside=script_data(inspection),
+    )
+
+
+def _classifier(root: Path, metrics: Mapping[str, Any]) -> Section | None:
+    if (found := metrics.get("finetune_classify")) is None:
+        return None
+    rows = [
+        (name, f"{found[f'{key}_accuracy']:.2%}", f"{found[f'{key}_f1']:.4f}")
+        for name, key in (
+            ("before fine-tuning", "before_test"),
+            ("after", "test"),
+            ("TF-IDF + logistic regression", "baseline_test"),
+        )
+    ]
+    columns, caption = ("test messages", "accuracy", "F1 of spam"), "Means over the seeds"
+    section = Section("classifier", "Spam or not", tables=[Table(columns, rows, caption, numeric=(1, 2))])
+    for name, key in (("before fine-tuning", "before_confusion_matrix"), ("after", "confusion_matrix")):
+        caption = f"Confusion {name}, first seed"
+        section.pictures.append(picture(caption, plots.confusion_matrix, found[key], LABELS))
+    if (curve := root / PLOTS / "finetune_classify.csv").exists():
+        section.pictures.append(picture("Accuracy by messages seen, each seed", plots.accuracy_curve, curve))
+    bins = _rows(root / PLOTS / "calibration.csv")
+    if bins and "test_ece" in found:
+        as_numbers = [{key: float(value) for key, value in row.items()} for row in bins]
+        caption = "Calibration: what the probabilities are worth"
+        section.pictures.append(picture(caption, plots.reliability, as_numbers, found["test_ece"], "spam"))
+    return section
+
+
+def _instructions(root: Path, metrics: Mapping[str, Any]) -> Section | None:
+    if (found := metrics.get("finetune_instruct")) is None:
+        return None
+    rows = [("before fine-tuning", f"{found['before_val_loss']:.3f}"), ("after", f"{found['val_loss']:.3f}")]
+    section = Section("instructions", "Following instructions")
+    section.tables = [Table(("validation split", "loss, nats a token"), rows, numeric=(1,))]
+    if (curve := root / PLOTS / "finetune_instruct.csv").exists():
+        section.pictures = [picture("Loss by entries seen", plots.loss_curve, curve)]
+    section.answers = _answers(root)[:MAX_ANSWERS]
+    return section
+
+
+def _judge(root: Path, metrics: Mapping[str, Any]) -> Section | None:
+    if (found := metrics.get("llm_judge_eval")) is None:
+        return None
+    others = {
+        "base model": found["base_score"],
+        "echo of the input": found["echo_score"],
+        "nearest training answer": found["nearest_score"],
+    }
+    interval = f" (95% interval {found['ci_low']:.1f} to {found['ci_high']:.1f})"
+    table = [("the fine-tuned model", f"{found['mean_score']:.1f}{interval}")]
+    table += [(name, f"{score:.1f}") for name, score in others.items()]
+    section = Section("judge", f"The judge: {found['judge']}", tables=[Table(("whose answers", "mean score"), table)])
+    if rows := _rows(root / PLOTS / "judge_scores.csv"):
+        scores = [float(row["score"]) if row["score"] else None for row in rows]
+        section.pictures = [picture("Scores of the responses", plots.score_histogram, scores, others)]
+        worst = sorted((a for a in _answers(root) if a["score"] is not None), key=lambda answer: answer["score"])
+        section.answers = worst[:2]
+        section.lead = "The two answers with the lowest scores are below." if worst else ""
+    return section
+
+
+def _runs(root: Path, metrics: Mapping[str, Any]) -> Section:
+    stages = (
+        "download-data", "tokenize", "pretrain", "finetune-classify", "finetune-instruct", "llm-judge-eval",
+    )  # fmt: skip
+    section = Section("runs", "Runs in MLflow")
+    try:
+        section.runs = recorded_runs(root, stages, metrics)
+    except Exception as error:  # of MLflow, its database or its server: no reason to lose the report
+        first_line = (str(error).splitlines() or [""])[0][:200]
+        sys.stderr.write(f"warning: the report has no runs ({type(error).__name__}: {first_line})\n")
+        section.lead = "The runs could not be read when this page was written."
+        return section
+    section.lead = "No run with these results is recorded here."
+    if section.runs:
+        section.lead = "The runs that made these results."
+        if section.runs[0].url.startswith(LOCAL_PAGE):
+            section.lead += f" The links work while make mlflow serves {LOCAL_PAGE}."
+    return section
+
+
+def _params(root: Path, metrics: Mapping[str, Any]) -> Section | None:
+    if not (path := root / "params.yaml").exists():
+        return None
+    return Section("params", "Parameters", texts=[Text("params.yaml", files.read_text(path))])
+
+
+def _answers(root: Path) -> list[dict[str, Any]]:
+    """Responses to the test set, with their scores where they were judged; none if they are not there."""
+    if not (path := root / "data/responses/test.json").exists():
+        return []
+    scores = {int(row["index"]): row["score"] for row in _rows(root / PLOTS / "judge_scores.csv")}
+    return [
+        {**entry, "score": float(score) if (score := scores.get(index)) else None}
+        for index, entry in enumerate(files.read_json(path))
+    ]
+
+
+def _spread(items: list[Any], most: int) -> list[Any]:
+    """At most so many, evenly spaced, the first and the last among them.
+
+    >>> _spread([1, 2, 3, 4, 5, 6, 7], 3)
+    [1, 4, 7]
+    """
+    if len(items) <= most:
+        return items
+    return [items[round(i * (len(items) - 1) / (most - 1))] for i in range(most)]
+
+
+def _key_values(values: Mapping[str, Any]) -> Table:
+    rows = [(key.replace("_", " "), f"{value:,}") for key, value in values.items() if isinstance(value, int | float)]
+    return Table(("figure", "value"), rows, numeric=(1,))
+
+
+def _rows(path: Path) -> list[dict[str, str]]:
+    """The rows of a CSV file; none if it is not there."""
+    return list(csv.DictReader(io.StringIO(files.read_text(path)))) if path.exists() else []
