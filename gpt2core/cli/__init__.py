@@ -1,7 +1,6 @@
 """The command `gpt2core`: one file a subcommand.
 
-Exit codes: 0 done, 1 a mistake in what was given, 2 a mistake in how the command was written, 130 Ctrl-C while a text
-was generated.
+Exit codes: 0 done, 1 a mistake in what was given, 2 a mistake in how the command was written, 130 Ctrl-C.
 """
 
 from __future__ import annotations
