@@ -46,7 +46,7 @@ with stage_run(stage, Params.model_construct(seed=7)) as run:
 def empty_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A database without runs; to build one takes seconds."""
     root = tmp_path_factory.mktemp("store")
-    mlflow_run._prepare_mlflow()
+    mlflow_run.prepare_mlflow()
     mlflow_run._local_store(root)
     return root / "mlflow.db"
 
