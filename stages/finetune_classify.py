@@ -12,8 +12,10 @@ from gpt2core.evaluate.classification import classification_metrics, tfidf_basel
 from gpt2core.runtime import run_stage
 from gpt2core.track import plots, stage_run
 from gpt2core.train.classify import COLUMNS, finetune_classify, trainable_parameters
+from gpt2core.train.states import stage_states
 from gpt2core.weights.model_dir import save_model
 
+MESSAGES = Path("data/raw/sms.jsonl")
 CURVE = Path("metrics/plots/finetune_classify.csv")
 CONFUSION = Path("metrics/plots/confusion.csv")
 
@@ -21,15 +23,22 @@ CONFUSION = Path("metrics/plots/confusion.csv")
 def main() -> None:
     params = config.load_params()
     section = params.finetune_classify
-    messages = sms_spam.read_jsonl(Path("data/raw/sms.jsonl"))
-    with stage_run("finetune-classify", params, sections=("data", "finetune_classify")) as run:
+    messages = sms_spam.read_jsonl(MESSAGES)
+    base = Path("models") / section.base
+    decides = params.model_dump(include={"finetune_classify"})
+    with (
+        stage_states("finetune-classify", decides, [MESSAGES, base]) as states,
+        stage_run(
+            "finetune-classify", params, sections=("data", "finetune_classify"), run_file=states.run_file
+        ) as run,
+    ):  # fmt: skip
         curve, confusion, scores, before, baseline = [], [], [], [], []
         for number, seed in enumerate(section.seeds):
             splits = sms_spam.split(messages, section.val_fraction, section.test_fraction, seed)
             on_metrics = run.log_metrics if number == 0 else _silent  # one curve a run
             result = finetune_classify(
-                section, seed, Path("models") / section.base, sms_spam.LABELS,
-                splits.train, splits.val, splits.test, on_metrics,
+                section, seed, base, sms_spam.LABELS,
+                splits.train, splits.val, splits.test, on_metrics, states.training(f"seed-{seed}"),
             )  # fmt: skip
             truth = [label for label, _ in splits.test]
             scores.append(classification_metrics(truth, result.after))

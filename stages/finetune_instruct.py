@@ -11,8 +11,10 @@ from gpt2core.prompts import chat_template
 from gpt2core.runtime import run_stage
 from gpt2core.track import plots, stage_run
 from gpt2core.train.instruct import COLUMNS, finetune_instruct
+from gpt2core.train.states import stage_states
 from gpt2core.weights.model_dir import save_model
 
+ENTRIES = Path("data/raw/instructions.json")
 CURVE = Path("metrics/plots/finetune_instruct.csv")
 RESPONSES = Path("data/responses")
 
@@ -20,12 +22,19 @@ RESPONSES = Path("data/responses")
 def main() -> None:
     params = config.load_params()
     section = params.finetune_instruct
-    entries = instructions.read(Path("data/raw/instructions.json"))
+    entries = instructions.read(ENTRIES)
+    base = Path("models") / section.base
+    decides = params.model_dump(include={"seed", "finetune_instruct"})
     splits = instructions.split(entries, section.val_fraction, section.test_fraction, params.seed)
-    with stage_run("finetune-instruct", params, sections=("data", "finetune_instruct")) as run:
+    with (
+        stage_states("finetune-instruct", decides, [ENTRIES, base]) as states,
+        stage_run(
+            "finetune-instruct", params, sections=("data", "finetune_instruct"), run_file=states.run_file
+        ) as run,
+    ):  # fmt: skip
         result = finetune_instruct(
-            section, params.seed, Path("models") / section.base,
-            splits.train, splits.val, splits.test, run.log_metrics,
+            section, params.seed, base,
+            splits.train, splits.val, splits.test, run.log_metrics, states.training("instruct"),
         )  # fmt: skip
         metrics = {
             "val_loss": round(result.curve[-1]["val_loss"], 6),

@@ -13,6 +13,7 @@ from gpt2core.runtime import run_stage
 from gpt2core.tokenizer import Tokenizer
 from gpt2core.track import plots, stage_run
 from gpt2core.train.pretrain import COLUMNS, pretrain
+from gpt2core.train.states import stage_states
 from gpt2core.weights.model_dir import save_model
 
 TOKENS = Path("data/tokens")
@@ -24,8 +25,14 @@ def main() -> None:
     params = config.load_params()
     tokenizer = Tokenizer.load(TOKENS)
     train, val = open_shard(TOKENS / "train.bin"), open_shard(TOKENS / "val.bin")
-    with stage_run("pretrain", params, sections=("data", "tokenizer", "pretrain")) as run:
-        result = pretrain(params.pretrain, params.seed, train, val, tokenizer, run.log_metrics)
+    decides = params.model_dump(include={"seed", "pretrain"})
+    with (
+        stage_states("pretrain", decides, [TOKENS]) as states,
+        stage_run("pretrain", params, sections=("data", "tokenizer", "pretrain"), run_file=states.run_file) as run,
+    ):
+        result = pretrain(
+            params.pretrain, params.seed, train, val, tokenizer, run.log_metrics, states.training("pretrain")
+        )  # fmt: skip
         metrics = evaluate(result.model, val, tokenizer.eot_id, params.pretrain.context)
         trigram = Trigram(train.tokens[:MAX_TRIGRAM_TOKENS], tokenizer.vocab_size)
         metrics["trigram_bits_per_byte"] = round(trigram.bits_per_byte(val.tokens, tokenizer.eot_id, val.n_bytes), 6)

@@ -29,11 +29,13 @@ from pathlib import Path, PurePath
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from gpt2core import config, files, runtime
+from gpt2core.errors import UserError
 from gpt2core.track.environment import recorded_environment
 
 if TYPE_CHECKING:
     import psutil
     from mlflow import MlflowClient
+    from mlflow.entities import Run
 
 EXPERIMENT = "gpt2core"
 PIPELINE_TAG = "gpt2core.pipeline"  # on a parent run: the pipeline run that it stands for
@@ -63,7 +65,9 @@ class Pipeline(NamedTuple):
 
 
 @contextlib.contextmanager
-def stage_run(stage: str, params: config.Params, *, sections: tuple[str, ...] | None = None) -> Iterator[StageRun]:
+def stage_run(
+    stage: str, params: config.Params, *, sections: tuple[str, ...] | None = None, run_file: Path | None = None
+) -> Iterator[StageRun]:
     """Track a stage as a child of its pipeline's run.
 
     The child ends FINISHED, FAILED (an exception) or KILLED (Ctrl-C), and its parent takes over the status of the
@@ -73,11 +77,13 @@ def stage_run(stage: str, params: config.Params, *, sections: tuple[str, ...] | 
         stage: the stage's name in dvc.yaml.
         params: all params; the parent run gets them all.
         sections: the sections that the stage reads. The child gets these and the seed; None for all.
+        run_file: where a stage that can be resumed notes its run until it is through; one that finds a run there
+            continues it.
 
     Raises:
         Nothing of its own, whatever happens to MLflow; exceptions of the stage pass through.
     """
-    run = StageRun(stage)
+    run = StageRun(stage, run_file)
     start_s = time.monotonic()
     run._start(params, sections)
     status, reason = "FINISHED", ""
@@ -103,8 +109,8 @@ def _outcome(error: BaseException) -> tuple[str, str]:
 class StageRun:
     """The run of one stage. Its methods return at once or soon, and raise nothing of MLflow's or the network's."""
 
-    def __init__(self, stage: str) -> None:
-        self.stage = stage
+    def __init__(self, stage: str, run_file: Path | None = None) -> None:
+        self.stage, self._run_file = stage, run_file
         self._tracked = os.environ.get("GPT2CORE_TRACKING", "").lower() not in ("off", "0", "false", "no")
         self._client: MlflowClient
         self._run_id = self._parent_id = ""
@@ -178,26 +184,49 @@ class StageRun:
         with files.lock(root / ".locks" / "mlflow.lock", LOCK_TIMEOUT_S):
             self._client = MlflowClient(tracking_uri=os.environ.get("MLFLOW_TRACKING_URI") or _local_store(root))
             experiment_id = _experiment(self._client, root)
+            earlier = self._earlier_run()
             known = self._client.search_runs(
                 [experiment_id], f"tags.`{PIPELINE_TAG}` = '{pipeline.key}'", max_results=1
             )
             if known:
                 self._parent_id = known[0].info.run_id
                 self._client.update_run(self._parent_id, status="RUNNING")
+            elif earlier:  # the pipeline run that was stopped goes on in this one
+                self._parent_id = earlier.data.tags["mlflow.parentRunId"]
+                self._client.update_run(self._parent_id, status="RUNNING", name=pipeline.name)
+                self._send_tags(self._parent_id, {**tags, PIPELINE_TAG: pipeline.key})
             else:
                 parent = self._client.create_run(
                     experiment_id, run_name=pipeline.name, tags={**tags, PIPELINE_TAG: pipeline.key}
                 )
                 self._parent_id = parent.info.run_id
                 self._send_params(self._parent_id, params)
-        child = self._client.create_run(
-            experiment_id,
-            run_name=self.stage,
-            tags={**tags, "stage": self.stage, "mlflow.parentRunId": self._parent_id},
-        )
-        self._run_id = child.info.run_id
+        tags |= {"stage": self.stage, "mlflow.parentRunId": self._parent_id}
+        if earlier:
+            self._run_id = earlier.info.run_id
+            self._client.update_run(self._run_id, status="RUNNING")
+            self._send_tags(self._run_id, tags)
+            if "error" in earlier.data.tags:
+                self._client.delete_tag(self._run_id, "error")
+        else:
+            self._run_id = self._client.create_run(experiment_id, run_name=self.stage, tags=tags).info.run_id
+        if self._run_file:
+            files.write_json(self._run_file, {"run_id": self._run_id})
         wanted = params if sections is None else {name: params[name] for name in ("seed", *sections)}
         self._send_params(self._run_id, wanted)
+
+    def _earlier_run(self) -> Run | None:
+        """The run that the run file names, unless it or its parent is not in this store (any more)."""
+        from mlflow.exceptions import MlflowException
+
+        if not (self._run_file and self._run_file.exists()):
+            return None
+        try:
+            run = self._client.get_run(files.read_json(self._run_file)["run_id"])
+            parent = self._client.get_run(run.data.tags["mlflow.parentRunId"])
+        except (UserError, KeyError, TypeError, MlflowException):
+            return None
+        return run if run.info.lifecycle_stage == parent.info.lifecycle_stage == "active" else None
 
     def _end(self, status: str, reason: str, duration_s: float) -> None:
         self._ending.set()
@@ -215,6 +244,8 @@ class StageRun:
             self._send_tags(self._run_id, {"error": reason[:1000]})
         self._client.set_terminated(self._run_id, status)
         self._client.set_terminated(self._parent_id, status)
+        if self._run_file and status == "FINISHED":
+            self._run_file.unlink(missing_ok=True)
 
     def _log_on_parent(self, metrics: Mapping[str, Any]) -> None:
         now_ms = time.time_ns() // 1_000_000

@@ -19,7 +19,9 @@ from gpt2core.tokenizer import Tokenizer
 from gpt2core.train.batches import epoch_order, pad
 from gpt2core.train.loop import Batch, Step, train
 from gpt2core.train.optim import adamw
+from gpt2core.train.resume import Resume
 from gpt2core.train.schedule import WarmupCosine
+from gpt2core.train.states import States
 from gpt2core.weights.model_dir import load
 
 Example = tuple[str, str]  # label, text
@@ -103,8 +105,12 @@ def finetune_classify(
     val_examples: Sequence[Example],
     test_examples: Sequence[Example],
     on_metrics: Callable[[dict[str, float], int], None] = lambda metrics, step: None,
+    states: States | None = None,
 ) -> Classified:
-    """Fine-tune once, with one seed (of the head's first weights, the order of the data and dropout)."""
+    """Fine-tune once, with one seed (of the head's first weights, the order of the data and dropout).
+
+    It goes on from the newest of `states`, and is kept there.
+    """
     base, tokenizer = load_base(base_dir, params.dropout)
     model = new_classifier(base, labels, params.trainable, seed)
     model.transformer.activation_checkpointing = params.activation_checkpointing
@@ -142,10 +148,15 @@ def finetune_classify(
         progress.update()
         on_metrics({"train_loss": done.loss, "lr": done.lr, "grad_norm": done.grad_norm}, done.step)
 
-    def is_pause(step: int) -> bool:
+    def ends_epoch(step: int) -> bool:
         return step % steps_an_epoch == 0 or step == max_steps
 
     def on_pause(step: int) -> None:
+        if ends_epoch(step):
+            end_epoch(step)
+        resume.on_pause(step)
+
+    def end_epoch(step: int) -> None:
         some = np.random.default_rng(seed).permutation(len(train_ids))[: len(val_ids)].tolist()
         _, train_accuracy = evaluate([train_ids[i] for i in some], train_labels[some])
         val_loss, val_accuracy = evaluate(val_ids, val_labels)
@@ -162,12 +173,21 @@ def finetune_classify(
         on_metrics({key: row[key] for key in ("train_accuracy", "val_loss", "val_accuracy")}, step)
 
     dtype = runtime.training_dtype(params.dtype)
-    result.before = _labels(model, test_ids)
-    with tqdm(total=max_steps, desc=f"classify seed {seed}", unit="step", disable=None) as progress:
+    name = f"classify seed {seed}"
+    resume = Resume(
+        states, model, [optimizer], max_steps,
+        lambda: {"before": result.before, "curve": result.curve, "losses": losses}, name,
+    )  # fmt: skip
+    if kept := resume.restore():
+        result.before, result.curve, losses = kept["before"], kept["curve"], kept["losses"]
+        on_metrics({}, resume.step)  # what belongs to no step is the last one's
+    else:
+        result.before = _labels(model, test_ids)
+    with resume, tqdm(total=max_steps, initial=resume.step, desc=name, unit="step", disable=None) as progress:
         train(
             model, [optimizer], schedule, batches, loss_sum,
-            max_steps=max_steps, grad_clip=params.grad_clip, dtype=dtype,
-            on_step=on_step, is_pause=is_pause, on_pause=on_pause,
+            max_steps=max_steps, grad_clip=params.grad_clip, start_step=resume.step, dtype=dtype,
+            on_step=on_step, is_pause=lambda step: ends_epoch(step) or resume.is_pause(step), on_pause=on_pause,
         )  # fmt: skip
     result.after = _labels(model, test_ids)
     return result

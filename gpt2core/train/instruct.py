@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -20,7 +20,9 @@ from gpt2core.train.batches import IGNORE, epoch_order, next_token_batch
 from gpt2core.train.classify import load_base
 from gpt2core.train.loop import Batch, Step, train
 from gpt2core.train.optim import adamw
+from gpt2core.train.resume import Resume
 from gpt2core.train.schedule import WarmupCosine
+from gpt2core.train.states import States
 
 Entry = Mapping[str, str]  # instruction, input, output
 
@@ -106,8 +108,12 @@ def finetune_instruct(
     val_entries: Sequence[Entry],
     test_entries: Sequence[Entry],
     on_metrics: Callable[[dict[str, float], int], None] = lambda metrics, step: None,
+    states: States | None = None,
 ) -> Instructed:
-    """Fine-tune, and answer the test set before and after."""
+    """Fine-tune, and answer the test set before and after.
+
+    It goes on from the newest of `states`, and is kept there.
+    """
     model, tokenizer = load_base(base_dir, params.dropout)
     model.transformer.activation_checkpointing = params.activation_checkpointing
     runtime.seed_everything(seed)  # dropout
@@ -138,10 +144,15 @@ def finetune_instruct(
         progress.update()
         on_metrics({"train_loss": done.loss, "lr": done.lr, "grad_norm": done.grad_norm}, done.step)
 
-    def is_pause(step: int) -> bool:
+    def ends_epoch(step: int) -> bool:
         return step % steps_an_epoch == 0 or step == max_steps
 
-    def evaluate(step: int) -> None:
+    def on_pause(step: int) -> None:
+        if ends_epoch(step):
+            end_epoch(step)
+        resume.on_pause(step)
+
+    def end_epoch(step: int) -> None:
         row = {
             "epoch": -(-step // steps_an_epoch),
             "examples": min(step * params.batch_size, params.epochs * len(train_examples)),
@@ -152,13 +163,27 @@ def finetune_instruct(
         result.curve.append(row)
         on_metrics({"val_loss": row["val_loss"]}, step)
 
-    result.before_val_loss = mean_loss(model, val_examples, tokenizer.eot_id)
-    result.base_responses = respond(model, tokenizer, test_entries, params.max_new_tokens)
-    with tqdm(total=max_steps, desc="instruct", unit="step", disable=None) as progress:
+    def notes() -> dict[str, Any]:
+        return {
+            "before_val_loss": result.before_val_loss, "base_responses": result.base_responses,
+            "curve": result.curve, "losses": losses,
+        }  # fmt: skip
+
+    resume = Resume(states, model, [optimizer], max_steps, notes, "instruct")
+    if kept := resume.restore():
+        result.before_val_loss, result.base_responses = kept["before_val_loss"], kept["base_responses"]
+        result.curve, losses = kept["curve"], kept["losses"]
+        on_metrics({}, resume.step)  # what belongs to no step is the last one's
+    else:
+        result.before_val_loss = mean_loss(model, val_examples, tokenizer.eot_id)
+        result.base_responses = respond(model, tokenizer, test_entries, params.max_new_tokens)
+        resume.save_notes()  # to answer takes minutes
+    with resume, tqdm(total=max_steps, initial=resume.step, desc="instruct", unit="step", disable=None) as progress:
         train(
             model, [optimizer], schedule, batches, lambda batch: batch_loss_sum(model, batch),
-            max_steps=max_steps, grad_clip=params.grad_clip, dtype=runtime.training_dtype(params.dtype),
-            on_step=on_step, is_pause=is_pause, on_pause=evaluate,
+            max_steps=max_steps, grad_clip=params.grad_clip, start_step=resume.step,
+            dtype=runtime.training_dtype(params.dtype),
+            on_step=on_step, is_pause=lambda step: ends_epoch(step) or resume.is_pause(step), on_pause=on_pause,
         )  # fmt: skip
     model.eval()
     result.responses = respond(model, tokenizer, test_entries, params.max_new_tokens)

@@ -19,7 +19,9 @@ from gpt2core.tokenizer import Tokenizer
 from gpt2core.train.batches import WindowSampler
 from gpt2core.train.loop import Batch, Step, train
 from gpt2core.train.optim import adamw, muon_and_adamw
+from gpt2core.train.resume import Resume
 from gpt2core.train.schedule import new_schedule
+from gpt2core.train.states import States
 
 
 @dataclass
@@ -69,6 +71,7 @@ def pretrain(
     val_shard: Shard,
     tokenizer: Tokenizer,
     on_metrics: Callable[[dict[str, float], int], None] = lambda metrics, step: None,
+    states: States | None = None,
 ) -> Pretrained:
     """Train a new model.
 
@@ -78,6 +81,7 @@ def pretrain(
         train_shard, val_shard: tokens of both splits.
         tokenizer: for the samples.
         on_metrics: called with figures and the step they belong to.
+        states: where the training is kept, to be resumed if it is stopped; None: nowhere.
 
     Raises:
         UserError: a split is shorter than one context, or the loss is not finite.
@@ -96,6 +100,17 @@ def pretrain(
         model.transformer.compile()  # in place: the names of its weights stay as they are
     result = Pretrained(model)
     tokens_seen, since_eval, last = 0, [], None
+
+    def notes() -> dict[str, Any]:
+        return {
+            "curve": result.curve, "samples": result.samples, "tokens_seen": tokens_seen, "since_eval": since_eval
+        }  # fmt: skip
+
+    resume = Resume(states, model, optimizers, params.max_steps, notes, "pretrain")
+    if kept := resume.restore():
+        result.curve, result.samples = kept["curve"], kept["samples"]
+        tokens_seen, since_eval = kept["tokens_seen"], kept["since_eval"]
+        on_metrics({}, resume.step)  # what belongs to no step is the last one's
     bits_per_nat_by_byte = val_shard.n_tokens / val_shard.n_bytes / math.log(2)
 
     def batches(step: int) -> list[Batch]:
@@ -126,8 +141,13 @@ def pretrain(
             {"train_loss": done.loss, "lr": done.lr, "grad_norm": done.grad_norm, "tokens": tokens_seen}, done.step
         )
 
-    def is_pause(step: int) -> bool:
+    def is_evaluated(step: int) -> bool:
         return step % params.eval_interval_steps == 0 or step == params.max_steps
+
+    def on_pause(step: int) -> None:
+        if is_evaluated(step):
+            evaluate(step)
+        resume.on_pause(step)
 
     def evaluate(step: int) -> None:
         loss = val_loss()
@@ -147,11 +167,13 @@ def pretrain(
         text = sample(model, tokenizer, params.sample_prompt, params.sample_tokens, seed)
         result.samples.append({"tokens": tokens_seen, "text": text})
 
-    with tqdm(total=params.max_steps, desc="pretrain", unit="step", disable=None) as progress:
+    with resume, tqdm(
+        total=params.max_steps, initial=resume.step, desc="pretrain", unit="step", disable=None
+    ) as progress:  # fmt: skip
         train(
             model, optimizers, schedule, batches, loss_sum,
-            max_steps=params.max_steps, grad_clip=params.grad_clip, dtype=dtype,
-            on_step=on_step, is_pause=is_pause, on_pause=evaluate,
+            max_steps=params.max_steps, grad_clip=params.grad_clip, start_step=resume.step, dtype=dtype,
+            on_step=on_step, is_pause=lambda step: is_evaluated(step) or resume.is_pause(step), on_pause=on_pause,
         )  # fmt: skip
     model.eval()
     return result

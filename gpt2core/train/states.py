@@ -11,6 +11,7 @@ newest be damaged, its checksum tells, and the one before is used.
 from __future__ import annotations
 
 import contextlib
+import glob
 import hashlib
 import json
 import os
@@ -232,7 +233,8 @@ def _open(folder: Path, known: Mapping[str, Any]) -> None:
 
 
 def _states_in(folder: Path) -> list[Path]:
-    return list(folder.rglob(f"*{SUFFIX}"))
+    """The files of all states of a stage; another process may be at work there, which `Path.glob` does not bear."""
+    return [Path(name) for name in glob.glob(f"{glob.escape(str(folder))}/*/*{SUFFIX}")]
 
 
 def _lock_path(folder: Path) -> Path:
