@@ -25,7 +25,7 @@ PAGE, NUMBERS = "index.html", "inspection.json"
 @click.option("--prompt", default="", help="The text; empty is the start of a document.")
 @click.option(
     "--out",
-    type=click.Path(path_type=Path),
+    type=click.Path(path_type=Path, file_okay=False),
     help=f"A directory for {PAGE} (interactive, opens offline), {NUMBERS} and the pictures, attention.png among them; "
     "what it holds under these names is replaced.",
 )
