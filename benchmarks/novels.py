@@ -1,0 +1,153 @@
+"""The 23 novels in half an hour: the profile `novels` beside nanoGPT's model, optimizer and schedule.
+
+python -m benchmarks.novels [--minutes 30] [--side both]
+python -m benchmarks.novels --only-time                           on a quiet machine, then
+python -m benchmarks.novels --side ours --steps 2600              on a busy one
+
+Both sides learn from the same tokens (those of the profile's tokenizer), and are measured in bits per byte of the two
+novels that are held out, of which every token is predicted, with at least half a context before it. A side has so many
+steps as fit into its minutes: first its start (compiling is part of it) and a step are timed, then it trains. Reading
+and tokenising, which both share, and the evaluation at the end do not count. Without internet: set GPT2CORE_MIRROR.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import click
+import numpy as np
+import torch
+
+from benchmarks import machine, nanogpt
+from gpt2core import config, files
+from gpt2core.data.raw import prepare_raw
+from gpt2core.data.shards import Shard, open_shard
+from gpt2core.data.tokenize import tokenize
+from gpt2core.evaluate.language_model import nats
+from gpt2core.tokenizer import Tokenizer
+from gpt2core.train.pretrain import pretrain
+
+PROFILE = Path(__file__).parent.parent / "profiles" / "novels.yaml"
+TIMED_STEPS = 20
+# nanoGPT's settings for a CPU, but for a longer context and as many tokens a step as ours; compiled, as by its default.
+PEER = {"n_layer": 4, "n_head": 4, "n_embd": 128}
+PEER_CONTEXT, PEER_BATCH_SIZE = 256, 8
+
+Train = Callable[[int], torch.nn.Module]  # of so many steps
+
+
+def load(params: config.Params, folder: Path) -> tuple[Shard, Shard, Tokenizer]:
+    """The tokens of both splits and their tokenizer; made in `folder` unless they are there."""
+    if not (folder / "tokens").is_dir():
+        only_corpus = params.data.model_copy(update={"sms": "embedded", "instructions": "embedded"})
+        prepare_raw(only_corpus, params.tokenizer.kind, params.seed, folder / "raw", folder / "own")
+        tokenize(params.tokenizer, params.seed, folder / "raw", folder / "tokens")
+    tokens = folder / "tokens"
+    return open_shard(tokens / "train.bin"), open_shard(tokens / "val.bin"), Tokenizer.load(tokens)
+
+
+def ours(params: config.Params, data: tuple[Shard, Shard, Tokenizer], steps: int) -> torch.nn.Module:
+    """The profile's recipe in `steps` steps, without evaluations on the way."""
+    recipe = params.pretrain.model_copy(
+        update={
+            "max_steps": steps,
+            "warmup_steps": min(params.pretrain.warmup_steps, steps),
+            "eval_interval_steps": steps,
+            "eval_batches": 1,
+            "sample_tokens": 1,
+        }
+    )
+    return pretrain(recipe, params.seed, *data).model
+
+
+def theirs(params: config.Params, data: tuple[Shard, Shard, Tokenizer], steps: int) -> torch.nn.Module:
+    """nanoGPT's recipe for small models: learning rate 1e-3, to a tenth of it by a cosine, beta2 0.99."""
+    train, _, tokenizer = data
+    torch.manual_seed(params.seed)
+    rng = np.random.default_rng(params.seed)
+    model = nanogpt.NanoGPT(nanogpt.Config(PEER_CONTEXT, tokenizer.vocab_size, **PEER))
+    recipe = nanogpt.Recipe(
+        learning_rate=1e-3, min_lr=1e-4, warmup_steps=min(100, steps - 1), decay_steps=steps, beta2=0.99
+    )
+    batch = functools.partial(nanogpt.random_windows, train.tokens, PEER_BATCH_SIZE, PEER_CONTEXT, rng)
+    nanogpt.train(torch.compile(model), recipe, batch, steps, _progress(steps))
+    return model.eval()
+
+
+def _progress(steps: int) -> Callable[[int, torch.Tensor], None]:
+    def show(step: int, loss: torch.Tensor) -> None:
+        if step % 100 == 0:
+            print(f"nanogpt: step {step:,} of {steps:,}, loss {loss:.3f}", file=sys.stderr, flush=True)
+
+    return show
+
+
+def time_s(train: Train) -> tuple[float, float]:
+    """Seconds that training takes before its first step, in a process that has not trained yet, and those of a step."""
+
+    def seconds(steps: int) -> float:
+        start_s = time.perf_counter()
+        train(steps)
+        return time.perf_counter() - start_s
+
+    cold_s, few_s, many_s = seconds(2), seconds(2), seconds(2 + TIMED_STEPS)
+    step_s = (many_s - few_s) / TIMED_STEPS
+    return max(0.0, cold_s - 2 * step_s), step_s
+
+
+def bits_per_byte(model: torch.nn.Module, val: Shard, eot_id: int, context: int) -> float:
+    """Of the whole split."""
+    return nats(model, val.tokens, eot_id, context) / math.log(2) / val.n_bytes
+
+
+@click.command()
+@click.option("--minutes", default=30.0, show_default=True, help="Training time of a side.")
+@click.option("--side", type=click.Choice(["both", "ours", "nanogpt"]), default="both", show_default=True)
+@click.option("--only-time", is_flag=True, help="Time the steps, and train no further.")
+@click.option("--steps", type=click.IntRange(min=1), help="Train so many steps, timed before, instead of timing them.")
+@click.option("--folder", type=click.Path(path_type=Path), help="Keeps the tokens for the next time.")
+@click.option("--out", type=click.Path(path_type=Path), help="Writes the figures as JSON.")
+def main(minutes: float, side: str, only_time: bool, steps: int | None, folder: Path | None, out: Path | None) -> None:
+    """Train both sides for the same time, and print their bits per byte."""
+    if steps and side == "both":
+        raise click.UsageError("--steps is of one side: add --side ours or --side nanogpt")
+    params = config.load_params(PROFILE)
+    print(machine.description(), flush=True)
+    recipe = params.pretrain
+    sides: dict[str, tuple[Any, int, int]] = {
+        "ours": (ours, recipe.context, recipe.context * recipe.batch_size * recipe.grad_accum_steps),
+        "nanogpt": (theirs, PEER_CONTEXT, PEER_CONTEXT * PEER_BATCH_SIZE),
+    }
+    figures = {}
+    with tempfile.TemporaryDirectory() as temporary:
+        data = load(params, folder or Path(temporary))
+        for name, (work, context, step_tokens) in sides.items():
+            if side not in ("both", name):
+                continue
+            train = functools.partial(work, params, data)
+            row: dict[str, float] = {"minutes": minutes, "steps": steps or 0}
+            if not steps:
+                row["start_s"], row["step_s"] = time_s(train)
+                row["steps"] = int((60 * minutes - row["start_s"]) / row["step_s"])
+            row["tokens"] = row["steps"] * step_tokens
+            if not only_time:
+                start_s = time.perf_counter()
+                model = train(row["steps"])
+                row["train_s"] = time.perf_counter() - start_s
+                row["parameters"] = sum(parameter.numel() for parameter in model.parameters())
+                row["bits_per_byte"] = bits_per_byte(model, data[1], data[2].eot_id, context)
+            figures[name] = row
+            print(f"{name:<8} " + ", ".join(f"{key} {value:,.6g}" for key, value in row.items()), flush=True)
+    if out:
+        files.write_json(out, figures)
+
+
+if __name__ == "__main__":
+    main()

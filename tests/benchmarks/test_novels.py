@@ -1,0 +1,69 @@
+"""The half hour of novels: both sides on a small scale, and how their time is told."""
+
+from __future__ import annotations
+
+import math
+import time
+
+import numpy as np
+import pytest
+import torch
+
+from benchmarks import novels
+from benchmarks.nanogpt import Config, NanoGPT
+from gpt2core import config
+from gpt2core.data.shards import Shard
+from gpt2core.tokenizer.train import train_char
+
+
+@pytest.fixture
+def data() -> tuple[Shard, Shard, novels.Tokenizer]:
+    text = "In the beginning was the word. " * 200
+    tokenizer = train_char([text])
+    ids = np.array(tokenizer.encode(text), np.uint16)
+    return *(Shard(part, tokenizer.vocab_size, 1, len(part)) for part in (ids[:-600], ids[-600:])), tokenizer
+
+
+@pytest.fixture
+def params() -> config.Params:
+    params = config.load_params(novels.PROFILE)
+    small = {"n_layer": 1, "n_head": 2, "n_embd": 32, "n_positions": 64, "context": 64, "batch_size": 4}
+    plain = {"compile": False, "warmup_steps": 5}
+    return params.model_copy(update={"pretrain": params.pretrain.model_copy(update=small | plain)})
+
+
+@pytest.fixture
+def small_peer(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(novels, "PEER", {"n_layer": 1, "n_head": 2, "n_embd": 32})
+    monkeypatch.setattr(novels, "PEER_CONTEXT", 64)
+    monkeypatch.setattr(torch, "compile", lambda model: model)
+
+
+@pytest.mark.usefixtures("small_peer")
+def test_both_sides_learn(params: config.Params, data: tuple[Shard, Shard, novels.Tokenizer]) -> None:
+    _, val, tokenizer = data
+    for side in (novels.ours, novels.theirs):
+        few, many = (
+            novels.bits_per_byte(side(params, data, steps), val, tokenizer.eot_id, 64) for steps in (2, 200)
+        )  # fmt: skip
+        assert many < 0.5 * few, side
+
+
+def test_bits_per_byte_of_a_model_that_finds_all_tokens_equally_likely() -> None:
+    model = NanoGPT(Config(64, 100, n_layer=1, n_head=1, n_embd=8)).eval()
+    torch.nn.init.zeros_(model.lm_head.weight)
+    shard = Shard(np.arange(1000) % 100, 100, 1, n_bytes=3000)
+    assert novels.bits_per_byte(model, shard, 99, 64) == pytest.approx(math.log2(100) * 1000 / 3000, rel=1e-5)
+
+
+def test_the_time_of_a_start_is_told_from_that_of_a_step(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(novels, "TIMED_STEPS", 5)
+    starts_s = iter([0.5, 0.1, 0.1])
+
+    def train(steps: int) -> torch.nn.Module:
+        time.sleep(next(starts_s) + 0.02 * steps)
+        return torch.nn.Identity()
+
+    start_s, step_s = novels.time_s(train)
+    assert start_s == pytest.approx(0.5, abs=0.15)
+    assert step_s == pytest.approx(0.02, abs=0.015)
