@@ -35,7 +35,7 @@ test-all: test test-slow  ## everything
 golden: $(READY)  ## record the golden loss curves anew, after an intended change of the training
 	python -m tests.golden.curves
 
-peers: $(READY)  ## transformers and TensorFlow, which some tests compare with
+peers: $(READY)  ## transformers, TensorFlow, an S3 server: what some tests compare with or talk to
 	$(VENV)/bin/python -m pip install --quiet -r requirements-peers.lock
 
 docs-tools: $(READY)  ## MkDocs and jupytext, for docs and for the tests of the notebooks
