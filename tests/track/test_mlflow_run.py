@@ -201,22 +201,23 @@ def test_only_numbers_are_metrics():
     assert mlflow_run.numbers(metrics) == {"a": 1.0, "b.c.7": 0.5, "h": math.inf}
 
 
-def test_a_figure_is_drawn_into_the_run_and_a_broken_one_costs_nothing_else(root, capfd):
+def test_a_figure_is_drawn_and_copied_to_the_run(root):
     def drawing(text: str, path: Path) -> None:
         path.write_text(text)
 
-    def broken(path: Path) -> None:
-        raise ValueError("no such column")
-
     with stage_run("pretrain", PARAMS) as run:
-        run.log_figure(broken)
-        run.log_figure(drawing, "<svg/>")
-        run.finish({"val_loss": 1.0})
+        run.log_figure(drawing, "<svg/>", root / "loss.svg")
     (child,) = runs(root)[1]
     artifacts = client(root).list_artifacts(child.info.run_id, "plots")
-    assert [artifact.path for artifact in artifacts] == ["plots/drawing.svg"]
-    assert child.data.metrics["val_loss"] == 1.0
-    assert capfd.readouterr().err == "warning: broken.svg was not drawn (ValueError: no such column)\n"
+    assert [artifact.path for artifact in artifacts] == ["plots/loss.svg"]
+    assert (root / "loss.svg").read_text() == "<svg/>"
+
+
+def test_a_figure_is_drawn_without_tracking_too(fresh_root, monkeypatch):
+    monkeypatch.setenv("GPT2CORE_TRACKING", "off")
+    with stage_run("pretrain", PARAMS) as run:
+        run.log_figure(lambda path: path.write_text("<svg/>"), fresh_root / "loss.svg")
+    assert (fresh_root / "loss.svg").exists()
 
 
 def test_a_store_that_breaks_in_the_middle_is_one_warning(root, capfd):
@@ -383,3 +384,81 @@ def test_dvc_repro_and_experiments_each_have_a_parent_and_a_cached_run_adds_none
     assert [parent.info.run_name.split()[0] for parent in parents] == ["repro", "faster"]
     assert [child.info.run_name for child in children] == ["one", "two", "one", "two"]
     assert parents[1].data.tags["git_revision"].endswith("-dirty"), "its params differ from the baseline's"
+
+
+# -- A stage that was stopped ----------------------------------------------------------------------------------------
+
+KILLED = """
+import os, signal, sys
+from pathlib import Path
+from gpt2core.config import Params
+from gpt2core.track import stage_run
+
+with stage_run("pretrain", Params.model_construct(seed=7), run_file=Path("run.json")) as run:
+    run.log_metrics({"loss": 3.0}, 1)
+    run._flush()
+    os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+def test_a_killed_stages_run_is_continued_under_the_same_parent(root, monkeypatch):
+    monkeypatch.setenv("DVC_EXP_NAME", "first")
+    assert in_new_process("-c", KILLED).returncode == -9
+    (parent,), (child,) = runs(root)
+    assert (parent.info.status, child.info.status) == ("RUNNING", "RUNNING")
+
+    monkeypatch.setenv("DVC_EXP_NAME", "second")
+    with stage_run("pretrain", PARAMS, sections=(), run_file=root / "run.json") as run:
+        run.log_metrics({"loss": 2.0}, 2)
+    with stage_run("convert", PARAMS):  # a later stage finds its parent
+        pass
+    parents, children = runs(root)
+    assert [p.info.run_id for p in parents] == [parent.info.run_id]
+    assert parents[0].info.run_name == "second"
+    assert [c.info.run_name for c in children] == ["pretrain", "convert"]
+    assert children[0].info.run_id == child.info.run_id
+    assert {run.info.status for run in parents + children} == {"FINISHED"}
+    assert {run.data.tags["dvc_exp_name"] for run in parents + children} == {"second"}
+    history = client(root).get_metric_history(child.info.run_id, "loss")
+    assert [(metric.step, metric.value) for metric in history] == [(1, 3.0), (2, 2.0)]
+    assert not (root / "run.json").exists(), "a stage that is through is not continued"
+
+
+@pytest.mark.parametrize("error", [UserError("full"), KeyboardInterrupt()])
+def test_a_stopped_stages_run_forgets_its_error(root, monkeypatch, error):
+    monkeypatch.setenv("DVC_EXP_NAME", "bold-lamb")
+    with pytest.raises(type(error)), stage_run("pretrain", PARAMS, run_file=root / "run.json"):
+        raise error
+    with stage_run("pretrain", PARAMS, run_file=root / "run.json"):
+        pass
+    _, (child,) = runs(root)
+    assert child.info.status == "FINISHED"
+    assert "error" not in child.data.tags
+
+
+def test_a_continued_run_moves_to_the_pipeline_run_that_is_there(root, monkeypatch):
+    monkeypatch.setenv("DVC_EXP_NAME", "first")
+    assert in_new_process("-c", KILLED).returncode == -9
+    monkeypatch.setenv("DVC_EXP_NAME", "second")
+    with stage_run("tokenize", PARAMS):
+        pass
+    with stage_run("pretrain", PARAMS, run_file=root / "run.json"):
+        pass
+    (_, second), children = runs(root)
+    assert [c.info.run_name for c in children] == ["pretrain", "tokenize"]
+    assert {c.data.tags["mlflow.parentRunId"] for c in children} == {second.info.run_id}
+
+
+@pytest.mark.parametrize("noted", ['{"run_id": "of another store"}', "damaged", "[]", '{"run_id": "deleted"}'])
+def test_a_run_that_is_not_there_is_not_continued(root, monkeypatch, noted):
+    monkeypatch.setenv("DVC_EXP_NAME", "bold-lamb")
+    with stage_run("pretrain", PARAMS):
+        pass
+    _, (first,) = runs(root)
+    client(root).delete_run(first.info.run_id)
+    (root / "run.json").write_text(noted.replace("deleted", first.info.run_id))
+    with stage_run("pretrain", PARAMS, run_file=root / "run.json") as run:
+        run.log_metrics({"loss": 2.0}, 1)
+    _, (second,) = runs(root)
+    assert second.info.run_id != first.info.run_id
+    assert (second.info.status, second.data.metrics["loss"]) == ("FINISHED", 2.0)
