@@ -54,6 +54,13 @@ def atomic_dir(path: str | os.PathLike[str]) -> Iterator[Path]:
         os.replace(temporary, path)
 
 
+def remove_dir(path: str | os.PathLike[str]) -> None:
+    """Remove a directory: who comes after a kill finds it whole, or not at all."""
+    path = Path(path)
+    with _scratch(path) as folder, contextlib.suppress(FileNotFoundError):
+        os.replace(path, folder / path.name)
+
+
 @contextlib.contextmanager
 def _scratch(path: Path) -> Iterator[Path]:
     """A folder beside `path` for its writer alone, who holds a lock in it.
@@ -67,7 +74,7 @@ def _scratch(path: Path) -> Iterator[Path]:
         with contextlib.suppress(OSError):  # somebody holds it (filelock's Timeout), or has just removed it
             if (left / name).exists():
                 with FileLock(left / name, timeout=0):
-                    shutil.rmtree(left)
+                    _clear(left, name)
             else:
                 left.rmdir()  # its writer came no further; one with anything else in it is not ours and stays
     while True:
@@ -82,8 +89,18 @@ def _scratch(path: Path) -> Iterator[Path]:
         with _names_what_was_written(path):
             yield folder
     finally:
-        shutil.rmtree(folder, ignore_errors=True)
+        _clear(folder, name)
         held.release()
+
+
+def _clear(folder: Path, lock_name: str) -> None:
+    """Remove a writer's folder, the lock last: by it the next writer knows what a kill leaves of the folder."""
+    for inner in folder.iterdir():
+        if inner.is_dir() and not inner.is_symlink():
+            shutil.rmtree(inner, ignore_errors=True)
+        elif inner.name != lock_name:
+            inner.unlink(missing_ok=True)
+    shutil.rmtree(folder, ignore_errors=True)
 
 
 @contextlib.contextmanager

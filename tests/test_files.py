@@ -90,6 +90,24 @@ def test_many_writers_of_one_file_do_not_disturb_each_other(tmp_path: Path) -> N
     assert os.listdir(tmp_path) == ["a"]
 
 
+def test_a_directory_is_removed_in_one_step(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Killed while it deletes file by file, the directory is no longer there, and the next removal ends the work."""
+    code = """
+import os, shutil, signal, sys
+from gpt2core import files
+shutil.rmtree = lambda *_, **__: os.kill(os.getpid(), signal.SIGKILL)
+files.remove_dir(sys.argv[1])
+"""
+    for path in (tmp_path / "d/inner", tmp_path / "other"):
+        path.mkdir(parents=True)
+        (path / "file").touch()
+    done = subprocess.run([sys.executable, "-c", code, str(tmp_path / "d")], timeout=60)
+    assert done.returncode == -signal.SIGKILL
+    assert not (tmp_path / "d").exists()
+    files.remove_dir(tmp_path / "d")
+    assert os.listdir(tmp_path) == ["other"]
+
+
 def test_written_files_are_readable_by_others_as_umask_says(tmp_path: Path) -> None:
     old = os.umask(0o022)
     try:

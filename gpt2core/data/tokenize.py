@@ -71,7 +71,7 @@ def tokenize(
             )
             shutil.copytree(kept / "tokenizer", folder, dirs_exist_ok=True)
             figures = _figures(chosen, train, val)
-        shutil.rmtree(kept.parent)  # with what killed runs of other params left
+        files.remove_dir(kept.parent)  # with what killed runs of other params left
     return figures | ({"dropped_documents": corpus.n_dropped} if params.drop_duplicates else {})
 
 
