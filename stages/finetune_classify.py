@@ -8,6 +8,8 @@ from statistics import mean
 
 from gpt2core import config, files
 from gpt2core.data import sms_spam
+from gpt2core.evaluate.calibration import COLUMNS as BIN_COLUMNS
+from gpt2core.evaluate.calibration import calibration
 from gpt2core.evaluate.classification import classification_metrics, tfidf_baseline
 from gpt2core.runtime import run_stage
 from gpt2core.track import plots, stage_run
@@ -16,8 +18,10 @@ from gpt2core.train.states import stage_states
 from gpt2core.weights.model_dir import save_model
 
 MESSAGES = Path("data/raw/sms.jsonl")
-CURVE = Path("metrics/plots/finetune_classify.csv")
-CONFUSION = Path("metrics/plots/confusion.csv")
+PLOTS = Path("metrics/plots")
+CURVE = PLOTS / "finetune_classify.csv"
+CONFUSION = PLOTS / "confusion.csv"
+CALIBRATION = PLOTS / "calibration.csv"
 
 
 def main() -> None:
@@ -32,7 +36,7 @@ def main() -> None:
             "finetune-classify", params, sections=("data", "finetune_classify"), run_file=states.run_file
         ) as run,
     ):  # fmt: skip
-        curve, confusion, scores, before, baseline = [], [], [], [], []
+        curve, confusion, scores, before, baseline, p_spam = [], [], [], [], [], []
         for number, seed in enumerate(section.seeds):
             splits = sms_spam.split(messages, section.val_fraction, section.test_fraction, seed)
             on_metrics = run.log_metrics if number == 0 else _silent  # one curve a run
@@ -46,8 +50,11 @@ def main() -> None:
             baseline.append(tfidf_baseline(splits.train, splits.test, seed))
             curve += [{"seed": seed, **row} for row in result.curve]
             confusion += [{"seed": seed, "actual": a, "predicted": p} for a, p in zip(truth, result.after, strict=True)]
+            p_spam += [row[sms_spam.LABELS.index("spam")] for row in result.probabilities]
             if number == 0:  # the first seed's model is the one kept
                 save_model("models/classifier", result.model, result.tokenizer)
+
+        calibrated = calibration(p_spam, [row["actual"] == "spam" for row in confusion])  # of all seeds together
 
         def over_seeds(rows: list[dict], key: str) -> float:
             return round(mean(row[key] for row in rows), 6)
@@ -62,6 +69,7 @@ def main() -> None:
             "before_test_f1": over_seeds(before, "f1"),
             "baseline_test_accuracy": over_seeds(baseline, "accuracy"),
             "baseline_test_f1": over_seeds(baseline, "f1"),
+            "test_ece": calibrated.ece,
             "confusion_matrix": scores[0]["confusion_matrix"],
             "before_confusion_matrix": before[0]["confusion_matrix"],
             "train_messages": len(splits.train),
@@ -72,10 +80,13 @@ def main() -> None:
         }
         files.write_csv(CURVE, ("seed", *COLUMNS), curve)
         files.write_csv(CONFUSION, ("seed", "actual", "predicted"), confusion)
+        files.write_csv(CALIBRATION, BIN_COLUMNS, calibrated.bins)
         files.write_json("metrics/finetune_classify.json", metrics)
         run.log_artifact(CURVE)
-        run.log_figure(plots.accuracy_curve, CURVE)
-        run.log_figure(plots.confusion_matrix, metrics["confusion_matrix"], sms_spam.LABELS)
+        run.log_figure(plots.accuracy_curve, CURVE, PLOTS / "classify_accuracy.svg")
+        matrix = metrics["confusion_matrix"]
+        run.log_figure(plots.confusion_matrix, matrix, sms_spam.LABELS, PLOTS / "classify_confusion.svg")
+        run.log_figure(plots.reliability, calibrated.bins, calibrated.ece, "spam", PLOTS / "classify_reliability.svg")
         run.finish(metrics)
 
 

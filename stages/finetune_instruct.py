@@ -57,7 +57,7 @@ def main() -> None:
         files.write_json("metrics/finetune_instruct.json", metrics)
         run.log_artifact(CURVE)
         run.log_artifact(RESPONSES / "test.json")
-        run.log_figure(plots.loss_curve, CURVE)
+        run.log_figure(plots.loss_curve, CURVE, CURVE.with_name("instruct_loss.svg"))
         run.finish(metrics)
 
 

@@ -10,11 +10,12 @@ from gpt2core import config, files
 from gpt2core.evaluate.judge import evaluate_responses, read_responses
 from gpt2core.evaluate.judges import make_judge
 from gpt2core.runtime import run_stage
-from gpt2core.track import stage_run
+from gpt2core.track import plots, stage_run
 
 RESPONSES = "data/responses"
 METRICS = "metrics/llm_judge_eval.json"
 SCORES = "metrics/plots/judge_scores.csv"
+PICTURE = "metrics/plots/judge_scores.svg"
 
 
 def main() -> None:
@@ -29,6 +30,8 @@ def main() -> None:
         files.write_text(SCORES, report.to_csv())
         files.write_json(METRICS, metrics)
         run.log_artifact(SCORES)
+        others = {name: metrics[f"{name}_score"] for name in ("base", "echo", "nearest")}
+        run.log_figure(plots.score_histogram, report.model, others, PICTURE)
         run.finish(metrics)
     print(
         f"{metrics['judge']}: mean {metrics['mean_score']:.1f} of 100 "

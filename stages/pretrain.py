@@ -5,20 +5,24 @@ from __future__ import annotations
 from pathlib import Path
 
 from gpt2core import config, files
-from gpt2core.data.shards import documents, open_shard
+from gpt2core.data.shards import documents, open_shard, opening
 from gpt2core.data.synthetic import log2_probability
 from gpt2core.evaluate.language_model import evaluate
 from gpt2core.evaluate.trigram import Trigram
+from gpt2core.inspect import inspect
 from gpt2core.runtime import run_stage
 from gpt2core.tokenizer import Tokenizer
 from gpt2core.track import plots, stage_run
+from gpt2core.track.throughput import with_throughput
 from gpt2core.train.pretrain import COLUMNS, pretrain
 from gpt2core.train.states import stage_states
 from gpt2core.weights.model_dir import save_model
 
 TOKENS = Path("data/tokens")
-CURVE = Path("metrics/plots/pretrain.csv")
+PLOTS = Path("metrics/plots")
+CURVE = PLOTS / "pretrain.csv"
 MAX_TRIGRAM_TOKENS = 20_000_000  # its counts are held in memory
+PROMPT_TOKENS = 16  # of the first validation document: what the pictures of the model's inside show
 
 
 def main() -> None:
@@ -31,7 +35,8 @@ def main() -> None:
         stage_run("pretrain", params, sections=("data", "tokenizer", "pretrain"), run_file=states.run_file) as run,
     ):
         result = pretrain(
-            params.pretrain, params.seed, train, val, tokenizer, run.log_metrics, states.training("pretrain")
+            params.pretrain, params.seed, train, val, tokenizer,
+            with_throughput(run.log_metrics), states.training("pretrain"),
         )  # fmt: skip
         metrics = evaluate(result.model, val, tokenizer.eot_id, params.pretrain.context)
         trigram = Trigram(train.tokens[:MAX_TRIGRAM_TOKENS], tokenizer.vocab_size)
@@ -49,7 +54,16 @@ def main() -> None:
         files.write_json("metrics/pretrain.json", metrics)
         run.log_artifact(CURVE)
         run.log_artifact("metrics/samples.json")
-        run.log_figure(plots.loss_curve, CURVE)
+        run.log_figure(plots.loss_curve, CURVE, PLOTS / "pretrain_loss.svg")
+        run.log_figure(plots.perplexity_curve, CURVE, PLOTS / "pretrain_perplexity.svg")
+        run.log_figure(plots.learning_rate_curve, CURVE, PLOTS / "pretrain_learning_rate.svg")
+        run.log_figure(plots.grad_norm_curve, CURVE, PLOTS / "pretrain_grad_norm.svg")
+        prompt = opening(val, tokenizer.eot_id, min(PROMPT_TOKENS, result.model.config.n_positions))
+        inside = inspect(result.model, tokenizer, prompt)
+        next_tokens = [candidate.token for candidate in inside.candidates]
+        attention = inside.attention.numpy()  # [L, H, T, T]
+        run.log_figure(plots.attention_heatmaps, attention, inside.tokens, PLOTS / "pretrain_attention.svg")
+        run.log_figure(plots.temperature_effect, next_tokens, inside.by_temperature, PLOTS / "pretrain_temperature.svg")
         run.finish(metrics)
 
 

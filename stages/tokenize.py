@@ -5,16 +5,28 @@ from __future__ import annotations
 from pathlib import Path
 
 from gpt2core import config, files
+from gpt2core.data import lengths
+from gpt2core.data.shards import open_shard
 from gpt2core.data.tokenize import tokenize
 from gpt2core.runtime import run_stage
-from gpt2core.track import stage_run
+from gpt2core.tokenizer import Tokenizer
+from gpt2core.track import plots, stage_run
+
+TOKENS = Path("data/tokens")
+PLOTS = Path("metrics/plots")
 
 
 def main() -> None:
     params = config.load_params()
     with stage_run("tokenize", params, sections=("data", "tokenizer")) as run:
-        metrics = tokenize(params.tokenizer, params.seed, Path("data/raw"), Path("data/tokens"))
+        metrics = tokenize(params.tokenizer, params.seed, Path("data/raw"), TOKENS)
         files.write_json("metrics/tokenize.json", metrics)
+        tokenizer, train = Tokenizer.load(TOKENS), open_shard(TOKENS / "train.bin")
+        of_tokens = lengths.token_lengths(tokenizer, train)
+        of_documents = lengths.document_lengths(train, tokenizer.eot_id)
+        files.write_csv(PLOTS / "token_lengths.csv", lengths.TOKEN_COLUMNS, of_tokens)
+        files.write_csv(PLOTS / "document_lengths.csv", lengths.DOCUMENT_COLUMNS, of_documents)
+        run.log_figure(plots.token_lengths, of_tokens, of_documents, PLOTS / "token_lengths.svg")
         run.finish(metrics)
 
 

@@ -77,8 +77,7 @@ def _write(out: Path, model_dir: Path, prompt: str, inspection: LanguageModelIns
     plots.attention_heatmaps(inspection.attention.numpy(), inspection.tokens, out / "attention.png")
     if isinstance(inspection, LanguageModelInspection):
         candidates = [candidate.token for candidate in inspection.candidates]
-        by_temperature = {row.temperature: row.probabilities for row in inspection.temperatures}
-        plots.temperature_effect(candidates, by_temperature, out / "temperature.png")
+        plots.temperature_effect(candidates, inspection.by_temperature, out / "temperature.png")
         plots.token_loss(inspection.tokens, inspection.loss_nats, out / "token_loss.png")
     files.write_json(out / NUMBERS, {"model": str(model_dir), "prompt": prompt, **inspection.to_json()})
     files.write_text(out / PAGE, inspection_page(str(model_dir), prompt, inspection))

@@ -237,7 +237,7 @@ def documents(shard: Shard, eot_id: int) -> list[np.ndarray]:
 
 
 def opening(shard: Shard, eot_id: int, max_tokens: int) -> list[int]:
-    """How the first document of a shard begins: its first `max_tokens` ids, or all it has."""
+    """How the first document of a shard begins: its first `max_tokens` ids, or all it has; `eot_id` if it is empty."""
     ids = np.asarray(shard.tokens[: max_tokens + 1])
     ends = np.flatnonzero(ids == eot_id)
-    return ids[: min(max_tokens, int(ends[0]) if len(ends) else max_tokens)].tolist()
+    return ids[: min(max_tokens, int(ends[0]) if len(ends) else max_tokens)].tolist() or [eot_id]

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, overload
 
 import torch
 import torch.nn.functional as F
@@ -80,6 +80,11 @@ class LanguageModelInspection(Inspection):
         known = [loss for loss in self.loss_nats if loss is not None]
         return sum(known) / len(known) if known else None
 
+    @property
+    def by_temperature(self) -> dict[float, list[float]]:
+        """The candidates' probabilities at each temperature."""
+        return {row.temperature: row.probabilities for row in self.temperatures}
+
     def to_json(self) -> dict[str, Any]:
         return super().to_json() | {
             "loss_nats": self.loss_nats,
@@ -103,6 +108,19 @@ class ClassifierInspection(Inspection):
         return super().to_json() | {"labels": list(self.labels), "classes": self.classes}
 
 
+@overload
+def inspect(
+    model: GPT, tokenizer: Tokenizer, ids: Sequence[int], *, top: int = ..., temperatures: Sequence[float] = ...
+) -> LanguageModelInspection: ...
+@overload
+def inspect(
+    model: GPTClassifier,
+    tokenizer: Tokenizer,
+    ids: Sequence[int],
+    *,
+    top: int = ...,
+    temperatures: Sequence[float] = ...,
+) -> ClassifierInspection: ...
 def inspect(
     model: GPT | GPTClassifier,
     tokenizer: Tokenizer,

@@ -55,8 +55,7 @@ def temperature_table(inspection: LanguageModelInspection) -> Table:
 def language_model_pictures(inspection: LanguageModelInspection) -> list[Picture]:
     """The next token by temperature, and each token's loss."""
     tokens = [candidate.token for candidate in inspection.candidates]
-    by_temperature = {row.temperature: row.probabilities for row in inspection.temperatures}
-    found = [picture("The next token by temperature", plots.temperature_effect, tokens, by_temperature)]
+    found = [picture("The next token by temperature", plots.temperature_effect, tokens, inspection.by_temperature)]
     if inspection.mean_loss_nats is not None:
         found.append(picture("Loss of each token", plots.token_loss, inspection.tokens, inspection.loss_nats))
     return found

@@ -140,7 +140,8 @@ def _inside(root: Path, metrics: Mapping[str, Any]) -> Section | None:
     model, tokenizer = load(model_dir)
     if tokenizer is None:
         return None
-    inspection = inspect(model, tokenizer, opening(open_shard(shard), tokenizer.eot_id, PROMPT_TOKENS))
+    ids = opening(open_shard(shard), tokenizer.eot_id, min(PROMPT_TOKENS, model.config.n_positions))
+    inspection = inspect(model, tokenizer, ids)
     if not isinstance(inspection, LanguageModelInspection):
         return None
     return Section(

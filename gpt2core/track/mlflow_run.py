@@ -19,7 +19,6 @@ import os
 import re
 import subprocess
 import sys
-import tempfile
 import threading
 import time
 import uuid
@@ -146,17 +145,9 @@ class StageRun:
         self._attempt(lambda: self._client.log_text(self._run_id, text, name))
 
     def log_figure(self, plot: Callable[..., None], *arguments: Any) -> None:
-        """Draw `plot(*arguments, path)` (see `gpt2core.track.plots`) and store it as plots/<name of plot>.svg."""
-        if not self._tracked:
-            return
-        with tempfile.TemporaryDirectory() as folder:
-            path = Path(folder) / f"{plot.__name__}.svg"
-            try:
-                plot(*arguments, path)
-            except Exception as error:  # a figure less is no reason to lose the metrics after it
-                _warn(f"{path.name} was not drawn", error)
-            else:
-                self.log_artifact(path, "plots")
+        """Draw `plot(*arguments)` of `gpt2core.track.plots`, whose last argument is the file, and copy it to plots/."""
+        plot(*arguments)
+        self.log_artifact(arguments[-1], "plots")
 
     def set_tags(self, tags: Mapping[str, Any]) -> None:
         """Set tags of the run."""

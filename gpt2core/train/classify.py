@@ -29,13 +29,15 @@ Example = tuple[str, str]  # label, text
 
 @dataclass
 class Classified:
-    """The classifier, its tokenizer, a row for each epoch (see `COLUMNS`), and the test labels before and after."""
+    """The classifier, its tokenizer, a row for each epoch (see `COLUMNS`), the test labels before and after, and how
+    probable each class of each test message is after, [n, classes]."""
 
     model: GPTClassifier
     tokenizer: Tokenizer
     curve: list[dict[str, float]] = field(default_factory=list)
     before: list[str] = field(default_factory=list)
     after: list[str] = field(default_factory=list)
+    probabilities: list[list[float]] = field(default_factory=list)
     truncated: int = 0
 
 
@@ -189,7 +191,9 @@ def finetune_classify(
             max_steps=max_steps, grad_clip=params.grad_clip, start_step=resume.step, dtype=dtype,
             on_step=on_step, is_pause=lambda step: ends_epoch(step) or resume.is_pause(step), on_pause=on_pause,
         )  # fmt: skip
-    result.after = _labels(model, test_ids)
+    probabilities = predict(model, test_ids).softmax(-1)  # [n, classes]
+    result.after = [model.labels[i] for i in probabilities.argmax(-1).tolist()]
+    result.probabilities = probabilities.tolist()
     return result
 
 

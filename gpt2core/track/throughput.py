@@ -1,0 +1,33 @@
+"""How fast a training goes: for MLflow alone, since a rate differs from run to run."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from typing import Any
+
+INTERVAL_S = 2.0  # steps may be reported several at once
+Log = Callable[[Mapping[str, Any], int], None]
+
+
+def with_throughput(log: Log, interval_s: float = INTERVAL_S) -> Log:
+    """`log`, with `tokens_per_s` added every few seconds: of all that passed since the last time, evaluations included.
+
+    Args:
+        log: takes metrics and their step; those with a key `tokens` (seen so far) are timed.
+        interval_s: the shortest time that a rate is taken over.
+    """
+    since: tuple[float, float] | None = None  # time and tokens at the last rate
+
+    def logged(metrics: Mapping[str, Any], step: int) -> None:
+        nonlocal since
+        if (tokens := metrics.get("tokens")) is not None:
+            now_s = time.monotonic()
+            if since is None:
+                since = now_s, tokens
+            elif now_s - since[0] >= interval_s:
+                metrics = {**metrics, "tokens_per_s": (tokens - since[1]) / (now_s - since[0])}
+                since = now_s, tokens
+        log(metrics, step)
+
+    return logged
