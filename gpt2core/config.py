@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -45,6 +46,17 @@ def _names(value: Any) -> str | list[str]:
 
 
 Names = Annotated[Any, PlainValidator(_names)]
+
+
+def _launcher(value: Any) -> str:
+    if isinstance(value, str) and (value == "python" or re.search(r"\btorchrun\b|\btorch\.distributed\.run\b", value)):
+        return value
+    raise PydanticCustomError(
+        "launcher", "Input should be python or a command of torchrun, such as torchrun --standalone --nproc-per-node=8"
+    )
+
+
+Launcher = Annotated[Any, PlainValidator(_launcher)]
 
 
 class Section(BaseModel):
@@ -101,10 +113,23 @@ class Pretrain(Section):
     dtype: Literal["float32", "bfloat16", "auto"]
     compile: bool | Literal["auto"]
     activation_checkpointing: bool
+    launcher: Launcher
+    sharding: Literal["none", "full"]
 
     def sizes(self) -> dict[str, int]:
         """n_layer, n_head, n_embd, n_positions: the preset's, where not given."""
         return {key: getattr(self, key) or value for key, value in PRESETS[self.preset].items()}
+
+    def undivided(self, n_processes: int) -> str:
+        """What is wrong with so many processes, or nothing: each has as many windows of a step as the others."""
+        windows = self.grad_accum_steps * self.batch_size
+        if windows % n_processes == 0:
+            return ""
+        return (
+            f"pretrain.launcher: {n_processes} processes do not divide the {windows} windows of a step "
+            f"(grad_accum_steps {self.grad_accum_steps} * batch_size {self.batch_size}); "
+            f"allowed: {', '.join(str(n) for n in range(1, windows + 1) if windows % n == 0)}"
+        )
 
 
 class OpenAI(Section):
@@ -271,6 +296,16 @@ def _check_warmup(params: Params) -> Iterator[str]:
         yield f"pretrain.warmup_steps: {steps}"
 
 
+def _check_processes(params: Params) -> Iterator[str]:
+    pretrain = params.pretrain
+    per_node = re.search(r"--nproc[-_]per[-_]node[= ]([1-9]\d*)\b", pretrain.launcher)
+    nodes = re.search(r"--nnodes[= ]([1-9]\d*)", pretrain.launcher)  # of a range, 1:4, the least
+    if per_node and (problem := pretrain.undivided(int(per_node[1]) * int(nodes[1] if nodes else 1))):
+        yield problem
+    if pretrain.sharding == "full" and pretrain.launcher == "python":
+        yield "pretrain.sharding: 'full' needs several processes; set pretrain.launcher to a command of torchrun"
+
+
 def _check_openai_sizes(params: Params) -> Iterator[str]:
     if len(set(params.openai.sizes)) < len(params.openai.sizes):
         yield f"openai.sizes: {params.openai.sizes} names a size twice"
@@ -301,6 +336,6 @@ def _check_judge(params: Params) -> Iterator[str]:
 
 
 _CHECKS = (
-    _check_heads, _check_context, _check_warmup, _check_openai_sizes, _check_bases, _check_fractions, _check_seeds,
-    _check_judge,
+    _check_heads, _check_context, _check_warmup, _check_processes, _check_openai_sizes, _check_bases, _check_fractions,
+    _check_seeds, _check_judge,
 )  # fmt: skip

@@ -6,6 +6,7 @@ import os
 import signal
 import sys
 import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 from types import FrameType
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
 
 
 DECODING_DTYPES = ("float32", "bfloat16", "float16", "int8")  # of the weights while generating; see model/packed.py
+SPEAKS_FIRST_S = 5.0  # torchrun needs less to end the others of a process that failed
 
 
 class Terminated(KeyboardInterrupt):
@@ -33,11 +35,11 @@ def run_stage(main: Callable[[], None]) -> None:
     try:
         main()
     except UserError as error:
-        sys.exit(f"error: {error}")
+        _fail(f"error: {error}")
     except OSError as error:
         if error.errno not in files.DISK_FULL:
             raise
-        sys.exit(f"error: the disk is full: {error.filename or 'a file'} cannot be written; free some space, run again")
+        _fail(f"error: the disk is full: {error.filename or 'a file'} cannot be written; free some space, run again")
     except KeyboardInterrupt as error:
         interrupted(error)
 
@@ -45,8 +47,26 @@ def run_stage(main: Callable[[], None]) -> None:
 def interrupted(error: KeyboardInterrupt) -> NoReturn:
     """End as a shell expects it after Ctrl-C or SIGTERM."""
     said, code = ("terminated", 143) if isinstance(error, Terminated) else ("interrupted", 130)
-    sys.stderr.write(f"\n{said}\n")
+    if rank() == 0:
+        sys.stderr.write(f"\n{said}\n")
     sys.exit(code)
+
+
+def _fail(message: str) -> NoReturn:
+    """End with a message. Of processes that torchrun started together the first one speaks: the others mostly met the
+    same, and torchrun ends them when it has ended. One that is left after that has something of its own to say."""
+    if rank():
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        time.sleep(SPEAKS_FIRST_S)
+        message = f"process {rank()}: {message}"
+    if path := os.environ.get("TORCHELASTIC_ERROR_FILE"):  # torchrun shows it in its own report, which comes last
+        files.write_json(path, {"message": message, "timestamp": int(time.time())})
+    sys.exit(message)
+
+
+def rank() -> int:
+    """The number of this process among those that torchrun started together; 0 where there is one."""
+    return int(os.environ.get("RANK", "0"))
 
 
 def _terminate(number: int, frame: FrameType | None) -> None:
@@ -120,10 +140,11 @@ def should_compile(value: bool | str, max_steps: int) -> bool:
 
 
 def say(message: str) -> None:
-    """One line to the person who watches, above any progress bar."""
-    from tqdm import tqdm
+    """One line to the person who watches, above any progress bar; of several processes the first one speaks."""
+    if rank() == 0:
+        from tqdm import tqdm
 
-    tqdm.write(message, file=sys.stderr)
+        tqdm.write(message, file=sys.stderr)
 
 
 # Those whose version may change the bytes of what a stage writes.

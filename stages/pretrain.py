@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from gpt2core import config, files
+from gpt2core import config, files, runtime
 from gpt2core.data.shards import documents, open_shard, opening
 from gpt2core.data.synthetic import log2_probability
 from gpt2core.evaluate.language_model import evaluate
@@ -29,6 +29,9 @@ def main() -> None:
     params = config.load_params()
     tokenizer = Tokenizer.load(TOKENS)
     train, val = open_shard(TOKENS / "train.bin"), open_shard(TOKENS / "val.bin")
+    if runtime.rank():  # of several processes the first one keeps the states and writes what comes out
+        pretrain(params.pretrain, params.seed, train, val, tokenizer)
+        return
     decides = params.model_dump(include={"seed", "pretrain"})
     with (
         stage_states("pretrain", decides, [TOKENS]) as states,

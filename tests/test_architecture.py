@@ -101,7 +101,8 @@ def stage_definitions() -> list[tuple[str, dict]]:
 @pytest.mark.parametrize(("name", "stage"), stage_definitions(), ids=lambda value: value if type(value) is str else "")
 def test_deps_are_the_import_closure(name: str, stage: dict) -> None:
     script = Path("stages") / f"{name.replace('-', '_')}.py"
-    assert f"python -m stages.{script.stem}" in stage["cmd"]
+    cmd = stage["cmd"].replace("${pretrain.launcher}", "python")
+    assert f"python -m stages.{script.stem}" in cmd
     code = {dep for dep in stage["deps"] if dep.startswith(("gpt2core", "stages"))}
     reached = {str(script), *filter(None, map(dependency, closure(ROOT / script)))}
     if name == "fetch-openai-weights":

@@ -121,3 +121,29 @@ def test_six_e_minus_four_is_a_number(tmp_path: Path) -> None:
 def test_sizes_replace_the_presets() -> None:
     params = load_params(ROOT / "profiles" / "tiny.yaml").pretrain
     assert params.sizes() == PRESETS["tiny"] | {"n_layer": 2, "n_embd": 64}
+
+
+def test_processes_must_divide_the_windows_of_a_step(tmp_path: Path) -> None:
+    def problems(launcher: str, **changes: object) -> str:
+        rest = ((f"pretrain.{key}", value) for key, value in changes.items())
+        try:
+            load_params(edited(tmp_path, ("pretrain.launcher", launcher), *rest))
+        except UserError as error:
+            return "\n".join(str(error).splitlines()[1:]).strip()
+        return ""
+
+    torchrun = "torchrun --standalone --nproc-per-node"
+    assert problems(f"{torchrun}=8") == problems(f"{torchrun} 4", sharding="full") == ""
+    assert problems("srun python -m torch.distributed.run --nnodes 2 --nproc_per_node=4") == ""
+    assert problems(f"{torchrun}=3") == (
+        "pretrain.launcher: 3 processes do not divide the 8 windows of a step (grad_accum_steps 1 * batch_size 8); "
+        "allowed: 1, 2, 4, 8"
+    )
+    assert problems(f"{torchrun}=3", grad_accum_steps=3) == ""
+    assert problems(f"{torchrun}=8 --nnodes=2").startswith(
+        "pretrain.launcher: 16 processes do not divide the 8 windows"
+    )
+    assert problems("mpirun").startswith("pretrain.launcher: 'mpirun' must be python or a command of torchrun")
+    assert problems("python", sharding="full") == (
+        "pretrain.sharding: 'full' needs several processes; set pretrain.launcher to a command of torchrun"
+    )

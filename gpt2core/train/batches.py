@@ -46,8 +46,12 @@ class WindowSampler:
 
     def batch(self, index: int) -> Batch:
         """Batch number `index`: ids [B, T] and the next ids [B, T]."""
+        return self.windows_of(range(index * self.batch_size, (index + 1) * self.batch_size))
+
+    def windows_of(self, numbers: Sequence[int]) -> Batch:
+        """The windows of these numbers, counted through all epochs: ids [B, T] and the next ids [B, T]."""
         rows = []
-        for number in range(index * self.batch_size, (index + 1) * self.batch_size):
+        for number in numbers:
             start = self.epoch(number // self.windows)[number % self.windows]
             rows.append(self.tokens[start : start + self.context + 1])
         ids = torch.from_numpy(np.stack(rows).astype(np.int64))  # [B, T + 1]

@@ -11,6 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from gpt2core.errors import UserError
+from gpt2core.runtime import seed_everything
+from gpt2core.train import distributed
 
 
 def read_every_steps(device: torch.device) -> int:
@@ -26,6 +28,11 @@ class Batch:
     targets: Tensor
 
     @property
+    def tensors(self) -> tuple[Tensor, ...]:
+        """Inputs, and targets."""
+        return *self.inputs, self.targets
+
+    @property
     def n_targets(self) -> int:
         return self.targets.numel()
 
@@ -35,8 +42,7 @@ class Batch:
             return self
         pin = device.type == "cuda"
         *inputs, targets = (
-            (tensor.pin_memory() if pin else tensor).to(device, non_blocking=pin)
-            for tensor in (*self.inputs, self.targets)
+            (tensor.pin_memory() if pin else tensor).to(device, non_blocking=pin) for tensor in self.tensors
         )
         return Batch(tuple(inputs), targets)
 
@@ -74,6 +80,7 @@ def train(
     grad_clip: float,
     start_step: int = 0,
     dtype: torch.dtype = torch.float32,
+    dropout_seed: Callable[[int], int] | None = None,
     on_step: Callable[[Step], None] = lambda step: None,
     is_pause: Callable[[int], bool] = lambda step: False,
     on_pause: Callable[[int], None] = lambda step: None,
@@ -81,17 +88,19 @@ def train(
     """Train up to `max_steps` steps. Nothing in a step waits for the device; what it did is read some steps later.
 
     Args:
-        model: its trainable parameters are clipped together.
+        model: its trainable parameters are clipped together. With several processes, what `parallel_loss` made.
         optimizers: over the same parameters, each in one of them (see `optim.py`).
         schedule: the learning rate of a step, as a factor of each group's `initial_lr`.
         batches: the micro-batches of a step, a pure function of the step; their gradients add up to one update. It is
-            called in a thread of its own, one step ahead.
+            called in a thread of its own, one step ahead. With several processes, those of this one, equally many.
         loss_sum: the loss of a batch summed over its targets. It is divided by the targets of the whole step, so that
-            cutting a step into micro-batches of unequal numbers of targets changes nothing.
+            cutting a step into micro-batches of unequal numbers of targets changes nothing, nor does the number of
+            processes.
         max_steps: how many updates.
         grad_clip: the largest gradient norm; 0 for no limit.
         start_step: updates that were done before.
         dtype: float32, or bfloat16 for autocast (weights and optimizer stay in float32).
+        dropout_seed: seeds the random generators anew at each step; None: they go on from the step before.
         on_step: called for each update in order, on an accelerator some steps later.
         is_pause: whether to pause after so many steps, to evaluate or to save.
         on_pause: called in a pause with the steps done; all of them were read and finite, the model is as they left it.
@@ -104,23 +113,27 @@ def train(
     read_every = read_every_steps(device)
     unread: list[Unread] = []
     model.train()
-    for step, (micro_batches, n_targets) in enumerate(_prefetched(batches, start_step, max_steps, device), start_step):
+    for step, (micro_batches, n_own) in enumerate(_prefetched(batches, start_step, max_steps, device), start_step):
+        n_targets = int(distributed.total(n_own))
+        if dropout_seed:
+            seed_everything(dropout_seed(step))
         for optimizer in optimizers:
             for group in optimizer.param_groups:
                 group["lr"] = group["initial_lr"] * schedule(step)
         lr = optimizers[-1].param_groups[0]["lr"]
         loss = torch.zeros((), device=device)
-        for batch in micro_batches:
+        for number, batch in enumerate(micro_batches, 1):
+            distributed.sync_gradients(model, number == len(micro_batches))
             with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
                 micro_loss = loss_sum(batch) / n_targets
-            micro_loss.backward()
+            (micro_loss * distributed.size()).backward()  # DDP and FSDP take the mean, and the sum is wanted
             loss += micro_loss.detach()
-        grad_norm = nn.utils.clip_grad_norm_(parameters, grad_clip or float("inf"))
+        grad_norm = distributed.whole(nn.utils.clip_grad_norm_(parameters, grad_clip or float("inf")))
         for optimizer in optimizers:
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
         unread.append(Unread(step + 1, loss, grad_norm, lr, n_targets))
-        pause = is_pause(step + 1)
+        pause = distributed.total(is_pause(step + 1)) > 0  # when it is time to save, one may see first
         if pause or len(unread) == read_every or step + 1 == max_steps:
             for done in _read(unread):
                 on_step(done)
@@ -150,7 +163,9 @@ def _prefetched(
 
 def _read(unread: Sequence[Unread]) -> Iterator[Step]:
     """The figures of some steps, fetched at once. Raises UserError at the first that is not finite."""
-    figures = torch.stack([torch.stack((row.loss, row.grad_norm.to(row.loss))) for row in unread]).tolist()
+    losses = distributed.total_(torch.stack([row.loss for row in unread]))
+    grad_norms = torch.stack([row.grad_norm.to(row.loss) for row in unread])
+    figures = torch.stack((losses, grad_norms), dim=1).tolist()
     for row, (loss, grad_norm) in zip(unread, figures, strict=True):
         for name, value in (("loss", loss), ("gradient norm", grad_norm)):
             if not abs(value) < float("inf"):  # neither infinite nor NaN

@@ -16,6 +16,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from gpt2core.train.distributed import part_like, whole
+
 # Of the quintic a x + b x³ + c x⁵, which sends singular values from (0, 1] to about [0.7, 1.2] in five rounds.
 A, B, C = 3.4445, -4.7750, 2.0315
 ROUNDS = 5
@@ -74,14 +76,14 @@ class Muon(torch.optim.Optimizer):
             if not state:
                 state["momentum"] = torch.zeros_like(matrix.grad)
             state["momentum"].lerp_(matrix.grad, 1 - momentum)
-            directions.append(_lying(torch.lerp(matrix.grad, state["momentum"], momentum)))
+            directions.append(_lying(whole(torch.lerp(matrix.grad, state["momentum"], momentum))))
         dtype = torch.bfloat16 if directions[0].is_cuda else torch.float32
         updates = orthogonalize(torch.stack(directions).to(dtype))  # [n, rows, columns]
         for matrix, update in zip(matrices, updates, strict=True):
             matrix.mul_(1 - lr * group["weight_decay"])
             tall = max(1.0, matrix.size(0) / matrix.size(1))
             update = update.mT if matrix.size(0) > matrix.size(1) else update
-            matrix.add_(update, alpha=-lr * math.sqrt(tall))
+            matrix.add_(part_like(update, matrix), alpha=-lr * math.sqrt(tall))
 
 
 def _lying(matrix: Tensor) -> Tensor:

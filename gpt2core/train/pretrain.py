@@ -5,17 +5,19 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import torch
-from torch import Tensor
 from tqdm import tqdm
 
 from gpt2core import config, runtime
 from gpt2core.data.shards import Shard
+from gpt2core.errors import UserError
 from gpt2core.generate import generate
 from gpt2core.model import GPT, GPTConfig
 from gpt2core.tokenizer import Tokenizer
+from gpt2core.train import distributed
 from gpt2core.train.batches import WindowSampler
 from gpt2core.train.loop import Batch, Step, train
 from gpt2core.train.optim import adamw, muon_and_adamw
@@ -64,6 +66,7 @@ def new_optimizers(model: GPT, params: config.Pretrain) -> list[torch.optim.Opti
     return [adamw(model.parameters(), **recipe)]
 
 
+@distributed.process_group()
 def pretrain(
     params: config.Pretrain,
     seed: int,
@@ -73,7 +76,7 @@ def pretrain(
     on_metrics: Callable[[dict[str, float], int], None] = lambda metrics, step: None,
     states: States | None = None,
 ) -> Pretrained:
-    """Train a new model.
+    """Train a new model, where torchrun started several processes by all of them together.
 
     Args:
         params: sizes and recipe.
@@ -81,23 +84,32 @@ def pretrain(
         train_shard, val_shard: tokens of both splits.
         tokenizer: for the samples.
         on_metrics: called with figures and the step they belong to.
-        states: where the training is kept, to be resumed if it is stopped; None: nowhere.
+        states: where the training is kept, to be resumed if it is stopped; None: nowhere. Of several processes the
+            first one keeps it.
+
+    Returns:
+        What came out. Of several processes only the first one has a model with its weights.
 
     Raises:
-        UserError: a split is shorter than one context, or the loss is not finite.
+        UserError: a split is shorter than one context, the processes do not divide a step, or the loss is not finite.
     """
+    if problem := params.undivided(distributed.size()):
+        raise UserError(problem)
     device, dtype = runtime.device(), runtime.training_dtype(params.dtype)
     sampler = WindowSampler(train_shard.tokens, params.context, params.batch_size, seed, "training split")
     val_context = min(params.context, val_shard.n_tokens - 1)
     val_sampler = WindowSampler(val_shard.tokens, max(1, val_context), params.batch_size, seed, "validation split")
-    model = new_model(params, tokenizer.vocab_size, seed).to(device)
-    optimizers = new_optimizers(model, params)
+    model = new_model(params, tokenizer.vocab_size, seed)
     schedule = new_schedule(
         params.schedule, params.warmup_steps, params.max_steps, params.min_lr_ratio, params.decay_fraction
     )
     model.transformer.activation_checkpointing = params.activation_checkpointing
     if runtime.should_compile(params.compile, params.max_steps):
-        model.transformer.compile()  # in place: the names of its weights stay as they are
+        # In place: the names of the weights stay as they are. What is sharded is put together block by block.
+        for part in model.transformer.h if params.sharding == "full" else [model.transformer]:
+            part.compile()
+    loss_sum = distributed.parallel_loss(model, params.sharding, device)
+    optimizers = new_optimizers(model, params)
     result = Pretrained(model)
     tokens_seen, since_eval, last = 0, [], None
 
@@ -114,22 +126,21 @@ def pretrain(
     bits_per_nat_by_byte = val_shard.n_tokens / val_shard.n_bytes / math.log(2)
 
     def batches(step: int) -> list[Batch]:
-        first = step * params.grad_accum_steps
-        return [sampler.batch(first + i) for i in range(params.grad_accum_steps)]
-
-    def loss_sum(batch: Batch) -> Tensor:
-        return model.loss_sum(*batch.inputs, batch.targets)
+        windows = params.grad_accum_steps * params.batch_size  # of the step, whatever the number of processes
+        rows = distributed.share(windows, params.batch_size)
+        return [sampler.windows_of([step * windows + row for row in some]) for some in rows]
 
     @torch.no_grad()
     def val_loss() -> float:
         model.eval()
         total = n_targets = 0.0
-        for index in range(params.eval_batches):
-            batch = val_sampler.batch(index)
+        for rows in distributed.share(params.eval_batches * params.batch_size, params.batch_size):
+            batch = val_sampler.windows_of(rows or [0])  # sharded weights come together only where all take part
             with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
-                total += loss_sum(batch.to(device)).item()
-            n_targets += batch.n_targets
-        return total / n_targets
+                loss = loss_sum(*batch.to(device).tensors).item()
+            total += loss if rows else 0.0
+            n_targets += batch.n_targets if rows else 0
+        return distributed.total(total) / distributed.total(n_targets)
 
     def on_step(done: Step) -> None:
         nonlocal tokens_seen, last
@@ -164,18 +175,22 @@ def pretrain(
         since_eval.clear()
         result.curve.append(row)
         on_metrics({key: row[key] for key in ("val_loss", "val_perplexity", "val_bits_per_byte")}, step)
-        text = sample(model, tokenizer, params.sample_prompt, params.sample_tokens, seed)
-        result.samples.append({"tokens": tokens_seen, "text": text})
+        whole = distributed.whole_model(model)
+        if distributed.rank() == 0:
+            text = sample(whole, tokenizer, params.sample_prompt, params.sample_tokens, seed)
+            result.samples.append({"tokens": tokens_seen, "text": text})
 
     with resume, tqdm(
-        total=params.max_steps, initial=resume.step, desc="pretrain", unit="step", disable=None
+        total=params.max_steps, initial=resume.step, desc="pretrain", unit="step",
+        disable=True if distributed.rank() else None,
     ) as progress:  # fmt: skip
         train(
-            model, optimizers, schedule, batches, loss_sum,
+            loss_sum, optimizers, schedule, batches, lambda batch: loss_sum(*batch.tensors),
             max_steps=params.max_steps, grad_clip=params.grad_clip, start_step=resume.step, dtype=dtype,
+            dropout_seed=partial(distributed.dropout_seed, seed) if distributed.size() > 1 else None,
             on_step=on_step, is_pause=lambda step: is_evaluated(step) or resume.is_pause(step), on_pause=on_pause,
         )  # fmt: skip
-    model.eval()
+    result.model = distributed.whole_model(model).eval()
     return result
 
 

@@ -25,6 +25,7 @@ from torch import Tensor, nn
 
 from gpt2core.errors import UserError
 from gpt2core.runtime import Terminated, say
+from gpt2core.train import distributed
 from gpt2core.train.states import State, States
 
 SAVE_INTERVAL_S = 60.0
@@ -39,7 +40,8 @@ class Resume:
     `Terminated`; a second Ctrl-C ends it at once. When a state is saved changes nothing in what it leads to.
 
     Args:
-        states: where they are kept; None: nowhere, and signals are left as they are.
+        states: where they are kept; None: nowhere, and signals are left as they are. Of several processes the first
+            one has them, and all do the same at the same step.
         model: its trainable weights are kept; frozen ones are those of the base.
         optimizers: their state is kept, their groups are made by the params.
         max_steps: the last state has no use for the optimizers.
@@ -59,6 +61,7 @@ class Resume:
         self.states, self.model, self.optimizers, self.name = states, model, optimizers, name
         self.max_steps, self.notes = max_steps, notes
         self.step = 0  # of the newest state
+        self._is_kept = distributed.total(states is not None) > 0
         self._fixed_interval_s = save_interval_s()
         self._interval_s = SAVE_INTERVAL_S if self._fixed_interval_s is None else self._fixed_interval_s
         self._saved_s = time.monotonic()
@@ -68,14 +71,14 @@ class Resume:
     def restore(self) -> dict[str, Any]:
         """Bring model, optimizers and random generators to the newest state; its notes, or none."""
         state = self.states.newest() if self.states else None
-        if state is None:
-            return {}
-        if state.step:
+        self.step, notes = distributed.told((state.step, state.notes) if state else (0, {}))
+        if self.step:
             load_state(state, self.model, self.optimizers)
+        if state is None:
+            return notes
         when = datetime.fromtimestamp(state.saved_s).strftime("%Y-%m-%d %H:%M:%S")
         say(f"{self.name}: resumed at step {state.step} of {self.max_steps} (state of {when})")
-        self.step = state.step
-        return state.notes
+        return notes
 
     def save_notes(self) -> None:
         """Keep what was found out before the first step."""
@@ -84,7 +87,7 @@ class Resume:
 
     def is_pause(self, step: int) -> bool:
         """Whether the loop should pause for a state."""
-        if self.states is None or step <= self.step:
+        if not self._is_kept or step <= self.step:
             return False
         is_due = time.monotonic() - self._saved_s >= self._interval_s
         return is_due or step == self.max_steps or self._signal is not None
@@ -95,26 +98,26 @@ class Resume:
         Raises:
             KeyboardInterrupt: after Ctrl-C; Terminated: after SIGTERM.
         """
-        if self.states is None:
+        if not self._is_kept:
             return
-        if self.is_pause(step):
+        if distributed.total(self.is_pause(step)):
             self._save(step)
-        if self._signal:
+        if distributed.total(self._signal is not None):
             say(f"{self.name}: saved at step {self.step} of {self.max_steps}; the same command goes on from there")
-            raise Terminated if self._signal == signal.SIGTERM else KeyboardInterrupt
+            raise KeyboardInterrupt if self._signal == signal.SIGINT else Terminated
 
     def _save(self, step: int) -> None:
-        assert self.states
         start_s = time.monotonic()
         optimizers = () if step == self.max_steps else self.optimizers
-        if self.states.save(step, state_tensors(self.model, optimizers), self.notes()):
+        tensors = state_tensors(self.model, optimizers)
+        if distributed.total(self.states is not None and self.states.save(step, tensors, self.notes())):
             self.step = step
         self._saved_s = time.monotonic()
         if self._fixed_interval_s is None:
             self._interval_s = max(SAVE_INTERVAL_S, (self._saved_s - start_s) / MAX_SAVING_SHARE)
 
     def __enter__(self) -> Resume:
-        if self.states and threading.current_thread() is threading.main_thread():
+        if self._is_kept and threading.current_thread() is threading.main_thread():
             self._handlers = {number: signal.signal(number, self._stop) for number in SIGNALS}
         return self
 
@@ -126,20 +129,24 @@ class Resume:
     def _stop(self, number: int, frame: FrameType | None) -> None:
         if self._signal and number == signal.SIGINT:
             raise KeyboardInterrupt
-        if not self._signal:
+        if not self._signal and distributed.rank() == 0:
             # Not by sys.stderr: this may have come in the midst of a write to it.
             os.write(2, b"\nstopping: this step is finished and the state saved first (Ctrl-C again: at once)\n")
         self._signal = number
 
 
 def state_tensors(model: nn.Module, optimizers: Sequence[torch.optim.Optimizer]) -> dict[str, Tensor]:
-    """Trainable weights, the optimizers' state and the random generators', by name."""
+    """Trainable weights, the optimizers' state and the random generators', by name.
+
+    What is sharded is put together in the first process; all must ask for it.
+    """
     tensors = {f"model.{name}": p.detach() for name, p in model.named_parameters() if p.requires_grad}
     for number, optimizer in enumerate(optimizers):
         for index, values in optimizer.state_dict()["state"].items():
             for name, value in values.items():
                 assert isinstance(value, Tensor), f"{type(optimizer).__name__} keeps {name}, which is no tensor"
                 tensors[f"optimizer.{number}.{index}.{name}"] = value
+    tensors = {name: distributed.gathered(tensor) for name, tensor in tensors.items()}
     tensors["random.cpu"] = torch.get_rng_state()
     if torch.cuda.is_initialized():
         tensors["random.cuda"] = torch.cuda.get_rng_state()
@@ -147,21 +154,30 @@ def state_tensors(model: nn.Module, optimizers: Sequence[torch.optim.Optimizer])
 
 
 @torch.no_grad()
-def load_state(state: State, model: nn.Module, optimizers: Sequence[torch.optim.Optimizer]) -> None:
-    """The inverse of `state_tensors`; a state without optimizers, the last one, leaves them as they are."""
+def load_state(state: State | None, model: nn.Module, optimizers: Sequence[torch.optim.Optimizer]) -> None:
+    """The inverse of `state_tensors`; a state without optimizers, the last one, leaves them as they are.
+
+    Of several processes the first one has the state, and the others get from it what they hold.
+    """
+    tensors = state.tensors if state else {}
+    shapes = distributed.told({name: list(tensor.shape) for name, tensor in tensors.items()})
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
-            parameter.copy_(state.tensors[f"model.{name}"])
+            parameter.copy_(distributed.received(tensors.get(f"model.{name}"), parameter))
     for number, optimizer in enumerate(optimizers):
+        parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
         values: dict[int, dict[str, Tensor]] = {}
-        for key, tensor in state.tensors.items():
+        for key, shape in shapes.items():
             if key.startswith(f"optimizer.{number}."):
                 _, _, index, name = key.split(".", 3)
-                values.setdefault(int(index), {})[name] = tensor.clone()
+                parameter = parameters[int(index)]
+                like = parameter if list(parameter.shape) == shape else torch.empty(shape)  # AdamW's count of steps
+                values.setdefault(int(index), {})[name] = distributed.received(tensors.get(key), like).clone()
         optimizer.load_state_dict({"state": values, "param_groups": optimizer.state_dict()["param_groups"]})
-    torch.set_rng_state(state.tensors["random.cpu"])
-    if "random.cuda" in state.tensors:
-        torch.cuda.set_rng_state(state.tensors["random.cuda"])
+    if state:
+        torch.set_rng_state(tensors["random.cpu"])
+        if "random.cuda" in tensors:
+            torch.cuda.set_rng_state(tensors["random.cuda"])
 
 
 def save_interval_s() -> float | None:
