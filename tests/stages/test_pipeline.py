@@ -26,6 +26,7 @@ import yaml
 
 import gpt2core
 from gpt2core.model import GPTClassifier
+from tests.report.html import Page
 from tests.stages.conftest import Project
 
 STAGES = {
@@ -207,6 +208,35 @@ def test_plots_have_their_columns(tracked: Project, name: str, columns: set[str]
     assert rows[0].keys() >= columns
 
 
+def test_pictures_are_outputs_that_git_keeps(tracked: Project) -> None:
+    stages = yaml.safe_load((tracked.root / "dvc.yaml").read_text())["stages"]
+    named = {path for stage in stages.values() for out in stage.get("plots", ()) for path in out}
+    drawn = {path.relative_to(tracked.root).as_posix() for path in (tracked.root / "metrics/plots").glob("*.svg")}
+    assert drawn == named
+    assert all((tracked.root / path).stat().st_size < 200_000 for path in drawn)
+    assert tracked.run("git", "check-ignore", *sorted(drawn), check=False).stdout == ""
+
+
+def test_the_report_is_one_file_of_what_is_there(tracked: Project, metrics: dict[str, dict[str, Any]]) -> None:
+    said = tracked.python("-m", "gpt2core", "report", "--out", "report/index.html", timeout_s=120)
+    assert "warning" not in said.stderr
+    html = (tracked.root / "report/index.html").read_text(encoding="utf-8")
+    page = Page(html)
+    assert page.fetched() == []
+    titles = [heading["id"] for heading in page.all("h2")]
+    assert titles == [
+        "results", "text", "pretraining", "inside", "classifier", "instructions", "judge", "runs", "params",
+    ]  # fmt: skip
+    assert f"{metrics['llm_judge_eval']['mean_score']:.1f} (95% interval" in page.text
+    samples = json.loads((tracked.root / "metrics/samples.json").read_text())
+    assert " ".join(samples[-1]["text"].split()) in page.text
+    images = page.all("img")
+    assert len(images) == len(page.all("source")) == 13
+    assert all(image["alt"] for image in images)
+    (pretrain,) = (run for run in mlflow_runs(tracked) if run.info.run_name == "pretrain")
+    assert any(link["href"].endswith(f"/runs/{pretrain.info.run_id}") for link in page.all("a"))
+
+
 # -- MLflow ----------------------------------------------------------------------------------------------------------
 
 
@@ -244,11 +274,18 @@ def test_mlflow_has_a_parent_with_a_child_for_each_stage(tracked: Project, metri
     steps = [point.step for point in client.get_metric_history(children["pretrain"].info.run_id, "train_loss")]
     assert set(steps) == set(range(1, params["pretrain"]["max_steps"] + 1))
     for name, wanted in {
-        "pretrain": {"pretrain.csv", "plots/loss_curve.svg"},
-        "finetune-classify": {"finetune_classify.csv", "plots/accuracy_curve.svg", "plots/confusion_matrix.svg"},
-        "finetune-instruct": {"finetune_instruct.csv", "plots/loss_curve.svg"},
-        "llm-judge-eval": {"judge_scores.csv"},
-    }.items():
+        "tokenize": {"plots/token_lengths.svg"},
+        "pretrain": {
+            "pretrain.csv", "plots/pretrain_loss.svg", "plots/pretrain_perplexity.svg", "plots/pretrain_attention.svg",
+            "plots/pretrain_learning_rate.svg", "plots/pretrain_grad_norm.svg", "plots/pretrain_temperature.svg",
+        },
+        "finetune-classify": {
+            "finetune_classify.csv", "plots/classify_accuracy.svg", "plots/classify_confusion.svg",
+            "plots/classify_reliability.svg",
+        },
+        "finetune-instruct": {"finetune_instruct.csv", "plots/instruct_loss.svg"},
+        "llm-judge-eval": {"judge_scores.csv", "plots/judge_scores.svg"},
+    }.items():  # fmt: skip
         run_id = children[name].info.run_id
         found = {file.path for folder in ("", "plots") for file in client.list_artifacts(run_id, folder or None)}
         assert found >= wanted
