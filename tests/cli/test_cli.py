@@ -24,7 +24,7 @@ from gpt2core.weights.model_dir import save_model
 
 ROOT = Path(__file__).parents[2]
 TEXT = "The keeper of the harbour took the lamp to the tower, and the lamp was lit. " * 4
-COMMANDS = ("generate", "classify", "respond", "convert", "export-openai", "verify", "summary")
+COMMANDS = ("generate", "classify", "inspect", "respond", "convert", "export-openai", "verify", "summary")
 
 
 class Ended(NamedTuple):
