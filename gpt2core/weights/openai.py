@@ -207,6 +207,8 @@ def convert(src_dir: str | os.PathLike[str], out_dir: str | os.PathLike[str]) ->
     except SafetensorError as error:
         raise UserError(f"{out}: model.safetensors cannot be written ({error}); is the disk full?") from None
     except OSError as error:
+        if error.errno in files.DISK_FULL:
+            raise
         raise UserError(f"{out}: cannot be written ({error.strerror})") from None
 
 
