@@ -1,0 +1,155 @@
+"""docs/scaling.md: its figures are the script's, the script's are PyTorch's, and what it tells to start is sound."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+
+from gpt2core.config import PRESETS, load_params
+from gpt2core.model import GPT, GPTConfig
+from scripts import scaling
+from scripts.scaling import Size
+
+ROOT = Path(__file__).parent.parent
+PAGE = (ROOT / "docs" / "scaling.md").read_text()
+
+
+def fenced(language: str) -> list[str]:
+    """The blocks of the page in a language."""
+    return re.findall(rf"^```{language}\n(.*?)^```$", PAGE, re.DOTALL | re.MULTILINE)
+
+
+def test_the_tables_are_the_scripts() -> None:
+    for table in scaling.tables().split("\n\n"):
+        assert table in PAGE
+
+
+@pytest.mark.parametrize(
+    ("name", "parameters"),
+    [("124M", 124_439_808), ("355M", 354_823_168), ("774M", 774_030_080), ("1558M", 1_557_611_200)],
+)
+def test_the_sizes_are_openais(name: str, parameters: int) -> None:
+    assert Size(name).parameters == parameters
+    with torch.device("meta"):
+        model = GPT(GPTConfig(vocab_size=scaling.V, **PRESETS[name]))
+    assert sum(parameter.numel() for parameter in model.parameters()) == parameters
+    assert sum(p.numel() for p in model.transformer.h[0].parameters()) == Size(name).block_parameters
+
+
+def kept_bytes(n_layer: int, n_embd: int, n_head: int, checkpointing: bool = False) -> int:
+    """What PyTorch keeps for the backward pass of 2 x 32 tokens; weights and their copies in bfloat16 do not count."""
+    torch.manual_seed(0)
+    model = GPT(GPTConfig(vocab_size=128, n_positions=32, n_embd=n_embd, n_layer=n_layer, n_head=n_head))
+    model.transformer.activation_checkpointing = checkpointing
+    shapes = {tuple(p.shape) for p in model.parameters()} | {tuple(p.shape)[::-1] for p in model.parameters()}
+    kept: dict[int, torch.Tensor] = {}
+
+    def note(tensor: torch.Tensor) -> torch.Tensor:
+        if tuple(tensor.shape) not in shapes:
+            kept[tensor.untyped_storage().data_ptr()] = tensor  # held, so that no other takes its place
+        return tensor
+
+    ids = torch.randint(128, (2, 32))
+    with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor), torch.autocast("cpu", torch.bfloat16):
+        model.loss_sum(ids, ids)
+    return sum(tensor.untyped_storage().nbytes() for tensor in kept.values())
+
+
+@pytest.mark.parametrize(("n_embd", "n_head"), [(96, 2), (96, 6), (192, 4)])
+def test_a_block_keeps_what_the_formula_says(n_embd: int, n_head: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In tokens of bfloat16 autocast. 64 tokens: as many as no weight has rows."""
+    monkeypatch.setitem(PRESETS, "test", dict(n_layer=1, n_head=n_head, n_embd=n_embd, n_positions=32))
+    block_bytes = kept_bytes(2, n_embd, n_head) - kept_bytes(1, n_embd, n_head)
+    assert block_bytes == 64 * Size("test").block_activation_bytes
+
+
+def test_a_checkpointed_block_keeps_its_input() -> None:
+    assert kept_bytes(3, 96, 2, True) - kept_bytes(2, 96, 2, True) == 64 * 4 * 96
+
+
+def test_memory_of_states_is_what_tensors_take() -> None:
+    """Weights, gradients and AdamW's state of a real step, by their sizes."""
+    sizes = PRESETS["tiny"]
+    model = GPT(GPTConfig(vocab_size=scaling.V, **sizes))
+    optimizer = torch.optim.AdamW(model.parameters(), fused=True)
+    ids = torch.randint(128, (1, 4))
+    model.loss_sum(ids, ids).backward()
+    optimizer.step()
+    tensors = [tensor for p in model.parameters() for tensor in (p, p.grad, *optimizer.state[p].values())]
+    n_bytes = sum(tensor.untyped_storage().nbytes() for tensor in tensors if tensor.dim())
+    n_parameters = sum(p.numel() for p in model.parameters())
+    assert n_bytes == 16 * n_parameters
+
+
+def test_published_runs_reach_what_gpus_can() -> None:
+    by_name = {(run.who, run.size.name): run for run in scaling.PUBLISHED}
+    assert by_name["llm.c", "124M"].mfu == pytest.approx(0.64, abs=0.01)  # its own log says about 60%
+    assert all(0.25 < run.mfu < 0.7 for run in scaling.PUBLISHED)
+    assert all(0.5 < run.planned_s / run.duration_s < 2 for run in scaling.PUBLISHED)
+
+
+def test_plans_fill_a_step_and_fit() -> None:
+    for size in map(Size, scaling.SIZES):
+        for sharding in ("none", "full"):
+            plans = [scaling.Plan(size, scaling.H100, n, sharding) for n in scaling.GPU_COUNTS]
+            assert max(plan.memory_bytes for plan in plans) <= 0.9 * scaling.H100.memory_bytes
+            if sharding == "none":
+                assert [plan.tokens_s for plan in plans] == sorted(plan.tokens_s for plan in plans)
+            for plan in plans:
+                assert plan.batch_size * plan.n_micro * plan.n * scaling.T == scaling.STEP_TOKENS
+
+
+def test_the_launchers_are_ones_that_the_params_allow(tmp_path: Path) -> None:
+    blocks = [yaml.safe_load(block)["pretrain"] for block in fenced("yaml") if block.startswith("pretrain:")]
+    assert len(blocks) == 2
+    job = next(document for document in kubernetes() if document["kind"] == "Job")
+    (in_pod,) = re.findall(r"exec (torchrun .*) -m stages", container(job)["args"][0].replace("\\\n", ""))
+    assert f"`{re.sub(' +', ' ', in_pod)}`" in PAGE, "pod 0 and the others run the same"
+    params = yaml.safe_load((ROOT / "profiles" / "gpt2-124m.yaml").read_text())
+    params["pretrain"]["batch_size"] = 512
+    for changes in [*blocks, {"launcher": in_pod}]:
+        path = tmp_path / "params.yaml"
+        path.write_text(yaml.safe_dump(params | {"pretrain": params["pretrain"] | changes}))
+        assert load_params(path).pretrain.launcher == changes["launcher"]
+
+
+def kubernetes() -> list[dict[str, Any]]:
+    (manifest,) = (block for block in fenced("yaml") if block.startswith("apiVersion"))
+    return list(yaml.safe_load_all(manifest))
+
+
+def container(job: dict[str, Any]) -> dict[str, Any]:
+    return job["spec"]["template"]["spec"]["containers"][0]
+
+
+def test_the_kubernetes_manifest() -> None:
+    service, job = kubernetes()
+    assert (service["kind"], job["kind"], job["spec"]["completionMode"]) == ("Service", "Job", "Indexed")
+    pod = job["spec"]["template"]["spec"]
+    assert service["spec"]["clusterIP"] == "None"
+    assert service["spec"]["selector"] == {"job-name": job["metadata"]["name"]}
+    # The first pod's name in DNS is JOB-0.SERVICE, where the pods' subdomain is the service's name.
+    assert pod["subdomain"] == service["metadata"]["name"]
+    script = container(job)["args"][0]
+    assert f"--rdzv-endpoint={job['metadata']['name']}-0.{pod['subdomain']}:" in script
+    assert f"--nnodes={job['spec']['completions']} " in script
+    assert job["spec"]["parallelism"] == job["spec"]["completions"]
+    assert f"--nproc-per-node={container(job)['resources']['limits']['nvidia.com/gpu']} " in script
+    assert {mount["name"] for mount in container(job)["volumeMounts"]} == {volume["name"] for volume in pod["volumes"]}
+    subprocess.run(["bash", "-n"], input=script, text=True, check=True)
+
+
+def test_the_slurm_script() -> None:
+    (script,) = fenced("bash")
+    subprocess.run(["bash", "-n"], input=script, text=True, check=True)
+    options = dict(re.findall(r"^#SBATCH --([a-z-]+)=(\S+)$", script, re.MULTILINE))
+    launcher = yaml.safe_load(fenced("yaml")[1])["pretrain"]["launcher"]
+    assert f"--nnodes={options['nodes']} " in launcher
+    assert f"--nproc-per-node={options['gpus-per-node']} " in launcher
+    assert re.findall(r"\$(\w+)", launcher) == re.findall(r"^export (\w+)=.*SLURM_JOB_NODELIST", script, re.MULTILINE)
