@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -19,6 +20,7 @@ from gpt2core.model import GPT, GPTConfig
 from gpt2core.tokenizer import Tokenizer
 from gpt2core.train import distributed
 from gpt2core.train.batches import WindowSampler
+from gpt2core.train.compiling import compiled_blocks, uncompiled
 from gpt2core.train.loop import Batch, Step, train
 from gpt2core.train.optim import adamw, muon_and_adamw
 from gpt2core.train.resume import Resume
@@ -104,10 +106,7 @@ def pretrain(
         params.schedule, params.warmup_steps, params.max_steps, params.min_lr_ratio, params.decay_fraction
     )
     model.transformer.activation_checkpointing = params.activation_checkpointing
-    if runtime.should_compile(params.compile, params.max_steps):
-        # In place: the names of the weights stay as they are. What is sharded is put together block by block.
-        for part in model.transformer.h if params.sharding == "full" else [model.transformer]:
-            part.compile()
+    compilation = compiled_blocks(model) if runtime.should_compile(params.compile, params.max_steps) else nullcontext()
     loss_sum = distributed.parallel_loss(model, params.sharding, device)
     optimizers = new_optimizers(model, params)
     result = Pretrained(model)
@@ -157,7 +156,8 @@ def pretrain(
 
     def on_pause(step: int) -> None:
         if is_evaluated(step):
-            evaluate(step)
+            with uncompiled(model):
+                evaluate(step)
         resume.on_pause(step)
 
     def evaluate(step: int) -> None:
@@ -180,7 +180,7 @@ def pretrain(
             text = sample(whole, tokenizer, params.sample_prompt, params.sample_tokens, seed)
             result.samples.append({"tokens": tokens_seen, "text": text})
 
-    with resume, tqdm(
+    with compilation, resume, tqdm(
         total=params.max_steps, initial=resume.step, desc="pretrain", unit="step",
         disable=True if distributed.rank() else None,
     ) as progress:  # fmt: skip
