@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 import time
 
@@ -35,14 +36,13 @@ def params() -> config.Params:
 @pytest.fixture
 def small_peer(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(novels, "PEER", {"n_layer": 1, "n_head": 2, "n_embd": 32})
-    monkeypatch.setattr(novels, "PEER_CONTEXT", 64)
     monkeypatch.setattr(torch, "compile", lambda model: model)
 
 
 @pytest.mark.usefixtures("small_peer")
 def test_both_sides_learn(params: config.Params, data: tuple[Shard, Shard, novels.Tokenizer]) -> None:
     _, val, tokenizer = data
-    for side in (novels.ours, novels.theirs):
+    for side in (novels.ours, functools.partial(novels.theirs, 64, 4)):
         few, many = (
             novels.bits_per_byte(side(params, data, steps), val, tokenizer.eot_id, 64) for steps in (2, 200)
         )  # fmt: skip
