@@ -62,31 +62,35 @@ def run_measured(
 ) -> Used:
     """Run a program and measure it (Linux).
 
-    Anonymous memory is what the process holds itself: `RssAnon` of /proc/PID/status, which leaves out mapped files that
-    the page cache holds anyway. It is sampled every `interval_s`, so a shorter peak can be missed.
+    Anonymous memory is sampled every `interval_s`, so a shorter peak can be missed.
 
     Raises:
         RuntimeError: the program failed; the message ends with what it wrote.
     """
-    start_s, peak_kib = time.perf_counter(), 0
+    start_s, peak_bytes = time.perf_counter(), 0
     with (
         tempfile.TemporaryFile("w+") as written,  # not a pipe, which a talkative program would fill
         subprocess.Popen(command, env=env, stdout=written, stderr=subprocess.STDOUT) as process,
     ):
-        status = Path(f"/proc/{process.pid}/status")
         while process.poll() is None:
-            try:
-                lines = status.read_text().splitlines()
-            except OSError:  # it has just ended
-                break
-            peak_kib = max([peak_kib, *(int(line.split()[1]) for line in lines if line.startswith("RssAnon"))])
+            peak_bytes = max(peak_bytes, anonymous_bytes(process.pid))
             time.sleep(interval_s)
         process.wait()
         time_s = time.perf_counter() - start_s
         if process.returncode:
             written.seek(0)
             raise RuntimeError(f"{command[0]} ended with {process.returncode}: {written.read()[-2000:]}")
-    return Used(time_s, peak_kib * 1024)
+    return Used(time_s, peak_bytes)
+
+
+def anonymous_bytes(pid: int) -> int:
+    """What a process holds itself: `RssAnon` of /proc/PID/status (Linux), which leaves out mapped files that the page
+    cache holds anyway. 0 if it has ended."""
+    try:
+        lines = Path(f"/proc/{pid}/status").read_text().splitlines()
+    except OSError:
+        return 0
+    return sum(int(line.split()[1]) * 1024 for line in lines if line.startswith("RssAnon"))
 
 
 def description() -> str:

@@ -1,0 +1,89 @@
+"""The training benchmark: its count of operations against PyTorch's, its sides, and the memory that it sees."""
+
+from __future__ import annotations
+
+import re
+
+import pytest
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from benchmarks import train_step
+from benchmarks.train_step import Work, Worker, flops_per_token, new_step
+from gpt2core.model import GPTConfig
+
+TINY = Work("tiny", batch_size=2, context=32, dtype="float32", compile=False)
+
+
+def test_operations_are_those_that_pytorch_counts() -> None:
+    """In transformers' GPT-2 with attention written out. PyTorch counts products alone: the formula's biases and norms,
+    one weight in a thousand, are none."""
+    transformers = pytest.importorskip("transformers")
+    from torch._subclasses.fake_tensor import FakeTensorMode
+
+    sizes = dict(n_embd=768, n_layer=2, n_head=12)
+    config = transformers.GPT2Config(**sizes, attn_implementation="eager", use_cache=False)
+    with FakeTensorMode(), FlopCounterMode(display=False) as counter:
+        model = transformers.GPT2LMHeadModel(config)
+        model(input_ids=torch.zeros(1, 1024, dtype=torch.long)).logits.sum().backward()
+    counted = counter.get_total_flops() / 1024
+    assert flops_per_token(GPTConfig(vocab_size=50257, **sizes), 1024) == pytest.approx(counted, rel=2e-3)
+
+
+@pytest.mark.parametrize("side", train_step.SIDES)
+def test_each_side_learns_its_batch_from_a_uniform_guess(side: str) -> None:
+    if side == "transformers":
+        pytest.importorskip("transformers")
+    step = new_step(TINY, side, torch.device("cpu"))
+    losses = [step().item() for _ in range(4)]
+    assert losses[0] == pytest.approx(10.83, abs=0.2)  # ln 50,257
+    assert losses[-1] < losses[0] - 0.3
+
+
+def hold(connection: object, work: Work, side: str) -> None:
+    """A worker that makes and drops so many bytes in each step."""
+    while True:
+        try:
+            connection.recv()
+        except EOFError:
+            return
+        block = torch.ones(work.batch_size // 4)
+        connection.send(float(block[0]))
+
+
+@pytest.mark.slow
+def test_the_peak_of_a_worker_holds_what_it_dropped(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(train_step, "serve", hold)
+    peaks = []
+    for n_bytes in (4, 400_000_000):
+        with Worker(Work("tiny", n_bytes, 1, "float32", False), "") as worker, worker.sampled() as peak_bytes:
+            worker.step_s()
+            peaks.append(peak_bytes())
+    assert peaks[1] - peaks[0] == pytest.approx(400e6, rel=0.2)
+
+
+def die(connection: object, work: Work, side: str) -> None:
+    connection.recv()
+    raise SystemExit(3)
+
+
+def test_a_worker_that_ends_is_reported(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(train_step, "serve", die)
+    with Worker(TINY, "") as worker, pytest.raises(RuntimeError, match="ended with 3"):
+        worker.step_s()
+
+
+@pytest.mark.slow
+def test_what_it_prints(capsys: pytest.CaptureFixture[str]) -> None:
+    common = ["--size", "tiny", "--context", "32", "--no-compile", "--sides", "nanogpt", "gpt2core"]
+    train_step.main([*common, "--rounds", "2"])
+    speed = capsys.readouterr().out
+    for side, relative in (("nanogpt", r"1\.00"), ("gpt2core", r"\d+\.\d\d")):
+        found = re.search(rf"{side} +([\d.]+) \(([\d.]+) to ([\d.]+)\) +{relative} × the better peer +MFU +\d+%", speed)
+        median, least, most = map(float, found.groups())
+        assert least <= median <= most
+    train_step.main([*common, "--memory"])
+    memory = capsys.readouterr().out
+    # Weights, gradients and AdamW's two moments alone are 4 × 29 MB.
+    assert all(float(gb) > 0.116 for gb in re.findall(r"([\d.]+) GB", memory))
+    assert len(re.findall(r"([\d.]+) GB", memory)) == 2
