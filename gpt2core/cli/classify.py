@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import click
 
@@ -19,7 +20,7 @@ def classify(model_dir: Path, texts: tuple[str, ...], as_json: bool) -> None:
 
     model, tokenizer = options.load_classifier(model_dir)
     ids, _ = encode(texts, tokenizer, model.config.n_positions, None)
-    results = []
+    results: list[dict[str, Any]] = []
     for text, p in zip(texts, predict(model, ids).softmax(-1).tolist(), strict=True):
         best = max(range(len(p)), key=p.__getitem__)
         probabilities = {label: round(value, 6) for label, value in zip(model.labels, p, strict=True)}

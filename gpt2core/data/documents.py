@@ -141,7 +141,7 @@ def _open(part: Part, compression: str) -> BinaryIO:
     if compression == ".zst":
         import pyarrow
 
-        return io.BufferedReader(pyarrow.input_stream(str(part.path), compression="zstd"))  # type: ignore[arg-type]
+        return io.BufferedReader(pyarrow.input_stream(str(part.path), compression="zstd"))
     with part.path.open("rb") as file:
         file.seek(part.start)
         return io.BytesIO(file.read(part.end - part.start))

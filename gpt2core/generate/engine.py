@@ -203,15 +203,16 @@ def _align_right(prompts: Tensor | Sequence[Sequence[int]], device: torch.device
 def _last_hidden(model: Packed, ids: Tensor, starts: Tensor | None, cache: KVCache) -> Tensor:
     """The hidden state from which the token after `ids` [B, S] is drawn: by the cache while it has room -> [B, C]"""
     S, n_positions = ids.size(1), model.config.n_positions
+    usable: KVCache | None = cache
     first, new = 0, ids[:, cache.length :]  # [B, T]
     if cache.max_tokens < S:
         # Positions are absolute: sliding the window by one moves every token, so nothing cached stays true.
-        first, new, cache = S - n_positions, ids[:, -n_positions:], None  # [B, n_positions]
+        first, new, usable = S - n_positions, ids[:, -n_positions:], None  # [B, n_positions]
     if starts is None:
-        return model.transformer(new, cache)[:, -1]
+        return model.transformer(new, usable)[:, -1]
     positions, mask = _positions_and_mask((starts - first).clamp(min=0), new.size(1), S - first)
     positions = positions.clamp(max=n_positions - 1)  # of rows that are full and whose tokens nobody looks at
-    return model.transformer(new, cache, positions, mask)[:, -1]
+    return model.transformer(new, usable, positions, mask)[:, -1]
 
 
 def _positions_and_mask(starts: Tensor, T: int, S: int) -> tuple[Tensor, Tensor]:

@@ -107,7 +107,7 @@ def _edge_of_nucleus(logits: Tensor, top_p: float) -> Tensor:
         k *= 8
 
 
-def seed_of_each_row(seed: int | Sequence[int] | None, n_rows: int) -> list[int | None]:
+def seed_of_each_row(seed: int | Sequence[int | None] | None, n_rows: int) -> list[int | None]:
     """A single seed s gives row r the seed s + r, so that row r alone with s + r draws the same; None gives none.
 
     Raises:

@@ -5,14 +5,16 @@ Shapes: L layers, T tokens, C channels, H heads, D = C / H head size.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import cast
 
 import torch
 from torch import Tensor
 
 from gpt2core.errors import UserError
 from gpt2core.model.attention import attention_weights
-from gpt2core.model.gpt import Transformer
+from gpt2core.model.gpt import Block, Transformer
 
 MAX_WEIGHTS = 1 << 23  # attention weights that are kept: 241 tokens of the 124M, 83 of the 1558M
 
@@ -41,7 +43,7 @@ def trace(transformer: Transformer, ids: Tensor) -> Trace:
     _check_length(T, config.n_positions, config.n_layer * H)
     x = transformer.wte(ids[None]) + transformer.wpe(torch.arange(T, device=ids.device))  # [1, T, C]
     hidden, attention = [x[0]], []
-    for block in transformer.h:
+    for block in cast(Iterable[Block], transformer.h):
         # The block computes them again, by a kernel that never holds the weights.
         q, k, _ = block.attn.c_attn(block.ln_1(x)).view(1, T, 3, H, C // H).permute(2, 0, 3, 1, 4)  # 3 × [1, H, T, D]
         attention.append(attention_weights(q, k)[0].float().cpu())  # [H, T, T]

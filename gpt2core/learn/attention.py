@@ -68,7 +68,7 @@ class CausalAttention(nn.Module):
         self.W_value = nn.Linear(d_in, d_out, bias=qkv_bias)
         self.dropout = nn.Dropout(dropout)
         future = torch.ones(context_length, context_length, dtype=torch.bool).triu(diagonal=1)
-        self.register_buffer("mask", future, persistent=False)  # no weight: not saved
+        self.mask = nn.Buffer(future, persistent=False)  # no weight: not saved
 
     def forward(self, x: Tensor) -> Tensor:
         """[B, T, d_in] -> [B, T, d_out]"""

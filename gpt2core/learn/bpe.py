@@ -33,7 +33,7 @@ class Step(NamedTuple):
     """One round: the pair that was joined, how often it occurred, and the words after it."""
 
     pair: Pair
-    count: int
+    count: int  # type: ignore[assignment]  # instead of tuple.count, which nobody misses here
     words: Counter[Word]
 
 

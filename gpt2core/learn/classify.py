@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from gpt2core.learn.dataset import Encoder
+from gpt2core.learn.gpt import GPTModel
 
 
 def last_token_logits(model: nn.Module, ids: Tensor, lengths: Tensor) -> Tensor:
@@ -25,7 +26,7 @@ def last_token_logits(model: nn.Module, ids: Tensor, lengths: Tensor) -> Tensor:
 @torch.no_grad()
 def classify_review(
     text: str,
-    model: nn.Module,
+    model: GPTModel,
     tokenizer: Encoder,
     device: torch.device | str,
     max_length: int | None = None,
@@ -35,7 +36,7 @@ def classify_review(
 
     Args:
         text: one message.
-        model: `GPTModel` with an output layer of two rows, the second for spam.
+        model: with an output layer of two rows, the second for spam.
         tokenizer: the one it was trained with.
         device: where the model is.
         max_length: cut to so many tokens, or pad up to them; absent: only the context is a limit.

@@ -18,7 +18,7 @@ class Encoder(Protocol):
     def encode(self, text: str, /) -> list[int]: ...
 
 
-class GPTDatasetV1(Dataset):
+class GPTDatasetV1(Dataset[tuple[Tensor, Tensor]]):
     """Pairs of a window and the window one token further.
 
     Args:
@@ -53,7 +53,7 @@ def create_dataloader_v1(
     drop_last: bool = True,
     num_workers: int = 0,
     tokenizer: Encoder | None = None,
-) -> DataLoader:
+) -> DataLoader[tuple[Tensor, Tensor]]:
     """Batches of windows and their targets, [B, T] and [B, T].
 
     Args:

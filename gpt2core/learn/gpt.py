@@ -91,7 +91,7 @@ class CausalSelfAttention(nn.Module):
         self.out_proj = nn.Linear(d_model, d_model)
         self.dropout = nn.Dropout(dropout)
         future = torch.ones(max_seq_len, max_seq_len, dtype=torch.bool).triu(diagonal=1)
-        self.register_buffer("mask", future, persistent=False)  # no weight: not saved
+        self.mask = nn.Buffer(future, persistent=False)  # no weight: not saved
 
     def forward(self, x: Tensor) -> Tensor:
         """[B, T, C] -> [B, T, C]"""

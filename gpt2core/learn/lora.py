@@ -51,7 +51,7 @@ class LinearWithLoRA(nn.Module):
 def add_lora(model: nn.Module, rank: int, alpha: float) -> None:
     """Freeze a model and put a detour beside each linear layer of its blocks, in place. The output layer has none."""
     model.requires_grad_(False)
-    for parent in list(model.trf_blocks.modules()):
+    for parent in list(model.get_submodule("trf_blocks").modules()):
         for name, child in list(parent.named_children()):
             if isinstance(child, nn.Linear) and not isinstance(parent, LinearWithLoRA):
                 setattr(parent, name, LinearWithLoRA(child, rank, alpha))

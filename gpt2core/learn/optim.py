@@ -23,7 +23,7 @@ class AdamW:
 
     def __init__(
         self,
-        parameters: Iterable[nn.Parameter],
+        parameters: Iterable[Tensor],
         lr: float = 1e-3,
         betas: tuple[float, float] = (0.9, 0.999),
         eps: float = 1e-8,
@@ -67,7 +67,7 @@ def warmup_cosine(step: int, peak_lr: float, warmup_steps: int, max_steps: int, 
     return min_lr + (peak_lr - min_lr) * (1 + math.cos(math.pi * progress)) / 2
 
 
-def clip_gradients(parameters: Iterable[nn.Parameter], max_norm: float) -> float:
+def clip_gradients(parameters: Iterable[Tensor], max_norm: float) -> float:
     """Shorten the gradient, all weights together as one vector, to at most `max_norm`. Returns its length before."""
     gradients = [p.grad for p in parameters if p.grad is not None]
     norm = math.sqrt(sum(float(gradient.pow(2).sum()) for gradient in gradients))

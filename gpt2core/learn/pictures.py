@@ -9,16 +9,18 @@ import contextlib
 import io
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import matplotlib
 import numpy as np
+from cycler import cycler
 from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 
 from gpt2core import files
 
 COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#555555")  # Okabe and Ito (2008)
-STYLE = {
+STYLE: dict[Any, Any] = {
     "svg.hashsalt": "gpt2core",  # ids of elements are random without it
     "svg.fonttype": "none",  # text stays text: small, searchable
     "font.size": 10,
@@ -26,9 +28,10 @@ STYLE = {
     "grid.alpha": 0.3,
     "axes.spines.top": False,
     "axes.spines.right": False,
-    "axes.prop_cycle": matplotlib.cycler(color=COLORS),
+    "axes.prop_cycle": cycler(color=COLORS),
 }
 Curve = tuple[Sequence[float], Sequence[float]]  # x and y
+Matrix = Sequence[Sequence[float]]  # [rows, columns]
 
 
 @contextlib.contextmanager
@@ -44,7 +47,7 @@ def picture(name: str, inches: tuple[float, float] = (6.4, 3.6)) -> Iterator[Fig
 
 
 def heatmaps(
-    name: str, maps: Mapping[str, Sequence], rows: Sequence[str] = (), columns: Sequence[str] = (), low: float = 0.0
+    name: str, maps: Mapping[str, Matrix], rows: Sequence[str] = (), columns: Sequence[str] = (), low: float = 0.0
 ) -> None:
     """Matrices side by side, [rows, columns] each, on one scale from `low` to their largest value; titles are keys."""
     matrices = {title: np.asarray(matrix, dtype=float) for title, matrix in maps.items()}
@@ -63,7 +66,7 @@ def heatmaps(
         figure.colorbar(mesh, ax=all_axes)
 
 
-def surface(name: str, matrix: Sequence, x: str, y: str, z: str) -> None:
+def surface(name: str, matrix: Matrix, x: str, y: str, z: str) -> None:
     """A matrix [rows, columns] as a landscape: rows along y, columns along x, values up."""
     heights = np.asarray(matrix, dtype=float)
     columns, rows = np.meshgrid(np.arange(heights.shape[1]), np.arange(heights.shape[0]))

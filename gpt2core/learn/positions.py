@@ -32,7 +32,7 @@ class PositionalEncoding(nn.Module):
         frequency = torch.exp(torch.arange(0, d_model, 2, dtype=torch.float64) * (-math.log(10_000) / d_model))  # [C/2]
         angle = position * frequency  # [T, C/2]
         encoding = torch.stack([angle.sin(), angle.cos()], dim=-1).flatten(1)  # [T, C/2, 2] -> [T, C]
-        self.register_buffer("encoding", encoding, persistent=False)
+        self.encoding = nn.Buffer(encoding, persistent=False)
         self.dropout = nn.Dropout(dropout)
 
     def forward(self, x: Tensor) -> Tensor:

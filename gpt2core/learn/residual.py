@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -35,6 +36,6 @@ class DeepNetwork(nn.Module):
 
 def gradient_sizes(network: DeepNetwork, x: Tensor, target: Tensor) -> list[float]:
     """The mean absolute gradient of each layer's weight, from the first layer to the last."""
-    network.zero_grad()
-    F.mse_loss(network(x), target).backward()
-    return [layer[0].weight.grad.abs().mean().item() for layer in network.layers]
+    weights = [parameter for parameter in network.parameters() if parameter.dim() == 2]  # not the biases
+    gradients = torch.autograd.grad(F.mse_loss(network(x), target), weights)
+    return [gradient.abs().mean().item() for gradient in gradients]

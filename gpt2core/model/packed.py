@@ -15,7 +15,8 @@ from __future__ import annotations
 
 import copy
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from typing import cast
 
 import torch
 import torch.nn.functional as F
@@ -75,7 +76,7 @@ class PackedTransformer:
     def __init__(self, transformer: Transformer, dtype: str):
         self.config, self.wte, self.wpe = transformer.config, transformer.wte, transformer.wpe
         self.ln_f = norm(transformer.ln_f)
-        self.blocks = [PackedBlock(block, dtype) for block in transformer.h]
+        self.blocks = [PackedBlock(block, dtype) for block in cast(Iterable[Block], transformer.h)]
 
     def __call__(
         self,
@@ -153,7 +154,7 @@ def _onednn(weight: Tensor, bias: Tensor | None, dtype: torch.dtype) -> Linear:
     return lambda x: op(x.to(dtype), weight, bias, "none", [], "").float()
 
 
-def builtin(op: Callable) -> Callable:
+def builtin(op: Callable[..., Tensor]) -> Callable[..., Tensor]:
     """An operator without the look at its arguments that tracing needs, which takes 5% of an int8 token's time."""
     return getattr(op, "_op", op)
 

@@ -121,11 +121,11 @@ def read_config_json(path: Path, dropout: float | None = None) -> Described:
 
 
 def _sizes(hf: dict[str, Any], path: Path, dropout: float | None) -> GPTConfig:
-    known = GPTConfig.__dataclass_fields__
+    defaults: dict[str, Any] = {key: field.default for key, field in GPTConfig.__dataclass_fields__.items()}
     try:
-        values = {
-            key: type(known[key].default)(hf[key]) if key != "vocab_size" else int(hf[key])
-            for key in known
+        values: dict[str, Any] = {
+            key: type(default)(hf[key]) if key != "vocab_size" else int(hf[key])
+            for key, default in defaults.items()
             if hf.get(key) is not None
         }
         if dropout is not None:

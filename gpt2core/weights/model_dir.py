@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import Any
 
 import safetensors.torch
 import torch
@@ -34,14 +35,15 @@ def save_model(
     """
     if tokenizer.vocab_size != model.config.vocab_size:
         raise UserError(f"{path}: the tokenizer has {tokenizer.vocab_size} tokens, the model {model.config.vocab_size}")
-    is_classifier = isinstance(model, GPTClassifier)
+    head_keys: dict[str, Any] = {}
+    if is_classifier := isinstance(model, GPTClassifier):
+        head_keys = {"labels": model.labels, "position": model.position}
     head = names.head_name(model.config, is_classifier)
     state = {name: tensor.float().cpu() for name, tensor in model.state_dict().items()}
     with files.atomic_dir(path) as folder:
         tensors = names.to_hf(state, model.config, head)
         with files.atomic_path(folder / WEIGHTS) as file:  # for its mode: safetensors gives 0600
             safetensors.torch.save_file(tensors, file, metadata={"format": "pt"})
-        head_keys = {"labels": model.labels, "position": model.position} if is_classifier else {}
         files.write_json(folder / "config.json", config_json(model.config, tokenizer.eot_id, **head_keys))
         extra = {"chat_template": chat_template} if chat_template else None
         tokenizer.save(folder, model_max_length=model.config.n_positions, extra=extra)

@@ -15,6 +15,7 @@ import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import google_crc32c
 import numpy as np
@@ -279,7 +280,7 @@ class _Message:
 
     def __init__(self, data: bytes, schema: dict[str, tuple[int, int]]):
         by_number = {number: (name, wire) for name, (number, wire) in schema.items()}
-        self.fields: dict[str, list] = {name: [] for name in schema}
+        self.fields: dict[str, list[Any]] = {name: [] for name in schema}
         reader = _Reader(data)
         while reader.left():
             number, wire = divmod(reader.varint(), 8)
@@ -300,7 +301,7 @@ class _Message:
                 raise _Damaged(f"{name} has wire type {wire}, must have {expected_wire}")
             self.fields[name].append(value)
 
-    def many(self, name: str) -> list:
+    def many(self, name: str) -> list[Any]:
         return self.fields[name]
 
     def number(self, name: str) -> int:
@@ -309,7 +310,7 @@ class _Message:
     def bytes(self, name: str) -> bytes:
         return self._one(name, b"")
 
-    def _one(self, name: str, default: int | bytes) -> int | bytes:
+    def _one(self, name: str, default: Any) -> Any:
         if len(self.fields[name]) > 1:
             raise _Damaged(f"{name} is given {len(self.fields[name])} times")
         return self.fields[name][0] if self.fields[name] else default

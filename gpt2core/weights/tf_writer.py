@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -42,7 +43,7 @@ def write_checkpoint(
             little_endian = array.dtype.newbyteorder("<")
             data = np.ascontiguousarray(array, little_endian).reshape(-1).view(np.uint8)  # [bytes], not a copy
             entries[name.encode()] = entry(given or numbers[little_endian], array.shape, data, offset=file.tell())
-            file.write(data)
+            file.write(data.data)
     Path(f"{prefix}.index").write_bytes(table(entries))
 
 
@@ -90,8 +91,8 @@ def table_of_blocks(blocks: Iterable[tuple[bytes, bytes]]) -> bytes:
 
 def block(pairs: Iterable[tuple[bytes, bytes]]) -> bytes:
     """A block of key-value pairs in the order of their keys, each key whole, with one restart point."""
-    pairs = (varint(0) + varint(len(key)) + varint(len(value)) + key + value for key, value in pairs)
-    return b"".join(pairs) + (0).to_bytes(4, "little") + (1).to_bytes(4, "little")
+    entries = (varint(0) + varint(len(key)) + varint(len(value)) + key + value for key, value in pairs)
+    return b"".join(entries) + (0).to_bytes(4, "little") + (1).to_bytes(4, "little")
 
 
 def with_trailer(data: bytes, compression: int = 0) -> bytes:
@@ -107,7 +108,7 @@ def message(schema: dict[str, tuple[int, int]], **fields: int | bytes | list[byt
     """A protobuf message; zeros are left out, as proto3 does."""
     out = b""
     for name, (number, wire) in schema.items():
-        values = fields.pop(name, None) or []
+        values: Any = fields.pop(name, None) or []  # of the type that `wire` tells
         for value in values if isinstance(values, list) else [values]:
             out += varint(number << 3 | wire)
             if wire == BYTES:

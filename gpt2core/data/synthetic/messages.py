@@ -47,7 +47,9 @@ def _sentence(clause: str) -> str:
     return clause[0].upper() + clause[1:] + "."
 
 
-def _plot(trade: list[str], secret: list[str], debt: list[str], plain: list[str]) -> dict[str, list]:
+def _plot(
+    trade: list[str], secret: list[str], debt: list[str], plain: list[str]
+) -> dict[str, list[tuple[float, str, str]]]:
     def even(total: float, templates: list[str], to: str = END) -> list[tuple[float, str, str]]:
         return [(total / len(templates), template, to) for template in templates]
 

@@ -88,7 +88,7 @@ def _curve(csv_path: AnyPath, out_path: AnyPath, wanted: Lines, y_label: str, lo
             log_y(axes)
 
 
-def _count(value: float, _: int) -> str:
+def _count(value: float, _: float) -> str:
     """A tick of the x axis.
 
     >>> _count(1_200_000, 0), _count(2500, 0), _count(2.5, 0)

@@ -5,10 +5,10 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextvars import ContextVar
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from gpt2core import files
 
@@ -22,7 +22,7 @@ BLUE, ORANGE, GREEN, PURPLE = "#0072B2", "#D55E00", "#009E73", "#CC79A7"  # in a
 COLOURS = {"light": (BLUE, ORANGE, GREEN, PURPLE), "dark": ("#56B4E9", "#E69F00", "#00C08B", PURPLE)}
 INK = {"light": "#222222", "dark": "#DDDDDD"}
 PAPER = {"light": "#FFFFFF", "dark": "#16181D"}
-STYLE = {
+STYLE: dict[Any, Any] = {
     "svg.hashsalt": "gpt2core",  # ids of elements are random without it
     "svg.fonttype": "none",  # text stays text: small, searchable
     "text.parse_math": False,  # tokens hold dollar signs
@@ -84,14 +84,14 @@ def drawable(text: str) -> str:
     return "".join(character if ord(character) in _characters() else "□" for character in text)
 
 
-def _characters() -> dict[int, int]:
+def _characters() -> Collection[int]:
     from matplotlib.font_manager import findfont, get_font
 
     return get_font(findfont("DejaVu Sans")).get_charmap()
 
 
-def _colours(name: str) -> dict[str, object]:
-    from matplotlib import cycler
+def _colours(name: str) -> dict[Any, Any]:
+    from cycler import cycler
 
     ink, paper = INK[name], PAPER[name]
     inked = ("text.color", "axes.labelcolor", "axes.edgecolor", "xtick.color", "ytick.color")
