@@ -216,7 +216,10 @@ def _acquire(lock: FileLock, checkpoints: Path, folder: Path) -> None:
             lock.acquire(timeout=0)
     if not lock.is_locked:
         holder = _read_json(folder / "holder.json").get("pid", "unknown")
-        say(f"process {holder} is at this very training; waiting to go on from where it comes to")
+        say(
+            f"process {holder} is at this very training; waiting to go on where it ends "
+            f"(or end it, it saves first: kill {holder})"
+        )
         lock.acquire()
 
 
