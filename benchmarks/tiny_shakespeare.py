@@ -20,7 +20,7 @@ import numpy as np
 import torch
 
 from benchmarks import machine, nanogpt
-from gpt2core.config import Pretrain
+from gpt2core import config
 from gpt2core.data.shards import Shard
 from gpt2core.evaluate.language_model import nats
 from gpt2core.tokenizer import Tokenizer
@@ -29,14 +29,18 @@ from gpt2core.train.pretrain import pretrain
 
 CONTEXT, BATCH_SIZE = 64, 12
 NANOGPT = nanogpt.Recipe(learning_rate=1e-3, min_lr=1e-4, warmup_steps=100, decay_steps=2000, beta2=0.99)
-RECIPE = Pretrain(
-    preset="tiny", n_layer=4, n_head=4, n_embd=128, n_positions=CONTEXT,
-    dropout=0.0, qkv_bias=True, tie_weights=True, initializer_range=0.04,
-    batch_size=BATCH_SIZE, grad_accum_steps=1, context=CONTEXT, max_steps=500, warmup_steps=20,
-    optimizer="muon", lr=0.006, muon_lr=0.03, schedule="linear", decay_fraction=1.0, min_lr_ratio=0.0,
-    weight_decay=0.1, beta1=0.9, beta2=0.95, grad_clip=1.0,
-    eval_interval_steps=500, eval_batches=1, sample_prompt="", sample_tokens=1,
-    dtype="float32", compile=False, activation_checkpointing=False,
+PROFILE = Path(__file__).parent.parent / "profiles" / "tiny.yaml"
+RECIPE = config.Pretrain.model_validate(
+    config.load_params(PROFILE).pretrain.model_dump()  # for what has nothing to do with the result
+    | dict(
+        preset="tiny", n_layer=4, n_head=4, n_embd=128, n_positions=CONTEXT,
+        dropout=0.0, qkv_bias=True, tie_weights=True, initializer_range=0.04,
+        batch_size=BATCH_SIZE, grad_accum_steps=1, context=CONTEXT, max_steps=500, warmup_steps=20,
+        optimizer="muon", lr=0.006, muon_lr=0.03, schedule="linear", min_lr_ratio=0.0,
+        weight_decay=0.1, beta1=0.9, beta2=0.95, grad_clip=1.0,
+        eval_interval_steps=500, eval_batches=1, sample_prompt="", sample_tokens=1,
+        dtype="float32", compile=False,
+    )
 )  # fmt: skip
 
 Trained = tuple[float, float]  # validation loss in nats a character, and the time of a step in seconds
@@ -52,7 +56,7 @@ def load(mirror: Path) -> tuple[Shard, Shard, Tokenizer]:
     return train, val, tokenizer
 
 
-def ours(train: Shard, val: Shard, tokenizer: Tokenizer, seed: int, recipe: Pretrain = RECIPE) -> Trained:
+def ours(train: Shard, val: Shard, tokenizer: Tokenizer, seed: int, recipe: config.Pretrain = RECIPE) -> Trained:
     """Train by `recipe` and evaluate."""
     start_s = time.perf_counter()
     model = pretrain(recipe, seed, train, val, tokenizer).model
