@@ -56,6 +56,7 @@ mirror: $(READY)  ## fetch the public inputs into mirror/, for GPT2CORE_MIRROR
 mlflow: $(READY)  ## look at all runs in the browser
 	mlflow ui --backend-store-uri sqlite:///mlflow.db --host 127.0.0.1
 
-lint: $(READY)  ## style and common mistakes
+lint: $(READY)  ## style, common mistakes and types
 	ruff check .
 	ruff format --check .
+	mypy

@@ -1,4 +1,5 @@
-"""Puts into the site what mkdocs.yml names under vendor/: scripts, style sheets and fonts from docs/node_modules.
+"""Puts into the site what mkdocs.yml names under vendor/: scripts, style sheets and fonts from docs/node_modules; and a
+page of reference for each part of the package, which mkdocstrings fills from the docstrings.
 
 It holds each page to two promises: a reader's browser fetches nothing from elsewhere, and KaTeX can set every formula.
 """
@@ -18,10 +19,41 @@ from mkdocs.structure.files import File, Files
 from mkdocs.structure.pages import Page
 
 MODULES = Path(__file__).parent / "node_modules"
+PACKAGE = Path(__file__).parents[1] / "gpt2core"
 # What a browser fetches by itself; a link that a reader may follow is none of this.
 FETCHED = re.compile(r"""<(?:script|img|iframe|link)\b[^>]*\b(?:src|href)=["']?(?:https?:)?//[^>]*>""")
 FORMULA = re.compile(r'class="arithmatex">\\[(\[](.*?)\\[)\]]</', re.DOTALL)
 URL = re.compile(r"url\(['\"]?([^'\")]+)['\"]?\)")
+
+
+def parts() -> list[str]:
+    """The modules and packages right below `gpt2core`, but those that only have a command line."""
+    names = {path.stem for path in PACKAGE.glob("[a-z]*.py")} | {
+        path.parent.name for path in PACKAGE.glob("*/__init__.py")
+    }
+    return sorted(names - {"cli"})
+
+
+def reference_page(name: str) -> str:
+    """A part's page. Of a package it has each module once: what an `__init__` hands on stands where it is defined."""
+    folder = PACKAGE / name
+    paths = sorted(folder.rglob("*.py")) if folder.is_dir() else []
+    text = f"# gpt2core.{name}\n\n::: gpt2core.{name}\n"
+    text += "    options: {members: false}\n" if paths else ""
+    for path in paths:
+        module = ".".join(path.relative_to(folder).with_suffix("").parts)
+        if path.name == "__init__.py" and "def " in path.read_text(encoding="utf-8"):
+            module = module.removesuffix("__init__").rstrip(".")
+        if module and not module.endswith("__init__"):
+            text += f"\n## {module}\n\n::: gpt2core.{name}.{module}\n"
+    return text
+
+
+def on_config(config: MkDocsConfig) -> MkDocsConfig:
+    """Called by MkDocs with what mkdocs.yml says."""
+    reference = [{f"gpt2core.{name}": f"api/{name}.md"} for name in parts()]
+    config.nav = [*(config.nav or []), {"Reference": reference}]
+    return config
 
 
 def with_what_it_names(path: Path) -> Iterator[Path]:
@@ -36,6 +68,8 @@ def with_what_it_names(path: Path) -> Iterator[Path]:
 
 def on_files(files: Files, config: MkDocsConfig) -> Files:
     """Called by MkDocs with the pages it found."""
+    for name in parts():
+        files.append(File.generated(config, f"api/{name}.md", content=reference_page(name)))
     wanted = [str(name) for name in (*config.extra_css, *config.extra_javascript)]
     for name in wanted:
         if name.startswith("vendor/"):

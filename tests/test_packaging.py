@@ -1,0 +1,159 @@
+"""The wheel works where the repository is not; what describes the project to others agrees with it."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+import sysconfig
+import tomllib
+import zipfile
+from pathlib import Path
+
+import pytest
+import yaml
+
+from tests.conftest import ROOT
+
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+LOCK = dict(
+    line.split("==")
+    for line in (ROOT / "requirements.lock").read_text(encoding="utf-8").splitlines()
+    if not line.startswith("#")
+)
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The wheel, built from a copy of what Git knows, so that nothing is written into the checkout."""
+    folder = tmp_path_factory.mktemp("wheel")
+    names = subprocess.check_output(["git", "ls-files", "-z", "-co", "--exclude-standard"], cwd=ROOT, text=True)
+    for name in filter(None, names.split("\0")):
+        if (ROOT / name).is_file():
+            (folder / "source" / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(ROOT / name, folder / "source" / name)
+    pip = [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--no-build-isolation", "--no-index"]
+    subprocess.run([*pip, "--wheel-dir", str(folder), str(folder / "source")], check=True, timeout=300)
+    (made,) = folder.glob("*.whl")
+    return made
+
+
+@pytest.mark.slow
+def test_the_wheel_holds_the_package_with_its_data_and_nothing_else(wheel: Path) -> None:
+    names = set(zipfile.ZipFile(wheel).namelist())
+    tracked = subprocess.check_output(["git", "ls-files", "gpt2core"], cwd=ROOT, text=True).split()
+    assert {name for name in tracked if (ROOT / name).is_file()} <= names
+    assert "gpt2core/py.typed" in names
+    assert {name.partition("/")[0] for name in names} == {"gpt2core", f"gpt2core-{PROJECT['version']}.dist-info"}
+    assert not [name for name in names if name.endswith(".pyc")]
+    assert any(name.endswith(".dist-info/licenses/LICENSE") for name in names)
+
+
+@pytest.mark.slow
+def test_the_installed_wheel_works_in_an_empty_folder(wheel: Path, tmp_path: Path) -> None:
+    venv, empty = tmp_path / "venv", tmp_path / "empty"
+    empty.mkdir()
+    subprocess.run([sys.executable, "-m", "venv", "--without-pip", str(venv)], check=True, timeout=120)
+    python = venv / "bin" / "python"
+    site = Path(
+        subprocess.check_output(
+            [python, "-c", "import sysconfig; print(sysconfig.get_path('purelib'))"], text=True
+        ).strip()
+    )
+    pip = [
+        sys.executable,
+        "-m",
+        "pip",
+        f"--python={python}",
+        "install",
+        "--quiet",
+        "--no-deps",
+        "--no-index",
+        str(wheel),
+    ]
+    subprocess.run(pip, check=True, timeout=120)
+    # The libraries of this environment, but by path alone: its own .pth files would bring the checkout in.
+    (site / "libraries.pth").write_text(f"{sysconfig.get_path('purelib')}\n", encoding="utf-8")
+    env = {
+        key: value for key, value in os.environ.items() if not key.startswith(("PYTHON", "GPT2CORE_", "VIRTUAL_ENV"))
+    }
+
+    def run(*command: str) -> str:
+        done = subprocess.run(
+            [str(venv / "bin" / command[0]), *command[1:]],
+            cwd=empty, env=env, capture_output=True, text=True, timeout=240,
+        )  # fmt: skip
+        assert done.returncode == 0, done.stdout + done.stderr
+        return done.stdout
+
+    code = "import gpt2core; print(gpt2core.__file__); print(gpt2core.__version__)"
+    file, version = run("python", "-c", code).split()
+    assert Path(file).is_relative_to(site) and version == PROJECT["version"]
+    assert "generate" in run("gpt2core", "--help")
+    assert version in run("gpt2core", "--version")
+    run("gpt2core", "convert", str(site / "gpt2core" / "assets" / "openai-tiny"), "tiny")
+    assert "model directory, whole" in run("gpt2core", "verify", "tiny")
+    text = run("gpt2core", "generate", "tiny", "--prompt", "Long ago", "--max-new-tokens", "8", "--temperature", "0")
+    assert text.startswith("Long ago") and len(text.strip()) > len("Long ago")
+    assert {path.name for path in empty.iterdir()} == {"tiny"}
+
+
+def test_the_extras_are_in_the_locks() -> None:
+    """Or `make` would not install what pyproject.toml promises."""
+    locked = "\n".join(path.read_text(encoding="utf-8") for path in ROOT.glob("requirements*.lock"))
+    names = {re.sub(r"[-_.]+", "-", name).lower() for name in re.findall(r"^([\w.-]+)==", locked, re.MULTILINE)}
+    extras = PROJECT["optional-dependencies"]
+    wanted = [*PROJECT["dependencies"], *(line for lines in extras.values() for line in lines)]
+    assert {re.sub(r"[-_.]+", "-", re.match(r"[\w.-]+", line)[0]).lower() for line in wanted} <= names  # type: ignore[index]
+
+
+def test_the_dockerfile_fits_the_project() -> None:
+    lines = (ROOT / "Dockerfile").read_text(encoding="utf-8").replace("\\\n", " ").splitlines()
+    steps = [line.split(maxsplit=1) for line in lines if line and not line.startswith("#")]
+    (image,) = (rest for name, rest in steps if name == "FROM")
+    assert image == f"python:{PROJECT['requires-python'].removeprefix('>=')}-slim"
+    copied = [word for name, rest in steps if name == "COPY" for word in rest.split()[:-1] if not word.startswith("--")]
+    assert copied and all((ROOT / name).exists() for name in copied)
+    ignored = (ROOT / ".dockerignore").read_text(encoding="utf-8").split()
+    assert not set(copied) & set(ignored)
+    assert [rest for name, rest in steps if name == "USER"] == ["gpt2core"]
+    assert steps[-1] == ["CMD", '["make", "repro"]']
+    assert any("-r requirements.lock" in rest for name, rest in steps if name == "RUN")
+
+
+def test_the_devcontainer_builds_from_the_dockerfile() -> None:
+    path = ROOT / ".devcontainer" / "devcontainer.json"
+    content = json.loads(path.read_text(encoding="utf-8"))
+    assert (path.parent / content["build"]["dockerfile"]).resolve() == ROOT / "Dockerfile"
+    assert (path.parent / content["build"]["context"]).resolve() == ROOT
+    assert f"USER {content['remoteUser']}\n" in (ROOT / "Dockerfile").read_text(encoding="utf-8")
+
+
+def test_pre_commit_runs_the_tools_of_the_lock() -> None:
+    content = yaml.safe_load((ROOT / ".pre-commit-config.yaml").read_text(encoding="utf-8"))
+    hooks = [hook for repo in content["repos"] for hook in repo["hooks"]]
+    assert {repo["repo"] for repo in content["repos"]} == {"local"}  # nothing is fetched
+    assert {hook["language"] for hook in hooks} == {"system"}
+    tools = {hook["entry"].split()[0] for hook in hooks}
+    assert tools == {"ruff", "mypy"} and tools <= set(LOCK)
+    lint = (ROOT / "Makefile").read_text(encoding="utf-8").partition("\nlint:")[2]
+    assert all(f"\t{tool}" in lint for tool in tools)
+
+
+def test_the_citation_agrees_with_the_package() -> None:
+    citation = yaml.safe_load((ROOT / "CITATION.cff").read_text(encoding="utf-8"))
+    assert {"cff-version", "message", "title", "authors"} <= set(citation)  # what the schema 1.2.0 requires
+    assert citation["version"] == PROJECT["version"] and citation["license"] == PROJECT["license"]
+    assert citation["authors"] == PROJECT["authors"]
+    assert citation["authors"][0]["name"] in (ROOT / "LICENSE").read_text(encoding="utf-8")
+
+
+def test_the_changelog_knows_the_version() -> None:
+    headings = re.findall(r"^## (.*)$", (ROOT / "CHANGELOG.md").read_text(encoding="utf-8"), re.MULTILINE)
+    assert headings[0] == "[Unreleased]"
+    import gpt2core
+
+    assert gpt2core.__version__ == PROJECT["version"]
