@@ -21,6 +21,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import FSDPModule, fully_shard
+from torch.distributed.rendezvous import rendezvous
 from torch.distributed.tensor import DTensor, Replicate, distribute_tensor
 from torch.nn.parallel import DistributedDataParallel
 
@@ -58,8 +59,14 @@ def process_group() -> Iterator[None]:
                 f"allowed: --nproc-per-node={n_gpus} or fewer"
             )
         torch.cuda.set_device(local_rank)
+        if runtime.device().index != local_rank:
+            raise UserError(
+                f"GPT2CORE_DEVICE={os.environ['GPT2CORE_DEVICE']}: each process has a GPU of its own; use cuda"
+            )
     # What tells the processes of each other (`total`) lies on the CPU also where the model does not.
-    dist.init_process_group("cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo")
+    backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
+    store, number, n_processes = next(rendezvous("env://"))
+    dist.init_process_group(backend, store=_of_this_start(store), rank=number, world_size=n_processes)
     try:
         yield
     except RuntimeError as error:
@@ -68,6 +75,17 @@ def process_group() -> Iterator[None]:
             raise UserError(f"process {rank()} of the training lost another one ({reason})") from error
         raise
     dist.destroy_process_group()  # not after an error: it might wait for processes that are no more
+
+
+def _of_this_start(store: dist.Store) -> dist.Store:
+    """The store in which the processes find each other. torchrun keeps it when it starts them again, and what it holds
+    of those that are no more would be taken for the present ones.
+
+    Each node counts the starts by itself, so for several nodes docs/scaling.md has an environment variable instead.
+    """
+    if os.environ.get("GROUP_WORLD_SIZE", "1") != "1":
+        return store
+    return dist.PrefixStore(f"start-{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", store)
 
 
 class LossSum(nn.Module):
