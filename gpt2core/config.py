@@ -91,6 +91,7 @@ class Pretrain(Section):
     qkv_bias: bool
     tie_weights: bool
     initializer_range: PositiveFloat
+    init: Literal["gpt2", "induction"]
     batch_size: PositiveInt
     grad_accum_steps: PositiveInt
     context: PositiveInt
@@ -158,6 +159,7 @@ class FinetuneClassify(Section):
 
 class FinetuneInstruct(Section):
     base: BaseName
+    trainable: Literal["blocks", "all"]
     mask_prompt: bool
     val_fraction: Annotated[float, Field(gt=0, lt=0.5)]
     test_fraction: Annotated[float, Field(gt=0, lt=0.5)]
@@ -239,8 +241,10 @@ def _explain(details: Any) -> str:
     key = ".".join(str(part) for part in details["loc"])
     kind, context, value = details["type"], details.get("ctx", {}), details["input"]
     if kind == "extra_forbidden":
-        section = Params if len(details["loc"]) == 1 else Params.model_fields[details["loc"][0]].annotation
-        return f"{key}: unknown key; allowed here: {', '.join(section.model_fields)}"  # type: ignore[union-attr]
+        section: Any = Params
+        if len(details["loc"]) > 1:
+            section = Params.model_fields[details["loc"][0]].annotation
+        return f"{key}: unknown key; allowed here: {', '.join(section.model_fields)}"
     if kind == "missing":
         return f"{key}: missing; profiles/embedded.yaml shows a value and what it means"
     if kind == "literal_error":
@@ -265,7 +269,7 @@ def _sound_part(values: dict[str, Any], wrong: set[tuple[Any, ...]]) -> Params:
 
 def _contradictions(params: Params) -> list[str]:
     """What no single key shows: sizes and values that do not go together."""
-    problems = []
+    problems: list[str] = []
     for check in _CHECKS:
         with contextlib.suppress(AttributeError):  # a part that another message already speaks of
             problems += check(params)
@@ -333,6 +337,17 @@ def _check_seeds(params: Params) -> Iterator[str]:
 def _check_judge(params: Params) -> Iterator[str]:
     if params.judge.kind == "openai" and not (params.judge.base_url and params.judge.model):
         yield "judge.kind: 'openai' needs judge.base_url (such as http://127.0.0.1:11434/v1) and judge.model"
+
+
+def _check_induction(params: Params) -> Iterator[str]:
+    sizes, tied = params.pretrain.sizes(), params.pretrain.tie_weights
+    head_size = sizes["n_embd"] // sizes["n_head"]
+    has_room = sizes["n_layer"] >= 2 and sizes["n_head"] >= 4 and head_size % 2 == 0
+    if params.pretrain.init == "induction" and not (has_room and tied):
+        yield (
+            f"pretrain.init: 'induction' needs 2 blocks, 4 heads of an even size and tie_weights, and this model has "
+            f"{sizes['n_layer']} and {sizes['n_head']} of {head_size}{'' if tied else ', untied'}; change these or take gpt2"
+        )
 
 
 _CHECKS = (

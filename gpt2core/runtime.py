@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 from types import FrameType
-from typing import TYPE_CHECKING, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from gpt2core import files
 from gpt2core.errors import UserError
@@ -113,7 +113,8 @@ def _cpu_has_bfloat16() -> bool:
     supported = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")  # private, and not in every version
     if any(getattr(torch.cpu, name, lambda: False)() for name in supported):
         return True
-    return getattr(torch.cpu, "get_capabilities", dict)().get("arm_bf16", False)
+    capabilities: Callable[[], dict[str, Any]] = getattr(torch.cpu, "get_capabilities", dict)
+    return bool(capabilities().get("arm_bf16", False))
 
 
 MIN_COMPILED_STEPS = 500  # a compilation takes about a minute

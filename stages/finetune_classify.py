@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from pathlib import Path
 from statistics import mean
+from typing import Any
 
 from gpt2core import config, files
 from gpt2core.data import sms_spam
@@ -56,7 +57,7 @@ def main() -> None:
 
         calibrated = calibration(p_spam, [row["actual"] == "spam" for row in confusion])  # of all seeds together
 
-        def over_seeds(rows: list[dict], key: str) -> float:
+        def over_seeds(rows: list[dict[str, Any]], key: str) -> float:
             return round(mean(row[key] for row in rows), 6)
 
         metrics = {

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 from gpt2core import config, files, runtime
 from gpt2core.data.shards import documents, open_shard, opening
@@ -41,7 +42,7 @@ def main() -> None:
             params.pretrain, params.seed, train, val, tokenizer,
             with_throughput(run.log_metrics), states.training("pretrain"),
         )  # fmt: skip
-        metrics = evaluate(result.model, val, tokenizer.eot_id, params.pretrain.context)
+        metrics: dict[str, Any] = evaluate(result.model, val, tokenizer.eot_id, params.pretrain.context)
         trigram = Trigram(train.tokens[:MAX_TRIGRAM_TOKENS], tokenizer.vocab_size)
         metrics["trigram_bits_per_byte"] = round(trigram.bits_per_byte(val.tokens, tokenizer.eot_id, val.n_bytes), 6)
         metrics["bits_per_byte_floor"] = None  # known only where a grammar wrote the corpus

@@ -87,10 +87,11 @@ def _tables(inspection: LanguageModelInspection | ClassifierInspection) -> list[
     from gpt2core.inspect import LanguageModelInspection
 
     tokens = _table("Tokens")
-    for name, justify in (("#", "right"), ("id", "right"), ("token", "left")):
-        tokens.add_column(name, justify=justify)
-    rows = [
-        [str(i + 1), str(t), Text(s)] for i, (t, s) in enumerate(zip(inspection.ids, inspection.tokens, strict=True))
+    tokens.add_column("#", justify="right")
+    tokens.add_column("id", justify="right")
+    tokens.add_column("token")
+    rows: list[tuple[str, str, Text]] = [
+        (str(i + 1), str(t), Text(s)) for i, (t, s) in enumerate(zip(inspection.ids, inspection.tokens, strict=True))
     ]
     if not isinstance(inspection, LanguageModelInspection):
         for row in rows:
@@ -112,8 +113,8 @@ def _tables(inspection: LanguageModelInspection | ClassifierInspection) -> list[
     for candidate in inspection.candidates:
         heat.add_column(Text(candidate.token), justify="right")
     heat.add_column("entropy, bits", justify="right")
-    for row in inspection.temperatures:
-        heat.add_row(f"{row.temperature:g}", *(f"{p:.1%}" for p in row.probabilities), f"{row.entropy_bits:.2f}")
+    for at in inspection.temperatures:
+        heat.add_row(f"{at.temperature:g}", *(f"{p:.1%}" for p in at.probabilities), f"{at.entropy_bits:.2f}")
     return [tokens, lens, heat]
 
 

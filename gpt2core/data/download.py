@@ -102,7 +102,7 @@ def fetch(asset: Asset, file: File, out_path: Path, retry: Retry | None = None) 
     """
     if file.sha256 and out_path.is_file() and files.sha256(out_path) == file.sha256:
         return
-    failures = []
+    failures: list[str] = []
     with disk_errors(out_path):
         for place in _places(asset, file):
             shown = _without_password(place)

@@ -15,6 +15,7 @@ from gpt2core import config, prompts, runtime
 from gpt2core.errors import UserError
 from gpt2core.generate import generate_batch
 from gpt2core.model import GPT
+from gpt2core.model.packed import Packed
 from gpt2core.tokenizer import Tokenizer
 from gpt2core.train.batches import IGNORE, epoch_order, next_token_batch
 from gpt2core.train.classify import load_base
@@ -24,7 +25,7 @@ from gpt2core.train.resume import Resume
 from gpt2core.train.schedule import WarmupCosine
 from gpt2core.train.states import States
 
-Entry = Mapping[str, str]  # instruction, input, output
+Entry = Mapping[str, Any]  # the texts instruction, input, output
 
 
 class Example(NamedTuple):
@@ -92,7 +93,7 @@ def mean_loss(model: GPT, examples: Sequence[Example], pad_id: int, batch_size: 
 
 
 def respond(
-    model: GPT, tokenizer: Tokenizer, entries: Sequence[Entry], max_new_tokens: int, batch_size: int = 32
+    model: Packed, tokenizer: Tokenizer, entries: Sequence[Entry], max_new_tokens: int, batch_size: int = 32
 ) -> list[str]:
     """Greedy responses to the prompts of `entries`, without surrounding white space. The model is in eval mode."""
     encoded = [tokenizer.encode(prompts.alpaca(entry["instruction"], entry["input"])) for entry in entries]
@@ -115,6 +116,9 @@ def finetune_instruct(
     It goes on from the newest of `states`, and is kept there.
     """
     model, tokenizer = load_base(base_dir, params.dropout)
+    if params.trainable == "blocks":
+        for embedding in (model.transformer.wte, model.transformer.wpe, model.lm_head):
+            embedding.requires_grad_(False)
     model.transformer.activation_checkpointing = params.activation_checkpointing
     runtime.seed_everything(seed)  # dropout
     result = Instructed(model, tokenizer)

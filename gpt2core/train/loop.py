@@ -152,8 +152,10 @@ def _prefetched(
         made = batches(step)
         return [batch.to(device) for batch in made], sum(batch.n_targets for batch in made)
 
+    if start_step >= max_steps:
+        return
     with ThreadPoolExecutor(1, thread_name_prefix="batches") as thread:
-        coming = thread.submit(make, start_step) if start_step < max_steps else None
+        coming = thread.submit(make, start_step)
         for step in range(start_step, max_steps):
             made = coming.result()
             if step + 1 < max_steps:

@@ -72,6 +72,7 @@ class Muon(torch.optim.Optimizer):
         lr, momentum = group["lr"], group["momentum"]
         directions = []
         for matrix in matrices:
+            assert matrix.grad is not None  # `step` leaves the others out
             state = self.state[matrix]
             if not state:
                 state["momentum"] = torch.zeros_like(matrix.grad)
