@@ -95,7 +95,7 @@ def test_the_installed_wheel_works_in_an_empty_folder(wheel: Path, tmp_path: Pat
     assert "generate" in run("gpt2core", "--help")
     assert version in run("gpt2core", "--version")
     run("gpt2core", "convert", str(site / "gpt2core" / "assets" / "openai-tiny"), "tiny")
-    assert "model directory, whole" in run("gpt2core", "verify", "tiny")
+    assert "language model, whole" in run("gpt2core", "verify", "tiny")
     text = run("gpt2core", "generate", "tiny", "--prompt", "Long ago", "--max-new-tokens", "8", "--temperature", "0")
     assert text.startswith("Long ago") and len(text.strip()) > len("Long ago")
     assert {path.name for path in empty.iterdir()} == {"tiny"}

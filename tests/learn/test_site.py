@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import runpy
 from pathlib import Path
 from types import SimpleNamespace
@@ -45,3 +46,13 @@ def test_every_page_is_in_the_navigation() -> None:
     text = (ROOT / "mkdocs.yml").read_text(encoding="utf-8").replace("!!python/name:", "")
     nav = [entry if isinstance(entry, str) else next(iter(entry.values())) for entry in YAML().load(text)["nav"]]
     assert nav == ["index.md", *(path.name for path in PAGES)]
+
+
+def test_the_reference_has_every_module_once() -> None:
+    text = "".join(HOOKS["reference_page"](name) for name in HOOKS["parts"]())
+    shown = re.findall(r"^::: gpt2core\.([\w.]+)$", text, re.MULTILINE)
+    package = ROOT / "gpt2core"
+    modules = {".".join(path.relative_to(package).with_suffix("").parts) for path in package.rglob("[a-z]*.py")}
+    assert len(shown) == len(set(shown))
+    assert {name for name in modules if not name.startswith("cli.")} <= set(shown)
+    assert "evaluate.judges" in shown  # its __init__ defines what others implement
