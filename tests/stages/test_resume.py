@@ -114,7 +114,6 @@ def test_killed_at_random_it_ends_with_the_same_bytes(project: Project, stage: s
     assert never_killed.keys() == before.keys()
     assert never_killed != before
     remove_outs(project, stage)
-    unfinished = contents(project)
 
     draw = random.Random(f"kills of {stage}")
     project.env = project.env | {"GPT2CORE_TRACKING": "on" if stage == "pretrain" else "off"}
@@ -132,7 +131,7 @@ def test_killed_at_random_it_ends_with_the_same_bytes(project: Project, stage: s
         said = kill(project, process, stage, at_step, delay_s, number)
         assert process.returncode == EXIT_CODES[number], said
         assert "Traceback" not in said
-        assert contents(project) == unfinished
+        assert contents(project).items() <= never_killed.items(), "something is half-written"
         if 0 < kept < at_step:
             assert re.search(r"resumed at step \d+ of \d+ \(state of ", said), said
         if "stopping: " in said:  # and not between two seeds
