@@ -340,17 +340,17 @@ def _check_judge(params: Params) -> Iterator[str]:
 
 
 def _check_induction(params: Params) -> Iterator[str]:
-    sizes, tied = params.pretrain.sizes(), params.pretrain.tie_weights
+    sizes = params.pretrain.sizes()
     head_size = sizes["n_embd"] // sizes["n_head"]
     has_room = sizes["n_layer"] >= 2 and sizes["n_head"] >= 4 and head_size % 2 == 0
-    if params.pretrain.init == "induction" and not (has_room and tied):
+    if params.pretrain.init == "induction" and not (has_room and params.pretrain.tie_weights):
         yield (
-            f"pretrain.init: 'induction' needs 2 blocks, 4 heads of an even size and tie_weights, and this model has "
-            f"{sizes['n_layer']} and {sizes['n_head']} of {head_size}{'' if tied else ', untied'}; change these or take gpt2"
+            f"pretrain.init: 'induction' needs 2 blocks, 4 heads of an even size and tie_weights: true; this model has "
+            f"{sizes['n_layer']} and {sizes['n_head']} of {head_size}; change these or take gpt2"
         )
 
 
 _CHECKS = (
     _check_heads, _check_context, _check_warmup, _check_processes, _check_openai_sizes, _check_bases, _check_fractions,
-    _check_seeds, _check_judge,
+    _check_seeds, _check_judge, _check_induction,
 )  # fmt: skip

@@ -17,6 +17,7 @@ from gpt2core.data.shards import Shard
 from gpt2core.errors import UserError
 from gpt2core.generate import generate
 from gpt2core.model import GPT, GPTConfig
+from gpt2core.model.induction import write_induction_circuit
 from gpt2core.tokenizer import Tokenizer
 from gpt2core.train import distributed
 from gpt2core.train.batches import WindowSampler
@@ -43,10 +44,10 @@ COLUMNS = (
 
 
 def new_model(params: config.Pretrain, vocab_size: int, seed: int) -> GPT:
-    """A model of the size that the params name, with GPT-2's initial weights drawn from `seed`."""
+    """A model of the size that the params name, with the initial weights that they name, drawn from `seed`."""
     runtime.seed_everything(seed)
     sizes = params.sizes()
-    return GPT(
+    model = GPT(
         GPTConfig(
             vocab_size=vocab_size,
             **sizes,
@@ -58,6 +59,9 @@ def new_model(params: config.Pretrain, vocab_size: int, seed: int) -> GPT:
             initializer_range=params.initializer_range,
         )
     )
+    if params.init == "induction":
+        write_induction_circuit(model, params.initializer_range)
+    return model
 
 
 def new_optimizers(model: GPT, params: config.Pretrain) -> list[torch.optim.Optimizer]:

@@ -1,0 +1,107 @@
+"""First weights that copy: an induction circuit, written into the first two blocks (Olsson et al. 2022, "In-context
+Learning and Induction Heads").
+
+A language model learns early, and suddenly, to look for what followed the present token when it last occurred, and to
+say that. It takes millions of tokens until then; with a few thousand it never happens. Here the circuit is there from
+the start, and training goes on from it (structured first weights: Trockman and Kolter 2023, "Mimetic Initialization").
+Every weight stays free to change, and the model directory is that of any other GPT-2.
+
+The residual path of C channels, H heads of D = C / H, is divided: the first 2 D hold what a token is, the next D what
+the token before it was, the last D where it stands.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor, nn
+
+from gpt2core.errors import UserError
+from gpt2core.model.gpt import GPT
+
+BEFORE_SHARPNESS = 60.0  # what a query adds to the score of the position before it, in nats at most
+SAME_SHARPNESS = 20.0  # likewise of a place that follows the same token
+COPY_GAIN = 6.0  # how much more the copied token weighs than the present one
+HIGHEST_FREQUENCY, LOWEST_FREQUENCY = 1.5, 0.02  # of the positions' sines, in radians a token
+
+
+@torch.no_grad()
+def write_induction_circuit(model: GPT, scale: float) -> None:
+    """Replace embeddings and parts of the first two blocks' attention; draws from torch's global generator.
+
+    Args:
+        model: of at least two blocks and four heads, with a tied head.
+        scale: standard deviation of the embeddings.
+
+    Raises:
+        UserError: the model has no room for the circuit.
+    """
+    c = model.config
+    if c.n_layer < 2 or c.n_head < 4 or c.n_embd // c.n_head % 2 or not c.tie_word_embeddings:
+        raise UserError(
+            f"an induction circuit needs 2 blocks, 4 heads of even size and a tied head, this model has {c.n_layer} "
+            f"and {c.n_head} of {c.n_embd // c.n_head}; change pretrain.n_layer, n_head, n_embd, or take init: gpt2"
+        )
+    C, D = c.n_embd, c.n_embd // c.n_head
+    token, before, place = slice(0, 2 * D), slice(2 * D, 3 * D), slice(C - D, C)
+    nn.init.normal_(model.transformer.wte.weight, std=scale)
+    model.transformer.wte.weight[:, 2 * D :] = 0
+    model.transformer.wpe.weight.zero_()
+    model.transformer.wpe.weight[:, place] = math.sqrt(2) * scale * _sines(c.n_positions, D)
+    name = torch.linalg.qr(torch.randn(2 * D, D))[0].T  # [D, 2 D], what of a token its successor will know
+
+    # Block 0: head 0 looks one place back, and writes what stands there into `before`.
+    size = scale * math.sqrt(3 * D / C)  # root mean square of the residual path, by which the norm divides
+    head = _Head(model, block=0, number=0)
+    strength = _strength(BEFORE_SHARPNESS, D, norm=math.sqrt(D) * scale / size)
+    head.query[:, place] = strength * _one_back(D)
+    head.key[:, place] = strength * torch.eye(D)
+    head.value[:, token] = size * name
+    head.out[before] = torch.eye(D)
+
+    # Block 1: heads 0 and 1 look where `before` is the present token, and add half each of what stands there.
+    size = scale * math.sqrt(4 * D / C)
+    for number in (0, 1):
+        half = slice(number * D, (number + 1) * D)
+        head = _Head(model, block=1, number=number)
+        strength = _strength(SAME_SHARPNESS, D, norm=math.sqrt(D) * scale / size)
+        head.query[:, token] = strength * name
+        head.key[:, before] = strength * torch.eye(D)
+        head.value[:, half] = COPY_GAIN * size * torch.eye(D)
+        head.out[half] = torch.eye(D)
+
+
+class _Head:
+    """Views of one head's weights, set to zero: query, key, value [D, C]; out [C, D]."""
+
+    def __init__(self, model: GPT, block: int, number: int):
+        attention = model.transformer.h[block].attn
+        H = attention.n_head
+        q, k, v = attention.c_attn.weight.unflatten(0, (3, H, -1))[:, number]  # [D, C] each
+        self.query, self.key, self.value = q, k, v
+        self.out: Tensor = attention.c_proj.weight.unflatten(1, (H, -1))[:, number]  # [C, D]
+        for weights in (q, k, v, self.out):
+            weights.zero_()
+
+
+def _frequencies(D: int) -> Tensor:
+    """[D / 2], evenly spaced by their logarithm."""
+    return torch.logspace(math.log10(HIGHEST_FREQUENCY), math.log10(LOWEST_FREQUENCY), D // 2)
+
+
+def _sines(n_positions: int, D: int) -> Tensor:
+    """Sines, then cosines of each position (Vaswani et al. 2017, section 3.5): [n_positions, D]"""
+    angles = torch.arange(n_positions)[:, None] * _frequencies(D)  # [n_positions, D / 2]
+    return torch.cat([angles.sin(), angles.cos()], dim=1)
+
+
+def _one_back(D: int) -> Tensor:
+    """The rotation that makes the sines of a position those of the one before it: [D, D]"""
+    sin, cos = _frequencies(D).sin().diag(), _frequencies(D).cos().diag()
+    return torch.cat([torch.cat([cos, -sin], 1), torch.cat([sin, cos], 1)])
+
+
+def _strength(sharpness: float, D: int, norm: float) -> float:
+    """Of queries and keys alike, so that two equal vectors of this norm score `sharpness` after the division by √D."""
+    return math.sqrt(sharpness * math.sqrt(D)) / norm
