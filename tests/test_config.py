@@ -123,6 +123,14 @@ def test_sizes_replace_the_presets() -> None:
     assert params.sizes() == PRESETS["tiny"] | {"n_layer": 2, "n_embd": 64}
 
 
+@pytest.mark.parametrize(("key", "value"), [("n_layer", 1), ("n_head", 2), ("n_embd", 36), ("tie_weights", False)])
+def test_an_induction_circuit_needs_room(tmp_path: Path, key: str, value: object) -> None:
+    wanted = [("pretrain.init", "induction"), ("pretrain.n_head", 4)]
+    load_params(edited(tmp_path, *wanted))
+    with pytest.raises(UserError, match="pretrain.init: 'induction' needs 2 blocks, 4 heads of an even size"):
+        load_params(edited(tmp_path, *wanted, (f"pretrain.{key}", value)))
+
+
 def test_processes_must_divide_the_windows_of_a_step(tmp_path: Path) -> None:
     def problems(launcher: str, **changes: object) -> str:
         rest = ((f"pretrain.{key}", value) for key, value in changes.items())

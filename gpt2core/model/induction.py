@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from gpt2core.errors import UserError
 from gpt2core.model.gpt import GPT
 
+EMBEDDING_STD = 0.1  # standard deviation of the embeddings: several times what blocks of GPT-2's first weights add
 BEFORE_SHARPNESS = 60.0  # what a query adds to the score of the position before it, in nats at most
 SAME_SHARPNESS = 20.0  # likewise of a place that follows the same token
 COPY_GAIN = 6.0  # how much more the copied token weighs than the present one
@@ -27,12 +28,11 @@ HIGHEST_FREQUENCY, LOWEST_FREQUENCY = 1.5, 0.02  # of the positions' sines, in r
 
 
 @torch.no_grad()
-def write_induction_circuit(model: GPT, scale: float) -> None:
+def write_induction_circuit(model: GPT) -> None:
     """Replace embeddings and parts of the first two blocks' attention; draws from torch's global generator.
 
     Args:
-        model: of at least two blocks and four heads, with a tied head.
-        scale: standard deviation of the embeddings.
+        model: of at least two blocks and four heads of an even size, with a tied head.
 
     Raises:
         UserError: the model has no room for the circuit.
@@ -45,27 +45,27 @@ def write_induction_circuit(model: GPT, scale: float) -> None:
         )
     C, D = c.n_embd, c.n_embd // c.n_head
     token, before, place = slice(0, 2 * D), slice(2 * D, 3 * D), slice(C - D, C)
-    nn.init.normal_(model.transformer.wte.weight, std=scale)
+    nn.init.normal_(model.transformer.wte.weight, std=EMBEDDING_STD)
     model.transformer.wte.weight[:, 2 * D :] = 0
     model.transformer.wpe.weight.zero_()
-    model.transformer.wpe.weight[:, place] = math.sqrt(2) * scale * _sines(c.n_positions, D)
+    model.transformer.wpe.weight[:, place] = math.sqrt(2) * EMBEDDING_STD * _sines(c.n_positions, D)
     name = torch.linalg.qr(torch.randn(2 * D, D))[0].T  # [D, 2 D], what of a token its successor will know
 
     # Block 0: head 0 looks one place back, and writes what stands there into `before`.
-    size = scale * math.sqrt(3 * D / C)  # root mean square of the residual path, by which the norm divides
+    size = EMBEDDING_STD * math.sqrt(3 * D / C)  # root mean square of the residual path, by which the norm divides
     head = _Head(model, block=0, number=0)
-    strength = _strength(BEFORE_SHARPNESS, D, norm=math.sqrt(D) * scale / size)
+    strength = _strength(BEFORE_SHARPNESS, D, norm=math.sqrt(D) * EMBEDDING_STD / size)
     head.query[:, place] = strength * _one_back(D)
     head.key[:, place] = strength * torch.eye(D)
     head.value[:, token] = size * name
     head.out[before] = torch.eye(D)
 
     # Block 1: heads 0 and 1 look where `before` is the present token, and add half each of what stands there.
-    size = scale * math.sqrt(4 * D / C)
+    size = EMBEDDING_STD * math.sqrt(4 * D / C)
     for number in (0, 1):
         half = slice(number * D, (number + 1) * D)
         head = _Head(model, block=1, number=number)
-        strength = _strength(SAME_SHARPNESS, D, norm=math.sqrt(D) * scale / size)
+        strength = _strength(SAME_SHARPNESS, D, norm=math.sqrt(D) * EMBEDDING_STD / size)
         head.query[:, token] = strength * name
         head.key[:, before] = strength * torch.eye(D)
         head.value[:, half] = COPY_GAIN * size * torch.eye(D)

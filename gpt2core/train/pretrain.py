@@ -60,7 +60,7 @@ def new_model(params: config.Pretrain, vocab_size: int, seed: int) -> GPT:
         )
     )
     if params.init == "induction":
-        write_induction_circuit(model, params.initializer_range)
+        write_induction_circuit(model)
     return model
 
 

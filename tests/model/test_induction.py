@@ -25,7 +25,7 @@ def test_what_repeats_is_expected_and_what_is_new_is_not(n_embd: int, n_head: in
     model = GPT(config).eval()
     ids = torch.randint(5000, (8, period)).repeat(1, 2)
     assert share_copied(model, ids, period) < 0.05  # GPT-2's first weights copy nothing
-    write_induction_circuit(model, scale=0.1)
+    write_induction_circuit(model)
     assert share_copied(model, ids, period) > 0.7
     fresh = torch.randint(5000, (8, 2 * period))
     assert share_copied(model, fresh, period) < 0.05
@@ -34,7 +34,7 @@ def test_what_repeats_is_expected_and_what_is_new_is_not(n_embd: int, n_head: in
 def test_the_circuit_can_be_learned_from_like_any_weights() -> None:
     torch.manual_seed(0)
     model = GPT(GPTConfig(300, n_positions=64, n_embd=64, n_layer=2, n_head=4))
-    write_induction_circuit(model, scale=0.1)
+    write_induction_circuit(model)
     assert model.lm_head.weight is model.transformer.wte.weight
     ids = torch.randint(300, (2, 64))
     model.loss_sum(ids, ids.roll(-1, 1)).backward()
@@ -48,4 +48,4 @@ def test_the_circuit_can_be_learned_from_like_any_weights() -> None:
 def test_a_model_without_room_for_it_is_refused(sizes: dict[str, int]) -> None:
     config = GPTConfig(300, **{**dict(n_positions=64, n_embd=64, n_layer=2, n_head=4), **sizes})  # type: ignore[arg-type]
     with pytest.raises(UserError, match="an induction circuit needs 2 blocks, 4 heads of even size and a tied head"):
-        write_induction_circuit(GPT(config), 0.1)
+        write_induction_circuit(GPT(config))
