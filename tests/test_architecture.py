@@ -24,7 +24,20 @@ ALLOWED: dict[str, set[str]] = {
     "track": set(),
     "report": {"model", "tokenizer", "generate", "data", "weights", "train", "evaluate", "inspect", "track"},
     "learn": {"weights"},  # the written-out GPT opens model directories; nothing imports learn
-    "cli": {"model", "tokenizer", "generate", "data", "weights", "train", "evaluate", "inspect", "track", "report"},
+    "ui": {"model", "tokenizer", "generate", "weights", "train", "inspect", "report"},
+    "cli": {
+        "model",
+        "tokenizer",
+        "generate",
+        "data",
+        "weights",
+        "train",
+        "evaluate",
+        "inspect",
+        "track",
+        "report",
+        "ui",
+    },
 }
 
 

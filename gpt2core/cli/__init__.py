@@ -19,6 +19,7 @@ from gpt2core.cli.perplexity import perplexity
 from gpt2core.cli.report import report
 from gpt2core.cli.respond import respond
 from gpt2core.cli.summary import summary
+from gpt2core.cli.ui import ui
 from gpt2core.cli.verify import verify
 from gpt2core.runtime import interrupted, run_stage
 
@@ -39,7 +40,9 @@ def cli() -> None:
     """GPT-2 from scratch: use the models that the pipeline made. `dvc repro` makes them."""
 
 
-for command in (generate, classify, perplexity, inspect, respond, convert, export_openai, verify, summary, report):
+for command in (
+    generate, classify, respond, inspect, perplexity, ui, convert, export_openai, verify, summary, report
+):  # fmt: skip
     cli.add_command(command)
 
 

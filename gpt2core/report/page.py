@@ -46,12 +46,18 @@ def picture(caption: str, plot: Callable[..., None], *arguments: Any) -> Picture
     return Picture(caption, **drawn)
 
 
-def render(template: str, **values: Any) -> str:
-    """A page. Every value is escaped, so that a model's text cannot become markup."""
+def render(template: str, *, package: str = "gpt2core.report", **values: Any) -> str:
+    """A page. Every value is escaped, so that a model's text cannot become markup.
+
+    Args:
+        template: its file.
+        package: under whose templates/ it lies; it may build on those of this package.
+        values: what it shows.
+    """
     import jinja2
 
     environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("gpt2core.report"),
+        loader=jinja2.ChoiceLoader([jinja2.PackageLoader(name) for name in (package, "gpt2core.report")]),
         autoescape=True,
         undefined=jinja2.StrictUndefined,
         trim_blocks=True,

@@ -1,0 +1,120 @@
+"""Which models there are to try, and those that were used last, kept in memory."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from gpt2core import files, prompts, runtime
+from gpt2core.errors import UserError
+from gpt2core.model import GPT, GPTClassifier
+from gpt2core.model.packed import Packed, pack
+from gpt2core.tokenizer import Tokenizer
+from gpt2core.weights.model_dir import load, read_described
+
+KEPT = 3  # models in memory: one for each tab that has its own kind
+KINDS = LANGUAGE_MODEL, INSTRUCT, CLASSIFIER = "language model", "instruct", "classifier"
+
+
+@dataclass(frozen=True)
+class Found:
+    """A model directory: what it is called on the page, and its kind, one of the three above."""
+
+    name: str
+    path: Path
+    kind: str
+
+
+def find(directories: Iterable[Path]) -> list[Found]:
+    """The models among `directories` and, where one is no model directory itself, all that lie in it; by kind.
+
+    Raises:
+        UserError: a directory does not exist, or there is no model; of those that are named, that one is damaged.
+    """
+    found: dict[Path, Found] = {}
+    for directory in directories:
+        if not directory.is_dir():
+            raise UserError(f"{directory}: no such directory; `dvc repro` makes models/, or name model directories")
+        if (directory / "config.json").exists():
+            found[directory] = _describe(directory)
+            continue
+        for path in sorted((config.parent for config in directory.rglob("config.json")), key=_near_first):
+            try:
+                found[path] = _describe(path)
+            except UserError as error:
+                runtime.say(f"left out: {error}")
+    if not found:
+        named = ", ".join(map(str, directories))
+        raise UserError(f"{named}: no model directory in it; `dvc repro` makes some, `gpt2core convert` others")
+    return sorted(found.values(), key=lambda each: KINDS.index(each.kind))
+
+
+def _near_first(path: Path) -> tuple[int, Path]:
+    return len(path.parts), path
+
+
+def _describe(path: Path) -> Found:
+    described = read_described(path)
+    if not Tokenizer.is_in(path):
+        raise UserError(f"{path}: has no vocab.json and merges.txt, so text cannot be read or written")
+    if described.is_classifier:
+        kind = CLASSIFIER
+    else:
+        kind = INSTRUCT if _chat_template(path) == prompts.chat_template() else LANGUAGE_MODEL
+    return Found(str(path), path, kind)
+
+
+def _chat_template(path: Path) -> Any:
+    """Where this program writes it, or transformers 5."""
+    own_file, config = path / "chat_template.jinja", path / "tokenizer_config.json"
+    if own_file.exists():
+        return files.read_text(own_file)
+    content = files.read_json(config) if config.exists() else None
+    return content.get("chat_template") if isinstance(content, dict) else None
+
+
+class Models:
+    """The found models by name, each read when it is first used, and again when its directory was made anew."""
+
+    def __init__(self, found: Iterable[Found], dtype: str = "float32") -> None:
+        self.found = {each.name: each for each in found}
+        self._load = functools.lru_cache(maxsize=KEPT)(_load)
+        self._packed = functools.lru_cache(maxsize=KEPT)(functools.partial(pack, dtype=dtype))
+
+    def any(self, name: str) -> tuple[GPT | GPTClassifier, Tokenizer]:
+        """The model as it was trained. Raises UserError if there is none of this name."""
+        return self._load(*self._key(name))
+
+    def classifier(self, name: str) -> tuple[GPTClassifier, Tokenizer]:
+        """Raises UserError if `name` is something else."""
+        model, tokenizer = self.any(name)
+        if not isinstance(model, GPTClassifier):
+            raise UserError(f"{name}: is a language model, not a classifier")
+        return model, tokenizer
+
+    def language_model(self, name: str) -> tuple[Packed, Tokenizer]:
+        """Ready for decoding. Raises UserError if `name` is something else."""
+        model, tokenizer = self.any(name)
+        if not isinstance(model, GPT):
+            raise UserError(f"{name}: is a classifier, not a language model")
+        return self._packed(model), tokenizer
+
+    def _key(self, name: str) -> tuple[Path, int]:
+        if name not in self.found:
+            raise UserError(f"{name}: is not one of the models of this page: {', '.join(self.found)}")
+        path = self.found[name].path
+        try:
+            return path, (path / "config.json").stat().st_mtime_ns
+        except OSError:
+            raise UserError(f"{path}: is not there any more; `dvc repro` makes the pipeline's models again") from None
+
+
+def _load(path: Path, stamp: int) -> tuple[GPT | GPTClassifier, Tokenizer]:
+    """`stamp` is the time of the directory's files: other files, another model."""
+    model, tokenizer = load(path, device=runtime.device())
+    if tokenizer is None:
+        raise UserError(f"{path}: has no vocab.json and merges.txt, so text cannot be read or written")
+    return model, tokenizer

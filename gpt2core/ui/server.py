@@ -1,0 +1,185 @@
+"""The page's server: JSON in, JSON or lines of JSON out. It talks to this machine alone and fetches nothing."""
+
+from __future__ import annotations
+
+import json
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterator
+
+import uvicorn
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import HTMLResponse, JSONResponse, StreamingResponse
+from pydantic import BaseModel, ConfigDict, Field
+from starlette.middleware.trustedhost import TrustedHostMiddleware
+from torch import Tensor
+
+from gpt2core import prompts
+from gpt2core.errors import UserError
+from gpt2core.generate import Sampling, TextStream, stream
+from gpt2core.inspect import inspect
+from gpt2core.report.inside import inspection_page
+from gpt2core.report.page import render
+from gpt2core.tokenizer import Tokenizer
+from gpt2core.train.classify import encode, predict
+from gpt2core.ui.models import CLASSIFIER, INSTRUCT, Models
+
+LOOPBACK = ("127.0.0.1", "localhost")
+LONGEST_TEXT = 1_000_000  # characters
+MOST_NEW_TOKENS = 100_000
+MOST_TEXTS = 1_000
+CLOSING_S = 1  # what a text that is being written gets at Ctrl-C
+
+
+class Asked(BaseModel):
+    """What every question has; another key is a mistake."""
+
+    model_config = ConfigDict(extra="forbid")
+    model: str
+
+
+class Generate(Asked):
+    prompt: str = Field("", max_length=LONGEST_TEXT)
+    max_new_tokens: int = Field(100, ge=1, le=MOST_NEW_TOKENS)
+    temperature: float = 1.0
+    top_k: int | None = None
+    top_p: float | None = None
+    min_p: float | None = None
+    repetition_penalty: float = 1.0
+    seed: int = Field(0, ge=0, lt=2**63)
+    stop: str = Field("", max_length=LONGEST_TEXT)
+
+
+class Classify(Asked):
+    texts: list[str] = Field(min_length=1, max_length=MOST_TEXTS)
+
+
+class Respond(Asked):
+    instruction: str = Field(min_length=1, max_length=LONGEST_TEXT)
+    input: str = Field("", max_length=LONGEST_TEXT)
+    max_new_tokens: int = Field(256, ge=1, le=MOST_NEW_TOKENS)
+
+
+class Inspect(Asked):
+    prompt: str = Field("", max_length=LONGEST_TEXT)
+
+
+def make_app(models: Models, host: str = LOOPBACK[0]) -> FastAPI:
+    """The page and its four questions.
+
+    Args:
+        models: those that can be tried.
+        host: the address that is served. On this machine's own, a page of a foreign name that points here is refused.
+    """
+    app = FastAPI(docs_url=None, redoc_url=None, openapi_url=None)  # their pages would load scripts from elsewhere
+    if host in LOOPBACK:
+        app.add_middleware(TrustedHostMiddleware, allowed_hosts=[*LOOPBACK])
+    computing = threading.Lock()  # one product at a time has all cores; those who wait take turns, a token each
+    by_kind = [(found.name, found.kind) for found in models.found.values()]
+
+    @app.exception_handler(UserError)
+    async def mistake(request: Request, error: UserError) -> JSONResponse:
+        return JSONResponse({"error": str(error)}, status_code=400)
+
+    @app.exception_handler(RequestValidationError)
+    async def misshapen(request: Request, error: RequestValidationError) -> JSONResponse:
+        problems = [f"{'.'.join(map(str, row['loc'][1:]))}: {row['msg']}" for row in error.errors()]
+        return JSONResponse({"error": "; ".join(problems)}, status_code=422)
+
+    @app.get("/")
+    def page() -> HTMLResponse:
+        names = {
+            "generate": [name for name, kind in by_kind if kind != CLASSIFIER],
+            "classify": [name for name, kind in by_kind if kind == CLASSIFIER],
+            "respond": [name for name, kind in by_kind if kind == INSTRUCT],
+            "inside": [name for name, _ in by_kind],
+        }
+        return HTMLResponse(render("ui.html", title="gpt2core", names=names, package="gpt2core.ui"))
+
+    @app.post("/api/generate")
+    def generate(asked: Generate) -> StreamingResponse:
+        sampling = Sampling(asked.temperature, asked.top_k, asked.top_p, asked.min_p, asked.repetition_penalty)
+        with computing:
+            model, tokenizer = models.language_model(asked.model)
+        ids = tokenizer.encode(asked.prompt) or [tokenizer.eot_id]
+        columns = stream(model, [ids], asked.max_new_tokens, sampling, asked.seed)
+        return _told(columns, tokenizer, computing, [asked.stop] if asked.stop else [])
+
+    @app.post("/api/respond")
+    def respond(asked: Respond) -> StreamingResponse:
+        with computing:
+            model, tokenizer = models.language_model(asked.model)
+        ids = tokenizer.encode(prompts.alpaca(asked.instruction, asked.input))
+        room = model.config.n_positions - len(ids)
+        if room < 1:
+            raise UserError(
+                f"the instruction with its input has {len(ids)} tokens, which leaves no room for a response in the "
+                f"model's {model.config.n_positions}; shorten it"
+            )
+        return _told(stream(model, [ids], min(room, asked.max_new_tokens), slide=False), tokenizer, computing, [])
+
+    @app.post("/api/classify")
+    def classify(asked: Classify) -> JSONResponse:
+        with computing:
+            model, tokenizer = models.classifier(asked.model)
+            ids, _ = encode(asked.texts, tokenizer, model.config.n_positions, None)
+            rows = predict(model, ids).softmax(-1).tolist()
+        return JSONResponse({"labels": model.labels, "probabilities": rows})
+
+    @app.post("/api/inspect")
+    def look_inside(asked: Inspect) -> HTMLResponse:
+        with computing:
+            model, tokenizer = models.any(asked.model)
+            found = inspect(model, tokenizer, tokenizer.encode(asked.prompt) or [tokenizer.eot_id])
+            return HTMLResponse(inspection_page(asked.model, asked.prompt, found))
+
+    return app
+
+
+def _told(
+    columns: Iterator[Tensor], tokenizer: Tokenizer, computing: threading.Lock, stops: list[str]
+) -> StreamingResponse:
+    """A text as it comes, a line of JSON a piece: {"text": …}, and at its end {"tokens": …, "seconds": …}.
+
+    Who goes away stops the model: nothing is computed before it is asked for.
+    """
+    text = TextStream(tokenizer.token_bytes, tokenizer.eot_id, stops)
+
+    def lines() -> Iterator[str]:
+        start_s = time.perf_counter()
+        while not text.finished:
+            with computing:
+                column = next(columns, None)
+            piece = text.close() if column is None else text.push(int(column[0]))
+            if piece:
+                yield json.dumps({"text": piece}) + "\n"
+        yield json.dumps({"tokens": text.n_tokens, "seconds": time.perf_counter() - start_s}) + "\n"
+
+    return StreamingResponse(lines(), media_type="application/x-ndjson")
+
+
+def serve(models: Models, host: str, port: int, on_ready: Callable[[str], None]) -> None:
+    """Serve until Ctrl-C.
+
+    Args:
+        port: 0 takes one that is free.
+        on_ready: called with the page's address as soon as it answers.
+
+    Raises:
+        UserError: the address cannot be had.
+    """
+    try:
+        listening = socket.create_server((host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET)
+    except OSError as error:
+        reason = error.strerror or str(error)
+        raise UserError(f"{host}:{port}: cannot be served ({reason}); --port 0 takes a port that is free") from None
+    with listening:
+        host_in_url = f"[{host}]" if ":" in host else host
+        config = uvicorn.Config(
+            make_app(models, host), log_level="warning", timeout_graceful_shutdown=CLOSING_S, lifespan="off"
+        )
+        listening.listen()
+        on_ready(f"http://{host_in_url}:{listening.getsockname()[1]}")
+        uvicorn.Server(config).run(sockets=[listening])
