@@ -57,6 +57,17 @@ def _launcher(value: Any) -> str:
 
 
 Launcher = Annotated[Any, PlainValidator(_launcher)]
+JUDGES = ("chrf", "openai", "transformers")
+
+
+def _judges(value: Any) -> str | list[str]:
+    kinds = value if isinstance(value, list) else [value]
+    if kinds and all(kind in JUDGES for kind in kinds) and len(set(kinds)) == len(kinds):
+        return value
+    raise PydanticCustomError("judges", f"Input should be {', '.join(JUDGES)}, or a list of different ones")
+
+
+Judges = Annotated[Any, PlainValidator(_judges)]
 
 
 class Section(BaseModel):
@@ -178,17 +189,30 @@ class FinetuneInstruct(Section):
 
 
 class Judge(Section):
-    """`chrf` needs nothing; `openai` asks a server (its key comes from the environment variable OPENAI_API_KEY)."""
+    """`chrf` needs nothing; `openai` asks a server (its key comes from the environment variable OPENAI_API_KEY);
+    `transformers` asks a model in a local directory."""
 
-    kind: Literal["chrf", "openai"]
+    kind: Judges
     base_url: str | None
-    model: str | None
+    model: Names | None
+    model_dir: str | None
+    num_ctx: PositiveInt | None
     timeout_s: PositiveFloat
     max_retries: Count
     concurrency: PositiveInt
+    requests_per_minute: PositiveFloat | None
+    pairwise: bool
     min_coverage: Annotated[float, Field(ge=0, le=1)]
     bootstrap_samples: PositiveInt
     max_items: PositiveInt | None
+
+    def kinds(self) -> list[str]:
+        """The kinds of judges, as a list also where there is one."""
+        return self.kind if isinstance(self.kind, list) else [self.kind]
+
+    def models(self) -> list[str]:
+        """The server's models, each a judge."""
+        return self.model if isinstance(self.model, list) else [self.model] if self.model else []
 
 
 class Params(Section):
@@ -335,8 +359,13 @@ def _check_seeds(params: Params) -> Iterator[str]:
 
 
 def _check_judge(params: Params) -> Iterator[str]:
-    if params.judge.kind == "openai" and not (params.judge.base_url and params.judge.model):
+    judge = params.judge
+    if "openai" in judge.kinds() and not (judge.base_url and judge.models()):
         yield "judge.kind: 'openai' needs judge.base_url (such as http://127.0.0.1:11434/v1) and judge.model"
+    if "transformers" in judge.kinds() and not judge.model_dir:
+        yield "judge.kind: 'transformers' needs judge.model_dir, the directory of a model that answers instructions"
+    if len(set(judge.models())) < len(judge.models()):
+        yield f"judge.model: {judge.model} names a model twice"
 
 
 def _check_induction(params: Params) -> Iterator[str]:

@@ -1,29 +1,30 @@
-"""How good the responses are: a judge's mean score with its uncertainty, and beside it what little effort scores.
+"""How good the responses are: judges' mean scores with their uncertainty, and beside them what little effort scores.
 
 Three baselines give the number its meaning: the base model's response (what fine-tuning started from), an echo of the
-input, and the answer of the nearest training entry. All four are scored by the same judge.
+input, and the answer of the nearest training entry. All four are scored by each judge.
 """
 
 from __future__ import annotations
 
 import csv
+import dataclasses
 import io
-import math
+import itertools
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from gpt2core import files
 from gpt2core.errors import UserError
-from gpt2core.evaluate.judges import Item, Judge
+from gpt2core.evaluate.agreement import agreement
+from gpt2core.evaluate.intervals import Scores, bootstrap_interval, mean, scored
+from gpt2core.evaluate.judges import Item, Judge, Pair
 from gpt2core.evaluate.nearest import nearest_outputs
+from gpt2core.evaluate.pairwise import Comparison, compare
 
 Entry = Mapping[str, str]
-Scores = Sequence[float | None]
 
 TRAIN_KEYS = ("instruction", "input", "output")
 TEST_KEYS = (*TRAIN_KEYS, "response", "base_response")
@@ -34,7 +35,7 @@ _DIGITS = 4  # of every number that is written: more would differ between machin
 
 @dataclass(frozen=True)
 class Report:
-    """The scores of every test entry, by whose answer it is, and the interval of the model's mean."""
+    """One judge's scores of every test entry, by whose answer it is, and the interval of the model's mean."""
 
     judge: str
     model: Scores
@@ -44,8 +45,8 @@ class Report:
     ci_low: float
     ci_high: float
 
-    def metrics(self) -> dict[str, str | float | int]:
-        """What `metrics/llm_judge_eval.json` holds; scores from 0 to 100, coverage from 0 to 1."""
+    def metrics(self) -> dict[str, Any]:
+        """Scores from 0 to 100, coverage from 0 to 1."""
         return {
             "judge": self.judge,
             "mean_score": round(mean(self.model), _DIGITS),
@@ -54,16 +55,59 @@ class Report:
             "base_score": round(mean(self.base), _DIGITS),
             "echo_score": round(mean(self.echo), _DIGITS),
             "nearest_score": round(mean(self.nearest), _DIGITS),
-            "coverage": round(len(_scored(self.model)) / len(self.model), _DIGITS),
+            "coverage": round(len(scored(self.model)) / len(self.model), _DIGITS),
             "n": len(self.model),
         }
 
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What all judges say: the first one's figures stand for the whole, the others' beside them."""
+
+    reports: Sequence[Report]
+    panel_interval: tuple[float, float] | None = None  # of the judges' mean, where there are several
+    comparisons: Sequence[Comparison] = field(default_factory=tuple)
+
+    def metrics(self) -> dict[str, Any]:
+        """What `metrics/llm_judge_eval.json` holds: the first judge's report; with several judges each one's under
+        `judges`, their `agreement` on the model's responses by pairs, and the `panel`'s mean; with comparisons those.
+        """
+        first, *others = self.reports
+        metrics = first.metrics()
+        if others:
+            metrics["judges"] = {
+                report.judge: {key: value for key, value in report.metrics().items() if key != "judge"}
+                for report in self.reports
+            }
+            metrics["agreement"] = {
+                f"{a.judge} and {b.judge}": {
+                    key: round(value, _DIGITS) if isinstance(value, float) else value
+                    for key, value in dataclasses.asdict(agreement(a.model, b.model)).items()
+                }
+                for a, b in itertools.combinations(self.reports, 2)
+            }
+        if self.panel_interval:
+            panel = panel_scores([report.model for report in self.reports])
+            low, high = self.panel_interval
+            metrics["panel"] = {
+                "mean_score": round(mean(panel), _DIGITS),
+                "ci_low": round(low, _DIGITS),
+                "ci_high": round(high, _DIGITS),
+                "n": len(scored(panel)),
+            }
+        if self.comparisons:
+            metrics["pairwise"] = {comparison.judge: comparison.metrics() for comparison in self.comparisons}
+        return metrics
+
     def to_csv(self) -> str:
-        """A line for each test entry: index, score, base, echo, nearest; an empty cell where there is no score."""
+        """A line for each test entry: index, score, base, echo, nearest by the first judge; then the score by each
+        other judge, under its name. An empty cell where there is no score."""
+        first, *others = self.reports
         text = io.StringIO()
         table = csv.writer(text, lineterminator="\n")
-        table.writerow(["index", "score", "base", "echo", "nearest"])
-        for index, row in enumerate(zip(self.model, self.base, self.echo, self.nearest, strict=True)):
+        table.writerow(["index", "score", "base", "echo", "nearest", *(report.judge for report in others)])
+        columns = (first.model, first.base, first.echo, first.nearest, *(report.model for report in others))
+        for index, row in enumerate(zip(*columns, strict=True)):
             table.writerow([index, *("" if score is None else round(score, _DIGITS) for score in row)])
         return text.getvalue()
 
@@ -77,14 +121,39 @@ def read_responses(folder: str | os.PathLike[str]) -> tuple[list[Entry], list[En
 
 
 def evaluate_responses(
-    test_entries: Sequence[Entry], train_entries: Sequence[Entry], judge: Judge, bootstrap_samples: int, seed: int
-) -> Report:
+    test_entries: Sequence[Entry],
+    train_entries: Sequence[Entry],
+    judges: Sequence[Judge],
+    bootstrap_samples: int,
+    seed: int,
+    *,
+    pairwise: bool = False,
+) -> Evaluation:
     """Score the responses of `test_entries` and the three baselines. Entries as `read_responses` returns them.
 
-    Raises whatever UserError the judge does. The model's responses come first, so that a judge that fails does so soon.
+    With `pairwise` each judge also compares the model's responses with the base's, in both orders.
+
+    Raises whatever UserError a judge does. The model's responses come first, so that a judge that fails does so soon.
     """
+    reports = [_report(test_entries, train_entries, judge, bootstrap_samples, seed) for judge in judges]
+    panel_interval = None
+    if len(reports) > 1 and (panel := scored(panel_scores([report.model for report in reports]))):
+        panel_interval = bootstrap_interval(panel, bootstrap_samples, seed)
+    comparisons: list[Comparison] = []
+    if pairwise:
+        pairs = [
+            Pair(entry["instruction"], entry["input"], entry["output"], entry["response"], entry["base_response"])
+            for entry in test_entries
+        ]
+        comparisons = [compare(judge, pairs, bootstrap_samples, seed) for judge in judges]
+    return Evaluation(reports, panel_interval, comparisons)
+
+
+def _report(
+    test_entries: Sequence[Entry], train_entries: Sequence[Entry], judge: Judge, bootstrap_samples: int, seed: int
+) -> Report:
     model = judge.score(_items(test_entries, [entry["response"] for entry in test_entries]))
-    ci_low, ci_high = bootstrap_interval(_scored(model), bootstrap_samples, seed)
+    ci_low, ci_high = bootstrap_interval(scored(model), bootstrap_samples, seed)
     return Report(
         judge=judge.name,
         model=model,
@@ -96,24 +165,9 @@ def evaluate_responses(
     )
 
 
-def mean(scores: Scores) -> float:
-    """The mean of the scores that there are; summed exactly, so that it is the same on every machine."""
-    scored = _scored(scores)
-    return math.fsum(scored) / len(scored)
-
-
-def bootstrap_interval(scores: Sequence[float], samples: int, seed: int) -> tuple[float, float]:
-    """The 95% percentile bootstrap interval of the mean (Efron & Tibshirani 1993, chapter 13).
-
-    The scores are drawn anew, with replacement, `samples` times; 2.5% of those means lie below the interval and 2.5%
-    above it. It tells how far another test set of this size may fall, not how far the judge errs.
-    """
-    values = np.asarray(scores, dtype=np.float64)  # [n]
-    generator = np.random.Generator(np.random.PCG64(seed))
-    # A sample at a time: memory for n indices, not for n × samples.
-    means = [values[generator.integers(len(values), size=len(values))].mean() for _ in range(samples)]
-    low, high = np.percentile(means, [2.5, 97.5])
-    return float(low), float(high)
+def panel_scores(scores: Sequence[Scores]) -> list[float | None]:
+    """Of each item, the mean of all judges' scores; None where one of them gave none, lest a judge's absence count."""
+    return [None if None in item else mean(item) for item in zip(*scores, strict=True)]
 
 
 def _items(entries: Sequence[Entry], responses: Sequence[str]) -> list[Item]:
@@ -121,10 +175,6 @@ def _items(entries: Sequence[Entry], responses: Sequence[str]) -> list[Item]:
         Item(entry["instruction"], entry["input"], entry["output"], response)
         for entry, response in zip(entries, responses, strict=True)
     ]
-
-
-def _scored(scores: Scores) -> list[float]:
-    return [score for score in scores if score is not None]
 
 
 def _read(path: Path, keys: Sequence[str]) -> list[Entry]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
@@ -205,6 +205,7 @@ def _judge(root: Path, metrics: Mapping[str, Any]) -> Section | None:
     table = [("the fine-tuned model", f"{found['mean_score']:.1f}{interval}")]
     table += [(name, f"{score:.1f}") for name, score in others.items()]
     section = Section("judge", f"The judge: {found['judge']}", tables=[Table(("whose answers", "mean score"), table)])
+    section.tables += _several_judges(found)
     if rows := _rows(root / PLOTS / "judge_scores.csv"):
         scores = [float(row["score"]) if row["score"] else None for row in rows]
         section.pictures = [picture("Scores of the responses", plots.score_histogram, scores, others)]
@@ -212,6 +213,27 @@ def _judge(root: Path, metrics: Mapping[str, Any]) -> Section | None:
         section.answers = worst[:2]
         section.lead = "The two answers with the lowest scores are below." if worst else ""
     return section
+
+
+def _several_judges(found: Mapping[str, Any]) -> Iterator[Table]:
+    """All judges beside each other, how far they agree, and what they prefer, where there is such a thing."""
+    if judges := found.get("judges"):
+        rows = [(name, f"{j['mean_score']:.1f}", f"{j['base_score']:.1f}") for name, j in judges.items()]
+        rows.append(("their mean", f"{found['panel']['mean_score']:.1f}" if "panel" in found else "-", ""))
+        yield Table(("judge", "mean score", "of the base model"), rows, numeric=(1, 2))
+        rows = [
+            (pair, *("-" if a[key] is None else f"{a[key]:.2f}" for key in ("pearson", "spearman", "kendall")))
+            for pair, a in found["agreement"].items()
+        ]
+        yield Table(("judges", "Pearson", "Spearman", "Kendall"), rows, numeric=(1, 2, 3))
+    if pairwise := found.get("pairwise"):
+        rows = [
+            (name, f"{won['win_rate']:.1%}", f"{won['ci_low']:.1%} to {won['ci_high']:.1%}",
+             *(str(won[key]) for key in ("wins", "ties", "losses", "order_flips")))
+            for name, won in pairwise.items()
+        ]  # fmt: skip
+        columns = ("tuned against base, by", "win rate", "95% interval", "wins", "ties", "losses", "order flips")
+        yield Table(columns, rows, numeric=(1, 2, 3, 4, 5, 6))
 
 
 def _runs(root: Path, metrics: Mapping[str, Any]) -> Section:

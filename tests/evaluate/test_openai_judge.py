@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import socket
-import threading
+import tempfile
 import time
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
-from email.message import Message
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -18,95 +17,18 @@ import pytest
 from gpt2core import config
 from gpt2core.errors import UserError
 from gpt2core.evaluate.judge import evaluate_responses
-from gpt2core.evaluate.judges import Item, make_judge
-from gpt2core.evaluate.judges.openai import parse_score
+from gpt2core.evaluate.judges import Item, Judge, Pair, make_judges
+from gpt2core.evaluate.judges.questions import parse_preference, parse_score
+from tests.evaluate.chat_server import Reply, Request, Server
 
 KEY = "sk-loopback-0123456789"
 
 
-@dataclass
-class Reply:
-    text: str | None = None
-    status: int = 200
-    delay_s: float = 0
-    headers: dict[str, str] = field(default_factory=dict)
-    body: bytes | None = None  # instead of a chat completion
-
-
-@dataclass
-class Request:
-    path: str
-    headers: Message  # by name, whatever the case
-    body: dict[str, Any]
-
-    @property
-    def prompt(self) -> str:
-        return self.body["messages"][0]["content"]
-
-    @property
-    def turns(self) -> int:
-        return len(self.body["messages"])
-
-
-class Server:
-    """Answers each request with `answer(request)`; keeps the requests, and how many were under way at once."""
-
-    def __init__(self) -> None:
-        self.requests: list[Request] = []
-        self.answer: Callable[[Request], Reply] = lambda request: Reply("50")
-        self.at_once = self.most_at_once = 0
-        lock = threading.Lock()
-        outer = self
-
-        class Handler(BaseHTTPRequestHandler):
-            def do_POST(self) -> None:
-                body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-                request = Request(self.path, self.headers, body)
-                with lock:
-                    outer.requests.append(request)
-                    outer.at_once += 1
-                    outer.most_at_once = max(outer.most_at_once, outer.at_once)
-                    reply = outer.answer(request)
-                time.sleep(reply.delay_s)
-                with lock:
-                    outer.at_once -= 1
-                message = {"role": "assistant", "content": reply.text}
-                completion = {
-                    "id": "1",
-                    "object": "chat.completion",
-                    "created": 0,
-                    "model": "m",
-                    "choices": [{"index": 0, "message": message, "finish_reason": "stop"}],
-                }
-                content = json.dumps(completion).encode() if reply.body is None else reply.body
-                headers = {"Content-Type": "application/json", "Content-Length": str(len(content)), **reply.headers}
-                try:
-                    self.send_response(reply.status)
-                    for name, value in headers.items():
-                        self.send_header(name, value)
-                    self.end_headers()
-                    self.wfile.write(content)
-                except OSError:
-                    pass  # the client gave up waiting
-
-            def log_message(self, *_: object) -> None:
-                pass
-
-        self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        self.base_url = f"http://127.0.0.1:{self._server.server_port}/v1"
-        self._thread = threading.Thread(target=self._server.serve_forever, kwargs={"poll_interval": 0.02})
-        self._thread.start()
-
-    def close(self) -> None:
-        self._server.shutdown()
-        self._server.server_close()
-        self._thread.join()
-
-
 @pytest.fixture(autouse=True)
-def environment(monkeypatch: pytest.MonkeyPatch) -> None:
+def environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("OPENAI_API_KEY", KEY)
     monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    monkeypatch.setenv("REPLIES", str(tmp_path))
 
 
 @pytest.fixture
@@ -118,18 +40,31 @@ def server() -> Iterator[Server]:
 
 def params(base_url: str, **changes: Any) -> config.Judge:
     values: dict[str, Any] = dict(
-        kind="openai", base_url=base_url, model="judge-model", timeout_s=5.0, max_retries=2, concurrency=2,
-        min_coverage=0.5, bootstrap_samples=20, max_items=None,
+        kind="openai", base_url=base_url, model="judge-model", model_dir=None, num_ctx=None, timeout_s=5.0,
+        max_retries=2, concurrency=2, requests_per_minute=None, pairwise=False, min_coverage=0.5, bootstrap_samples=20,
+        max_items=None,
     )  # fmt: skip
     return config.Judge(**{**values, **changes})
 
 
+def judge_of(params: config.Judge, seed: int = 7, replies: Path | None = None) -> Judge:
+    """The judge, with what is kept in `replies`; by default nothing is there."""
+    (judge,) = make_judges(params, seed, replies or Path(tempfile.mkdtemp(dir=os.environ["REPLIES"])))
+    return judge
+
+
 def items(*responses: str) -> list[Item]:
-    return [Item("Name a colour.", "of the sky", "blue as can be", response) for response in responses]
+    """Each with an instruction of its own, since equal questions are asked once."""
+    return [
+        Item(f"Name a colour. {number}", "of the sky", "blue as can be", response)
+        for number, response in enumerate(responses)
+    ]
 
 
-def score(server: Server, *responses: str, seed: int = 7, **changes: Any) -> list[float | None]:
-    return make_judge(params(server.base_url, **changes), seed).score(items(*responses))
+def score(
+    server: Server, *responses: str, seed: int = 7, replies: Path | None = None, **changes: Any
+) -> list[float | None]:
+    return judge_of(params(server.base_url, **changes), seed, replies).score(items(*responses))
 
 
 def failure(server: Server, *responses: str, **changes: Any) -> str:
@@ -204,7 +139,7 @@ def test_nonsense_always_is_counted_and_not_dropped(server: Server) -> None:
 def test_too_little_coverage_is_an_error_with_counts_and_stops_asking(server: Server) -> None:
     server.answer = lambda request: Reply("no idea" if "<response>\nbad" in request.prompt else "80")
     message = failure(server, "good", "bad", "bad", *["good"] * 37, min_coverage=0.96, concurrency=1)
-    for part in ("40 responses", "1 were scored", "2 could not", "0.96", "2 × the reply is not a score", "judge-model"):
+    for part in ("40 responses", "1 were judged", "2 could not", "0.96", "2 × the reply is not a score", "judge-model"):
         assert part in message
     assert len(server.requests) < 10
 
@@ -243,7 +178,7 @@ def test_a_closed_port_names_the_url_and_what_to_do() -> None:
         base_url = f"http://127.0.0.1:{closed.getsockname()[1]}/v1"
     start = time.monotonic()
     with pytest.raises(UserError) as caught:
-        make_judge(params(base_url, max_retries=0), seed=0).score(items(*"abcdefgh"))
+        judge_of(params(base_url, max_retries=0)).score(items(*"abcdefgh"))
     assert time.monotonic() - start < 5
     for part in (base_url, "no server answers", "ollama serve", "judge.base_url", "chrf"):
         assert part in str(caught.value)
@@ -252,7 +187,7 @@ def test_a_closed_port_names_the_url_and_what_to_do() -> None:
 @pytest.mark.parametrize("base_url", ["localhost/v1", "http://127.0.0.1:port/v1"])
 def test_what_is_no_url_is_an_error_too(base_url: str) -> None:
     with pytest.raises(UserError) as caught:
-        make_judge(params(base_url, max_retries=0), seed=0).score(items("a"))
+        judge_of(params(base_url, max_retries=0)).score(items("a"))
     assert base_url in str(caught.value)
 
 
@@ -289,7 +224,7 @@ def test_the_key_is_in_the_header_and_nowhere_else(
 ) -> None:
     caplog.set_level(logging.DEBUG)
     entry = {"instruction": "i", "input": "", "output": "o", "response": "r", "base_response": "b"}
-    report = evaluate_responses([entry], [entry], make_judge(params(server.base_url), seed=0), 10, seed=0)
+    report = evaluate_responses([entry], [entry], [judge_of(params(server.base_url))], 10, seed=0)
     assert report.metrics()["judge"] == "openai:judge-model"
     assert len(server.requests) == 4  # the model's answer, the base's, the echo, the nearest
     shown = [json.dumps(report.metrics()), report.to_csv(), json.dumps([request.body for request in server.requests])]
@@ -316,3 +251,138 @@ def test_white_space_around_the_key_is_cut(server: Server, monkeypatch: pytest.M
     monkeypatch.setenv("OPENAI_API_KEY", f" {KEY}\n")
     score(server, "a")
     assert server.requests[0].headers["Authorization"] == f"Bearer {KEY}"
+
+
+# -- what is kept -----------------------------------------------------------------------------------------------------
+
+
+def lines(folder: Path) -> list[dict[str, Any]]:
+    (path,) = folder.glob("*.jsonl")
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+
+
+def test_a_rerun_asks_for_nothing_and_every_reply_is_kept(server: Server, tmp_path: Path) -> None:
+    server.answer = lambda request: Reply("no idea" if "<response>\nbad" in request.prompt else "80")
+    first = score(server, "good", "bad", replies=tmp_path)
+    assert (first, len(server.requests)) == ([80.0, None], 3)
+    assert score(server, "good", "bad", replies=tmp_path) == first
+    assert len(server.requests) == 3
+    kept = lines(tmp_path)
+    assert sorted(record["reply"] for record in kept) == ["80", "no idea", "no idea"]
+    assert all((record["judge"], record["model"]) == ("openai", "judge-model") for record in kept)
+    assert {len(record["messages"]) for record in kept} == {1, 3}
+
+
+@pytest.mark.parametrize("changed", [{"model": "another"}, {"seed": 8}, {"num_ctx": 512}])
+def test_another_model_seed_or_context_is_asked_anew(server: Server, tmp_path: Path, changed: dict[str, Any]) -> None:
+    score(server, "a", replies=tmp_path)
+    score(server, "a", replies=tmp_path, **changed)
+    assert len(server.requests) == 2
+
+
+def test_other_prompts_are_asked_anew(server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    score(server, "a", replies=tmp_path)
+    monkeypatch.setattr("gpt2core.evaluate.judges.questions.PROMPT_VERSION", "new")
+    score(server, "a", replies=tmp_path)
+    assert len(server.requests) == 2
+
+
+def test_requests_that_failed_are_asked_for_again(server: Server, tmp_path: Path) -> None:
+    server.answer = lambda request: Reply(status=500 if "<response>\nb" in request.prompt else 200, text="1")
+    assert score(server, "a", "b", replies=tmp_path, max_retries=0) == [1.0, None]
+    server.answer = lambda request: Reply("2")
+    assert score(server, "a", "b", replies=tmp_path) == [1.0, 2.0]
+
+
+def test_a_server_that_dies_in_the_middle_is_told_and_the_next_run_asks_for_the_rest(tmp_path: Path) -> None:
+    server = Server()
+    responses = [f"r{number}" for number in range(12)]
+
+    def dying(request: Request) -> Reply:
+        if len(server.requests) > 5:
+            server.stop_listening()
+            return Reply(body=b"")
+        return Reply("70")
+
+    server.answer = dying
+    with pytest.raises(UserError, match="no server answers there"):
+        score(server, *responses, replies=tmp_path, max_retries=0, concurrency=1, min_coverage=0.0)
+    server.close()
+    again = Server(port=server.port)
+    try:
+        again.answer = lambda request: Reply("30")
+        scores = score(again, *responses, replies=tmp_path)
+    finally:
+        again.close()
+    assert scores == [70.0] * 5 + [30.0] * 7
+    assert len(again.requests) == 7
+
+
+def test_what_a_killed_process_left_torn_counts_for_nothing(server: Server, tmp_path: Path) -> None:
+    score(server, "a", "b", replies=tmp_path, concurrency=1)
+    (path,) = tmp_path.glob("*.jsonl")
+    path.write_bytes(path.read_bytes()[:-20])
+    assert score(server, "a", "b", replies=tmp_path) == [50.0, 50.0]
+    assert len(server.requests) == 3
+    assert score(server, "a", "b", replies=tmp_path) == [50.0, 50.0]
+    assert len(server.requests) == 3  # the line that was added after the torn one is read
+
+
+def test_a_key_that_a_model_repeats_is_not_kept(server: Server, tmp_path: Path) -> None:
+    server.answer = lambda request: Reply(f"Bearer {KEY}")
+    assert "not a score" in failure(server, "a", replies=tmp_path)
+    assert all(KEY.encode() not in path.read_bytes() for path in tmp_path.glob("*"))
+    assert lines(tmp_path)[0]["reply"] == "Bearer [key]"
+
+
+# -- how it is asked --------------------------------------------------------------------------------------------------
+
+
+def test_ollama_gets_its_context_by_its_own_api(server: Server) -> None:
+    assert score(server, "a", num_ctx=2048, seed=123) == [50.0]
+    (request,) = server.requests
+    assert request.path == "/api/chat"
+    assert request.body["options"] == {"seed": 123, "temperature": 0, "num_ctx": 2048}
+    assert (request.body["model"], request.body["stream"]) == ("judge-model", False)
+
+
+@pytest.mark.parametrize("body", [b"{}", b"[1]", b'{"message": {"content": 5}}'])
+def test_an_answer_that_is_not_ollamas_is_counted(server: Server, body: bytes) -> None:
+    server.answer = lambda request: Reply(body=body)
+    assert "no chat completion" in failure(server, "a", num_ctx=2048)
+
+
+def test_requests_a_minute_are_a_limit_on_retries_too(server: Server) -> None:
+    def answer(request: Request) -> Reply:
+        busy = len(server.requests) == 2
+        return Reply("70", status=429 if busy else 200, headers={"retry-after-ms": "1"} if busy else {})
+
+    server.answer = answer
+    assert score(server, *"abcd", concurrency=4, requests_per_minute=600) == [70.0] * 4
+    times_s = sorted(request.time_s for request in server.requests)
+    assert len(times_s) == 5
+    assert times_s[-1] - times_s[0] >= 4 * 0.1 - 0.05  # a late arrival may come nearer to the next, not all of them
+
+
+# -- two by two -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("reply", "expected"),
+    [("A", "first"), ("b", "second"), ("Tie.", "tie"), (" Response A\n", "first"), ("A or B", None), ("A!", None),
+     ("neither", None), ("", None), ("tie tie", None)],
+)  # fmt: skip
+def test_only_a_whole_reply_that_is_a_choice_counts(reply: str, expected: str | None) -> None:
+    assert parse_preference(reply) == expected
+
+
+def test_a_choice_follows_the_responses_and_is_repaired_once(server: Server) -> None:
+    def answer(request: Request) -> Reply:
+        if request.turns == 1:
+            return Reply("Hard to say!")
+        return Reply("B" if "<response_b>\ngood" in request.prompt else "A")
+
+    server.answer = answer
+    pairs = [Pair("i", "", "r", "good", "bad"), Pair("i", "", "r", "bad", "good")]
+    assert judge_of(params(server.base_url)).prefer(pairs) == ["first", "second"]
+    assert len(server.requests) == 4

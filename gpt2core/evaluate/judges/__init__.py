@@ -1,12 +1,20 @@
-"""Judges: what gives a response its score from 0 to 100. A new one is a module here and a line in `make_judge`."""
+"""Judges: what scores a response from 0 to 100, and says which of two is better.
+
+A new one is a module here and a line in `make_judges`. `chrf` compares with the reference; the others are language
+models: what they are asked stands in `questions.py`, how in `language_model.py`, and who answers in `openai.py` (a
+server) and `local.py` (a model directory).
+"""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from pathlib import Path
+from typing import Literal, Protocol
 
 from gpt2core import config
+
+Preference = Literal["first", "second", "tie"]
 
 
 @dataclass(frozen=True)
@@ -19,6 +27,17 @@ class Item:
     response: str
 
 
+@dataclass(frozen=True)
+class Pair:
+    """Two responses to be compared, in the order in which the judge sees them."""
+
+    instruction: str
+    input: str
+    reference: str
+    first: str
+    second: str
+
+
 class Judge(Protocol):
     """Scores responses. `name` stands in the metrics beside the scores, which mean nothing without it."""
 
@@ -28,21 +47,37 @@ class Judge(Protocol):
         """A score from 0 to 100 for each item, in their order; None where it could not be scored."""
         ...
 
+    def prefer(self, pairs: Sequence[Pair]) -> list[Preference | None]:
+        """Which response of each pair is better, in their order; None where that could not be told."""
+        ...
 
-def make_judge(judge: config.Judge, seed: int) -> Judge:
-    """The judge that the params name. `seed` is sent with each request of a judge that samples."""
-    if judge.kind == "chrf":
-        from gpt2core.evaluate.judges.chrf import ChrfJudge
 
-        return ChrfJudge()
-    from gpt2core.evaluate.judges.openai import OpenAIJudge  # the client takes half a second to import
+def make_judges(judge: config.Judge, seed: int, replies_dir: Path) -> list[Judge]:
+    """The judges that the params name, in their order. `seed` is sent with each request of a judge that samples.
 
-    return OpenAIJudge(
-        base_url=judge.base_url or "",
-        model=judge.model or "",
-        seed=seed,
-        timeout_s=judge.timeout_s,
-        max_retries=judge.max_retries,
-        concurrency=judge.concurrency,
-        min_coverage=judge.min_coverage,
-    )
+    Args:
+        judge: the section `judge`.
+        seed: of the pipeline.
+        replies_dir: where language models' replies are kept, see `Replies`.
+    """
+    judges: list[Judge] = []
+    for kind in judge.kinds():
+        if kind == "chrf":
+            from gpt2core.evaluate.judges.chrf import ChrfJudge
+
+            judges.append(ChrfJudge())
+            continue
+
+        from gpt2core.evaluate.judges.language_model import Chat, LanguageModelJudge
+
+        chats: list[Chat]
+        if kind == "openai":
+            from gpt2core.evaluate.judges.openai import OpenAIChat  # the client takes half a second to import
+
+            chats = [OpenAIChat(judge, model, seed) for model in judge.models()]
+        else:
+            from gpt2core.evaluate.judges.local import local_chat
+
+            chats = [local_chat(Path(judge.model_dir or ""))]
+        judges += [LanguageModelJudge(chat, replies_dir, judge.min_coverage) for chat in chats]
+    return judges

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 
 from sacrebleu.metrics.chrf import CHRF
 
-from gpt2core.evaluate.judges import Item
+from gpt2core.evaluate.judges import Item, Pair, Preference
 
 
 class ChrfJudge:
@@ -26,3 +26,13 @@ class ChrfJudge:
     def score(self, items: Sequence[Item]) -> list[float | None]:
         """F-score from 0 to 100 of each response, recall weighing twice as much as precision; an empty one gets 0."""
         return [self._metric.sentence_score(item.response, [item.reference]).score for item in items]
+
+    def prefer(self, pairs: Sequence[Pair]) -> list[Preference | None]:
+        """The response with the higher score; equal scores are a tie."""
+        chosen: list[Preference | None] = []
+        for pair in pairs:
+            first, second = (
+                self._metric.sentence_score(response, [pair.reference]).score for response in (pair.first, pair.second)
+            )
+            chosen.append("tie" if first == second else "first" if first > second else "second")
+        return chosen

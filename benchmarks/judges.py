@@ -1,0 +1,90 @@
+"""How far judges agree with GPT-4, on 200 responses that it scored.
+
+    python -m benchmarks.judges MIRROR [--params params.yaml]
+
+The responses, two models' to the same 100 instructions, and the scores by GPT-4 and by Llama-3-8B are those of
+LLMs-from-scratch (MIRROR/judge-examples; Apache-2.0). chrF++ and BLEU score them here; with --params so do the judges
+of that file, to choose one by. Ranks count (Spearman, Kendall): no two judges share a scale. Llama-3-8B's recorded
+scores of the second model are 99: one reply was dropped, nobody knows which, so only those of the first can be used.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+
+import sacrebleu
+
+from gpt2core import config, files
+from gpt2core.evaluate.agreement import agreement
+from gpt2core.evaluate.intervals import Scores, mean, scored
+from gpt2core.evaluate.judges import Item, make_judges
+from gpt2core.evaluate.judges.chrf import ChrfJudge
+from gpt2core.runtime import run_stage
+
+ROOT = Path(__file__).parents[1]
+MODELS = ("1", "2")
+N_ENTRIES = 100
+PARTS = {"model 1": slice(0, 100), "model 2": slice(100, 200), "both": slice(0, 200)}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("mirror", type=Path, help="the folder that holds judge-examples")
+    parser.add_argument("--params", type=Path, help="a params file whose judges score the responses, too")
+    arguments = parser.parse_args()
+    items = read_items(arguments.mirror / "judge-examples")
+    judged: dict[str, Scores] = {"chrF++": ChrfJudge().score(items), "BLEU": bleu(items)}
+    if arguments.params:
+        params = config.load_params(arguments.params)
+        for judge in make_judges(params.judge, params.seed, ROOT / ".judge-replies"):
+            judged[judge.name] = judge.score(items)
+    judged["Llama-3-8B, as recorded"] = read_scores(arguments.mirror / "judge-examples", "llama3-8b")
+    print("\n".join(table(judged, read_scores(arguments.mirror / "judge-examples", "gpt4"))))
+
+
+def read_items(folder: Path) -> list[Item]:
+    """The responses of the first model, then those of the second."""
+    entries = files.read_json(folder / "eval-example-data.json")
+    return [
+        Item(entry["instruction"], entry["input"], entry["output"], entry[f"model {model} response"])
+        for model in MODELS
+        for entry in entries
+    ]
+
+
+def read_scores(folder: Path, judge: str) -> list[float | None]:
+    """The recorded scores by a judge, 0 to 100, in the order of `read_items`; None where it is not known of what."""
+    scores: list[float | None] = []
+    for model in MODELS:
+        recorded = files.read_json(folder / f"scores-{judge}-model-{model}-response.json")
+        scores += map(float, recorded) if len(recorded) == N_ENTRIES else [None] * N_ENTRIES
+    return scores
+
+
+def bleu(items: Sequence[Item]) -> list[float]:
+    """Sentence BLEU (Papineni et al. 2002), as sacrebleu computes and smooths it."""
+    return [sacrebleu.sentence_bleu(item.response, [item.reference]).score for item in items]
+
+
+def table(judged: dict[str, Scores], gpt4: Scores) -> list[str]:
+    """Lines of Markdown: each judge's agreement with GPT-4 and both means."""
+    lines = [
+        "| judge | responses of | n | Pearson | Spearman | Kendall | mean | GPT-4's mean |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    for name, scores in judged.items():
+        # "both" says nothing new of a judge of one.
+        parts = {key: part for key, part in PARTS.items() if len(scored(scores[part])) > (part.stop - part.start) / 2}
+        for responses, part in parts.items():
+            found = agreement(scores[part], gpt4[part])
+            correlations = (found.pearson, found.spearman, found.kendall)
+            cells = ["-" if value is None else f"{value:.3f}" for value in correlations]
+            cells += [f"{mean(scores[part]):.1f}", f"{mean(gpt4[part]):.1f}"]
+            lines.append(f"| {name} | {responses} | {found.n} | {' | '.join(cells)} |")
+    return lines
+
+
+if __name__ == "__main__":
+    run_stage(main)
