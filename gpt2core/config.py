@@ -30,6 +30,8 @@ PRESETS: dict[str, dict[str, int]] = {
 }
 OPENAI_SIZES = ("124M", "355M", "774M", "1558M", "tiny")
 
+MISSING = "missing; profiles/embedded.yaml shows a value, `gpt2core doctor` all lines that an older file lacks"
+
 PositiveInt = Annotated[int, Field(gt=0)]
 Count = Annotated[int, Field(ge=0)]
 Seed = Annotated[int, Field(ge=0, lt=2**63)]  # what torch's generators take
@@ -270,7 +272,7 @@ def _explain(details: Any) -> str:
             section = Params.model_fields[details["loc"][0]].annotation
         return f"{key}: unknown key; allowed here: {', '.join(section.model_fields)}"
     if kind == "missing":
-        return f"{key}: missing; profiles/embedded.yaml shows a value and what it means"
+        return f"{key}: {MISSING}"
     if kind == "literal_error":
         return f"{key}: {value!r} is not allowed; allowed: {context['expected']}"
     if kind == "string_pattern_mismatch":

@@ -23,6 +23,7 @@ ALLOWED: dict[str, set[str]] = {
     "inspect": {"model", "tokenizer", "generate"},
     "track": set(),
     "report": {"model", "tokenizer", "generate", "data", "weights", "train", "evaluate", "inspect", "track"},
+    "doctor": {"model", "tokenizer", "data", "weights", "train", "track"},
     "learn": {"weights"},  # the written-out GPT opens model directories; nothing imports learn
     "ui": {"model", "tokenizer", "generate", "weights", "train", "inspect", "report"},
     "cli": {
@@ -37,6 +38,7 @@ ALLOWED: dict[str, set[str]] = {
         "track",
         "report",
         "ui",
+        "doctor",
     },
 }
 

@@ -12,6 +12,7 @@ import click
 from gpt2core import __version__
 from gpt2core.cli.classify import classify
 from gpt2core.cli.convert import convert
+from gpt2core.cli.doctor import doctor
 from gpt2core.cli.export_openai import export_openai
 from gpt2core.cli.generate import generate
 from gpt2core.cli.inspect import inspect
@@ -40,9 +41,11 @@ def cli() -> None:
     """GPT-2 from scratch: use the models that the pipeline made. `dvc repro` makes them."""
 
 
-for command in (
-    generate, classify, respond, inspect, perplexity, ui, convert, export_openai, verify, summary, report
-):  # fmt: skip
+COMMANDS = (
+    generate, classify, respond, inspect, perplexity, ui, convert, export_openai, verify, summary, report,
+    doctor,
+)  # fmt: skip
+for command in COMMANDS:
     cli.add_command(command)
 
 

@@ -1,0 +1,48 @@
+"""`gpt2core doctor`"""
+
+from __future__ import annotations
+
+import dataclasses
+import sys
+from typing import TYPE_CHECKING
+
+import click
+
+from gpt2core import config
+from gpt2core.cli import options
+
+if TYPE_CHECKING:
+    from gpt2core.doctor import Finding
+
+
+@click.command(short_help="Whether this machine is fit to run params.yaml.")
+@click.option("--measure/--no-measure", default=True, help="Take some training steps, for memory and time.")
+@options.as_json
+def doctor(measure: bool, as_json: bool) -> None:
+    """Examine Python, torch, the machine, params.yaml, Git, DVC, MLflow and the sources.
+
+    Each finding comes with what to do about it. Memory and time are of some short training steps, which take half a
+    minute, for the large sizes two. Ends with 1 if something would stop a run.
+    """
+    from gpt2core.doctor import examine
+
+    findings = []
+    for finding in examine(config.project_root(), measure=measure):
+        findings.append(finding)
+        if not as_json:
+            _print(finding)
+    n_problems = sum(finding.level == "problem" for finding in findings)
+    if as_json:
+        rows = [dataclasses.asdict(finding) for finding in findings]
+        options.print_json({"fit": n_problems == 0, "findings": rows})
+    elif n_problems:
+        click.echo(f"\n{n_problems} problem{'s' if n_problems > 1 else ''} that would stop a run")
+    else:
+        click.echo("\nfit to run: dvc repro")
+    sys.exit(1 if n_problems else 0)
+
+
+def _print(finding: Finding) -> None:
+    click.echo(f"{finding.level:<8} {finding.area:<9} {finding.what}")
+    for number, line in enumerate(finding.remedy.splitlines()):
+        click.echo(f"{'':<18} {'do: ' if number == 0 else '    '}{line}")

@@ -1,0 +1,123 @@
+"""The project's files: params, models, and what Git does not know."""
+
+from __future__ import annotations
+
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from gpt2core import config
+from gpt2core.doctor.finding import Finding
+from gpt2core.errors import UserError
+from gpt2core.weights.config_json import read_config_json
+
+MAX_NAMED = 5
+CODE = ("gpt2core", "stages", "data/own", "params.yaml", "dvc.yaml")  # what an experiment's copy takes from Git
+FOREIGN_WEIGHTS = ("pytorch_model.bin", "*.pt", "*.pth", "*.ckpt")
+
+
+def parameters(root: Path) -> Iterator[Finding]:
+    """Whether params.yaml has the keys of this version; the lines of the missing ones, to copy."""
+    path, model = root / "params.yaml", root / "profiles" / "embedded.yaml"
+    try:
+        there, now = config.read_yaml(path), config.read_yaml(model)
+    except UserError as error:
+        yield Finding("problem", "params", str(error), "make profile NAME=embedded")
+        return
+    if not isinstance(there, dict):
+        return  # loading it says so
+    missing = missing_lines(there, model.read_text(encoding="utf-8"))
+    if missing:
+        n = sum(line.startswith("  ") or not line.endswith(":") for line in missing)
+        remedy = "\n".join(["add to it, with values of your own:", *missing])
+        yield Finding("problem", "params", f"params.yaml is of an older version: it lacks {n} key(s)", remedy)
+    elif there == now:
+        yield Finding("ok", "params", "params.yaml is the profile embedded")
+    else:
+        yield Finding("ok", "params", "params.yaml has every key of this version")
+
+
+def missing_lines(there: dict[str, Any], profile: str) -> list[str]:
+    """The lines of a profile's text whose keys `there` lacks, each section under its name.
+
+    >>> missing_lines({"a": {"b": 1}}, "a:\\n  # what\\n  b: 2\\n  c: 3  # thrice\\n\\nd: 4\\n")
+    ['a:', '  c: 3  # thrice', 'd: 4']
+    """
+    lines: list[str] = []
+    section = ""
+    for line in profile.splitlines():
+        key = line.strip().partition(":")[0]
+        if not line.strip() or line.lstrip().startswith("#"):
+            continue
+        if not line.startswith(" "):
+            section = key
+            if section not in there:
+                lines.append(line)
+            continue
+        values = there.get(section, {})
+        if isinstance(values, dict) and key not in values:
+            if section in there and f"{section}:" not in lines:
+                lines.append(f"{section}:")
+            lines.append(line)
+    return lines
+
+
+def git(root: Path) -> Iterator[Finding]:
+    """Whether this is a Git repository, and which files an experiment's copy would lack."""
+    try:
+        listed = subprocess.run(
+            ["git", "ls-files", "--others", "--exclude-standard", "-z", "--", *CODE],
+            cwd=root, capture_output=True, text=True, timeout=30,
+        )  # fmt: skip
+    except (OSError, subprocess.TimeoutExpired) as error:
+        yield Finding("problem", "git", f"cannot be run ({error})", "install git")
+        return
+    if listed.returncode:
+        yield Finding("problem", "git", "this folder is no repository", "git init && git add --all && git commit")
+        return
+    untracked = [name for name in listed.stdout.split("\0") if name]
+    if untracked:
+        named = ", ".join(untracked[:MAX_NAMED]) + (", …" if len(untracked) > MAX_NAMED else "")
+        yield Finding(
+            "warning", "git", f"`dvc exp run --queue` and `--temp` would miss {len(untracked)} file(s): {named}",
+            f"git add -N {' '.join(untracked[:MAX_NAMED])}",
+        )  # fmt: skip
+    else:
+        yield Finding("ok", "git", "experiments see every file that a stage reads")
+
+
+def model_directories(root: Path) -> Iterator[Finding]:
+    """Whether this version reads each directory under models/; by its config.json, without reading weights."""
+    read = 0
+    folders = (
+        sorted(path for path in (root / "models").rglob("*") if path.is_dir()) if (root / "models").exists() else []
+    )
+    for folder in folders:
+        name = folder.relative_to(root)
+        if not (folder / "config.json").exists():
+            if _has_pickle(folder):
+                yield Finding(
+                    "problem", "models", f"{name} holds weights as pickle, which this project does not read",
+                    "save them as safetensors with the program that made them",
+                )  # fmt: skip
+            continue
+        try:
+            read_config_json(folder / "config.json")
+        except UserError as error:
+            yield Finding(
+                "problem", "models", str(error), f"made by another version? dvc repro, or: gpt2core verify {name}"
+            )
+            continue
+        if not next(folder.glob("model*.safetensors"), None):
+            remedy = "save it with save_pretrained(…, safe_serialization=True)" if _has_pickle(folder) else "dvc repro"
+            yield Finding("problem", "models", f"{name} has no model.safetensors", remedy)
+        elif not (folder / "vocab.json").exists() and not (folder / "tokenizer.json").exists():
+            yield Finding("warning", "models", f"{name} has no tokenizer: text cannot be read or written", "dvc repro")
+        else:
+            read += 1
+    yield Finding("ok", "models", f"{read} model directories that this version reads")
+
+
+def _has_pickle(folder: Path) -> bool:
+    return any(next(folder.glob(pattern), None) is not None for pattern in FOREIGN_WEIGHTS)

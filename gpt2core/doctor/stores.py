@@ -1,0 +1,147 @@
+"""DVC, MLflow's store, and where the inputs come from."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import socket
+import sqlite3
+from collections.abc import Iterator
+from pathlib import Path
+from urllib.parse import urlsplit
+
+import requests
+
+from gpt2core import config
+from gpt2core.data import sources
+from gpt2core.data.sources import Asset, File
+from gpt2core.doctor.finding import Finding
+from gpt2core.errors import UserError
+
+CONNECT_TIMEOUT_S = 3.0
+
+
+def dvc(root: Path) -> Iterator[Finding]:
+    """Whether DVC is set up, and where results would be pushed."""
+    from dvc.exceptions import DvcException
+    from dvc.repo import Repo
+
+    try:
+        with contextlib.closing(Repo(str(root))) as repo:
+            remote = repo.config["core"].get("remote")
+            cache = Path(repo.cache.local.path)
+    except (DvcException, OSError) as error:
+        yield Finding("problem", "dvc", f"{error}", "dvc init")
+        return
+    cache.mkdir(parents=True, exist_ok=True)
+    if not os.access(cache, os.W_OK):
+        yield Finding("problem", "dvc", f"its cache {cache} cannot be written", f"sudo chown -R $USER {cache}")
+    else:
+        yield Finding("ok", "dvc", f"cache {cache}, {f'remote {remote}' if remote else 'no remote'}")
+
+
+def mlflow(root: Path) -> Iterator[Finding]:
+    """Whether the tracking store can be used."""
+    if os.environ.get("GPT2CORE_TRACKING", "").lower() in ("off", "0", "false", "no"):
+        yield Finding("note", "mlflow", "GPT2CORE_TRACKING turns it off", "unset GPT2CORE_TRACKING")
+        return
+    address = os.environ.get("MLFLOW_TRACKING_URI")
+    if address and address.startswith(("http://", "https://")):
+        yield _server(address)
+        return
+    path = Path(address.removeprefix("sqlite:///")) if address else root / "mlflow.db"
+    if address and not address.startswith("sqlite:///"):
+        yield Finding("note", "mlflow", f"the store is {urlsplit(address).scheme}://…, which is not examined")
+    elif not path.exists():
+        yield Finding("ok", "mlflow", f"{path.name} will be made by the first stage")
+    else:
+        yield _database(path)
+
+
+def _database(path: Path) -> Finding:
+    aside = f"mv {path} {path}.damaged; gpt2core sync-mlflow fills a new one from Git and metrics/"
+    try:
+        with contextlib.closing(
+            sqlite3.connect(f"file:{path}?mode=ro", uri=True, timeout=CONNECT_TIMEOUT_S)
+        ) as database:
+            (verdict,) = database.execute("PRAGMA quick_check(1)").fetchone()
+            (runs,) = database.execute("SELECT count(*) FROM runs WHERE lifecycle_stage = 'active'").fetchone()
+    except sqlite3.Error as error:
+        return Finding("problem", "mlflow", f"{path.name} cannot be read ({error})", aside)
+    if verdict != "ok":
+        return Finding("problem", "mlflow", f"{path.name} is damaged ({verdict})", aside)
+    return Finding("ok", "mlflow", f"{path.name}, {runs} runs")
+
+
+def _server(address: str) -> Finding:
+    shown = urlsplit(address)._replace(netloc=urlsplit(address).netloc.rpartition("@")[2]).geturl()
+    try:
+        answer = requests.get(f"{address.rstrip('/')}/health", timeout=CONNECT_TIMEOUT_S)
+    except requests.RequestException as error:
+        return Finding(
+            "warning", "mlflow", f"{shown} does not answer ({type(error).__name__}); stages would go on untracked",
+            "start it, or unset MLFLOW_TRACKING_URI; gpt2core sync-mlflow fills in later what is missing",
+        )  # fmt: skip
+    return Finding("ok", "mlflow", f"{shown} answers ({answer.status_code})")
+
+
+def needed(params: config.Params) -> list[tuple[Asset, list[File]]]:
+    """The public assets that the params need, with the files to fetch. Unknown names are the params' matter."""
+    names: list[tuple[sources.Kind, str]] = [("sms", params.data.sms), ("instructions", params.data.instructions)]
+    corpora = [params.data.corpus] if isinstance(params.data.corpus, str) else params.data.corpus
+    names += [("corpus", name) for name in corpora]
+    names += [("openai", f"openai-{size}") for size in params.openai.sizes]
+    if params.tokenizer.kind == "gpt2":
+        names.append(("tokenizer", "gpt2-bpe"))
+    found = []
+    for kind, name in names:
+        with contextlib.suppress(UserError):
+            if name.startswith("own/"):
+                continue
+            asset = sources.from_url(name) if name.startswith("https://") else sources.find(kind, name)
+            if asset.origin == "public":
+                found.append((asset, list(asset.files)))
+    return found
+
+
+def sources_of(params: config.Params) -> Iterator[Finding]:
+    """Whether the mirror, or else each host, can give the inputs that the params name."""
+    assets = needed(params)
+    mirror = os.environ.get("GPT2CORE_MIRROR")
+    if not assets:
+        yield Finding("ok", "sources", "the params need nothing from the network")
+        return
+    if mirror and "://" not in mirror:
+        lacking = [
+            f"{asset.name}/{file.name}"
+            for asset, listed in assets
+            for file in listed
+            if not _is_whole(Path(mirror) / asset.name / file.name, file.size_bytes)
+        ]
+        if not lacking:
+            yield Finding("ok", "sources", f"the mirror {mirror} has all that the params need")
+            return
+        said = f"the mirror {mirror} lacks {len(lacking)} file(s): {', '.join(lacking[:3])}"
+        yield Finding("note", "sources", said, "make mirror fills one; until then the network is asked")
+        assets = [(a, [f for f in listed if f"{a.name}/{f.name}" in lacking]) for a, listed in assets]
+        places = {url for _, listed in assets for file in listed for url in file.urls[:1]}
+    else:
+        places = {mirror} if mirror else {url for _, listed in assets for file in listed for url in file.urls[:1]}
+    for host, port in sorted({_host_and_port(url) for url in places}):
+        try:
+            socket.create_connection((host, port), CONNECT_TIMEOUT_S).close()
+            yield Finding("ok", "sources", f"{host} answers")
+        except OSError as error:
+            yield Finding(
+                "warning", "sources", f"{host} cannot be reached ({error.strerror or error})",
+                "set GPT2CORE_MIRROR to a folder or URL that has the files, or take data: embedded",
+            )  # fmt: skip
+
+
+def _is_whole(path: Path, size_bytes: int | None) -> bool:
+    return path.is_file() and size_bytes in (None, path.stat().st_size)
+
+
+def _host_and_port(url: str) -> tuple[str, int]:
+    parts = urlsplit(url)
+    return parts.hostname or url, parts.port or (80 if parts.scheme == "http" else 443)

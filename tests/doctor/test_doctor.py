@@ -1,0 +1,340 @@
+"""`gpt2core doctor` in projects that lack something, and its measured needs beside what a training really takes."""
+
+from __future__ import annotations
+
+import contextlib
+import http.server
+import json
+import os
+import socket
+import subprocess
+import sys
+import threading
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import yaml
+
+from gpt2core import config
+from gpt2core.doctor import machine, needs, project, step, stores
+from gpt2core.doctor.step import Training
+from gpt2core.errors import UserError
+
+ROOT = Path(__file__).parents[2]
+EMBEDDED = (ROOT / "profiles/embedded.yaml").read_text(encoding="utf-8")
+
+
+@pytest.fixture
+def root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A project with the default params and nothing made."""
+    for name in ("GPT2CORE_TRACKING", "MLFLOW_TRACKING_URI", "GPT2CORE_MIRROR", "DVC_ROOT"):
+        monkeypatch.delenv(name, raising=False)
+    (tmp_path / "profiles").mkdir()
+    (tmp_path / "profiles/embedded.yaml").write_text(EMBEDDED)
+    (tmp_path / "params.yaml").write_text(EMBEDDED)
+    (tmp_path / "data/own").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def git(root: Path, *arguments: str) -> None:
+    identity = ("-c", "user.name=t", "-c", "user.email=t@example.invalid")
+    subprocess.run(["git", *identity, *arguments], cwd=root, check=True, capture_output=True)
+
+
+# -- An older params.yaml --------------------------------------------------------------------------------------------
+
+
+def test_the_lines_that_an_older_params_file_lacks_make_it_whole(root: Path) -> None:
+    older = yaml.safe_load(EMBEDDED)
+    del older["pretrain"]["init"], older["pretrain"]["sharding"], older["tokenizer"]["shuffle"], older["judge"]
+    (root / "params.yaml").write_text(yaml.safe_dump(older))
+    (finding,) = project.parameters(root)
+    n_judge = len(yaml.safe_load(EMBEDDED)["judge"])
+    assert (finding.level, finding.what) == (
+        "problem", f"params.yaml is of an older version: it lacks {3 + n_judge} key(s)",
+    )  # fmt: skip
+    lines = finding.remedy.partition("\n")[2]
+    assert "init: gpt2          # gpt2: random" in lines, "with what the key means"
+    added = yaml.safe_load(lines)
+    assert added.keys() == {"tokenizer", "pretrain", "judge"}
+    for section, values in added.items():
+        older.setdefault(section, {}).update(values)
+    (root / "params.yaml").write_text(yaml.safe_dump(older))
+    assert config.load_params(root / "params.yaml") == config.load_params(ROOT / "profiles/embedded.yaml")
+
+
+def test_a_stage_that_meets_an_older_params_file_names_the_doctor(root: Path) -> None:
+    (root / "params.yaml").write_text(EMBEDDED.replace("  init: gpt2  ", "  #"))
+    with pytest.raises(UserError, match=r"pretrain.init: missing; .*gpt2core doctor"):
+        config.load_params(root / "params.yaml")
+
+
+@pytest.mark.parametrize(("values", "level"), [("a: [", "problem"), (None, "problem")])
+def test_a_params_file_that_cannot_be_read_is_a_finding(root: Path, values: str | None, level: str) -> None:
+    (root / "params.yaml").unlink()
+    if values:
+        (root / "params.yaml").write_text(values)
+    assert [finding.level for finding in project.parameters(root)] == [level]
+
+
+# -- Files -----------------------------------------------------------------------------------------------------------
+
+
+def test_files_that_a_queue_would_miss_are_named_until_git_knows_them(root: Path) -> None:
+    (finding,) = project.git(root)
+    assert (finding.level, finding.what) == ("problem", "this folder is no repository")
+    git(root, "init")
+    git(root, "add", "params.yaml")
+    (root / "data/own/tales.txt").write_text("Once.\n")
+    (root / "notes.txt").write_text("of no stage's\n")
+    (finding,) = project.git(root)
+    assert finding.level == "warning" and finding.what.endswith("1 file(s): data/own/tales.txt")
+    subprocess.run(finding.remedy.split(), cwd=root, check=True)
+    assert [finding.level for finding in project.git(root)] == ["ok"]
+
+
+def test_model_directories_of_other_makers_are_told_apart(root: Path) -> None:
+    fine = {"model_type": "gpt2", "vocab_size": 300}
+    for name, content, others in (
+        ("fine", fine, ("model.safetensors", "vocab.json")),
+        ("odd", {**fine, "activation_function": "gelu"}, ("model.safetensors", "vocab.json")),
+        ("mute", fine, ("model.safetensors",)),
+        ("own/pickled", fine, ("pytorch_model.bin", "vocab.json")),
+    ):
+        folder = root / "models" / name
+        folder.mkdir(parents=True)
+        (folder / "config.json").write_text(json.dumps(content))
+        for other in others:
+            (folder / other).touch()
+    (root / "models/lightning").mkdir()
+    (root / "models/lightning/last.ckpt").touch()
+    found = {finding.what: finding for finding in project.model_directories(root)}
+    levels = {what.split("/config.json")[0].removeprefix(f"{root}/"): f.level for what, f in found.items()}
+    assert levels == {
+        "models/lightning holds weights as pickle, which this project does not read": "problem",
+        "models/mute has no tokenizer: text cannot be read or written": "warning",
+        "models/odd": "problem",
+        "models/own/pickled has no model.safetensors": "problem",
+        "1 model directories that this version reads": "ok",
+    }
+    assert all(finding.remedy for finding in found.values() if finding.level != "ok")
+
+
+# -- The machine -----------------------------------------------------------------------------------------------------
+
+
+def test_stages_would_run_the_python_of_another_environment(
+    root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PATH", os.path.dirname(sys.executable), prepend=os.pathsep)
+    assert "problem" not in {finding.level for finding in machine.python(root)}
+    (tmp_path / "bin").mkdir()
+    (tmp_path / "bin/python").touch(mode=0o755)
+    monkeypatch.setenv("PATH", str(tmp_path / "bin"), prepend=os.pathsep)
+    (finding,) = [finding for finding in machine.python(root) if finding.level == "problem"]
+    assert (finding.what, finding.remedy) == (
+        f"stages would run {tmp_path}/bin/python", "source .venv/bin/activate"
+    )  # fmt: skip
+
+
+def test_packages_are_held_against_the_lock() -> None:
+    from importlib import metadata
+
+    import torch
+
+    assert torch.__version__.startswith(metadata.version("torch").partition("+")[0])
+    lock = f"torch=={metadata.version('torch').partition('+')[0]}\nclick==0.1\nno-such-package==1.0  # why\n"
+    assert machine.other_versions(lock) == [
+        f"click {metadata.version('click')} (lock 0.1)", "no-such-package none (lock 1.0)",
+    ]  # fmt: skip
+
+
+def test_a_compiler_is_missed_only_where_it_is_wanted(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    params = config.load_params(ROOT / "profiles/embedded.yaml")
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.delenv("CXX", raising=False)
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    for wanted, level in ((False, "ok"), ("auto", "warning"), (True, "problem")):
+        recipe = params.pretrain.model_copy(update={"compile": wanted})
+        (finding,) = machine.compiler(params.model_copy(update={"pretrain": recipe}))
+        assert finding.level == level
+
+
+# -- Stores and sources ----------------------------------------------------------------------------------------------
+
+
+class Answers(http.server.BaseHTTPRequestHandler):
+    def do_GET(self) -> None:
+        self.send_response(200)
+        self.end_headers()
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+
+@contextlib.contextmanager
+def server():
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Answers) as httpd:
+        threading.Thread(target=httpd.serve_forever, daemon=True).start()
+        yield f"127.0.0.1:{httpd.server_port}"
+        httpd.shutdown()
+
+
+def test_a_tracking_server_that_is_away_and_one_that_answers(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with server() as address:
+        monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://me:secret@{address}")
+        (finding,) = stores.mlflow(root)
+        assert (finding.level, finding.what) == ("ok", f"http://{address} answers (200)")
+    (finding,) = stores.mlflow(root)
+    assert finding.level == "warning" and "secret" not in finding.what and "sync-mlflow" in finding.remedy
+
+
+@pytest.mark.parametrize("content", [b"no database" * 100, b""])
+def test_a_damaged_database_is_a_problem(root: Path, content: bytes) -> None:
+    assert [finding.level for finding in stores.mlflow(root)] == ["ok"]
+    (root / "mlflow.db").write_bytes(content)
+    (finding,) = stores.mlflow(root)
+    assert finding.level == "problem" and "mlflow.db cannot be read" in finding.what
+
+
+def test_a_folder_without_dvc_is_a_problem_and_one_with_it_is_none(root: Path) -> None:
+    (finding,) = stores.dvc(root)
+    assert (finding.level, finding.remedy) == ("problem", "dvc init")
+    git(root, "init")
+    subprocess.run([sys.executable, "-m", "dvc", "init", "-q"], cwd=root, check=True)
+    (finding,) = stores.dvc(root)
+    assert finding.level == "ok" and finding.what.endswith("no remote")
+
+
+def test_a_mirror_is_held_against_what_the_params_need(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    params = config.load_params(ROOT / "profiles/seeds.yaml")
+    for asset, listed in stores.needed(params):
+        for file in listed:
+            path = root / "mirror" / asset.name / file.name
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(b"x" * (file.size_bytes or 1))
+    monkeypatch.setenv("GPT2CORE_MIRROR", str(root / "mirror"))
+    assert [finding.level for finding in stores.sources_of(params)] == ["ok"]
+    (root / "mirror/the-verdict/the-verdict.txt").write_text("cut off")
+    monkeypatch.setattr(socket, "create_connection", lambda *_: (_ for _ in ()).throw(OSError(101, "unreachable")))
+    lacking, unreachable = stores.sources_of(params)
+    assert "lacks 1 file(s): the-verdict/the-verdict.txt" in lacking.what
+    assert unreachable.level == "warning" and "raw.githubusercontent.com cannot be reached" in unreachable.what
+    embedded = config.load_params(root / "params.yaml")
+    assert [finding.level for finding in stores.sources_of(embedded)] == ["ok"]
+
+
+# -- Needs -----------------------------------------------------------------------------------------------------------
+
+SMALL = Training("pretrain", 10, 1, 0, 4, 64, 64, 8, 4, 256, 2000)
+
+
+def test_the_number_of_parameters_is_the_models() -> None:
+    from gpt2core.model import GPT, GPTConfig
+
+    sizes = dict(n_layer=3, n_embd=24, n_positions=40, vocab_size=300)
+    model = GPT(GPTConfig(n_head=2, **sizes))
+    assert needs.parameters(sizes) == sum(parameter.numel() for parameter in model.parameters())
+
+
+@pytest.mark.parametrize("profile", sorted(path.stem for path in (ROOT / "profiles").glob("*.yaml")))
+def test_every_profile_can_be_planned(profile: str) -> None:
+    params = config.load_params(ROOT / f"profiles/{profile}.yaml")
+    trainings = needs.trainings(params, ROOT)
+    assert [training.stage for training in trainings] == ["pretrain", "finetune-classify", "finetune-instruct"]
+    for training in trainings:
+        assert training.n_steps > 0 and 0 < training.n_tokens <= training.longest
+
+
+def test_the_steps_planned_are_those_of_the_committed_results() -> None:
+    import csv
+
+    params = config.load_params(ROOT / "profiles/embedded.yaml")
+    pretrain, classify, instruct = needs.trainings(params, ROOT)
+    with (ROOT / "metrics/plots/pretrain.csv").open() as file:
+        assert int(list(csv.DictReader(file))[-1]["step"]) == pretrain.n_steps
+    train = json.loads((ROOT / "metrics/finetune_classify.json").read_text())["train_messages"]
+    assert classify.n_steps == pytest.approx(3 * 3 * train / 16, rel=0.01)
+    train = json.loads((ROOT / "metrics/finetune_instruct.json").read_text())["train_entries"]
+    assert instruct.n_steps == pytest.approx(3 * train / 8, rel=0.01)
+
+
+@pytest.mark.slow
+def test_a_deep_model_measured_by_few_blocks_needs_what_the_whole_one_does() -> None:
+    params = config.load_params(ROOT / "profiles/embedded.yaml")
+    deep = replace(SMALL, n_embd=384, vocab_size=1000)
+    scaled, whole = step.measure(deep, params), step._alone(deep, params)
+    assert scaled.memory_bytes == pytest.approx(whole.memory_bytes, rel=0.15)
+    assert 0.3 < scaled.step_s / whole.step_s < 3  # other work shares the machine
+
+
+def test_a_step_that_memory_does_not_hold_is_a_users_error() -> None:
+    params = config.load_params(ROOT / "profiles/embedded.yaml")
+    with pytest.raises(UserError, match="a single step"):
+        step.measure(replace(SMALL, n_layer=1, batch_size=1 << 42), params)
+
+
+@pytest.mark.slow
+def test_the_predicted_time_is_about_the_stages_own(tmp_path: Path) -> None:
+    """Of the default pretraining's steps, measured as a stage takes them, in a process as the doctor's."""
+    params = config.load_params(ROOT / "profiles/embedded.yaml")
+    training = replace(needs.trainings(params, ROOT)[0], n_forward=0)
+    predicted_s = step.measure(training, params).step_s
+    code = (
+        "import sys, time, numpy as np, torch\n"
+        "from types import SimpleNamespace as N\n"
+        "from gpt2core import config\nfrom gpt2core.data.shards import Shard\n"
+        "from gpt2core.train.batches import WindowSampler\nfrom gpt2core.train.loop import train\n"
+        "from gpt2core.train.pretrain import new_model, new_optimizers\n"
+        f"p = config.load_params({str(ROOT / 'profiles/embedded.yaml')!r}).pretrain\n"
+        "m = new_model(p, 960, 1); o = new_optimizers(m, p); at = []\n"
+        "w = WindowSampler(np.random.default_rng(0).integers(960, size=100_000).astype(np.uint16), 256, 8, 1, 'x')\n"
+        "train(m, o, lambda s: 1.0, lambda s: [w.batch(s)], lambda b: m.loss_sum(b.inputs[0], b.targets),\n"
+        "      max_steps=12, grad_clip=1.0, on_step=lambda d: at.append(time.perf_counter()),\n"
+        "      is_pause=lambda s: False, on_pause=lambda s: None)\n"
+        "print((at[-1] - at[1]) / (len(at) - 2))\n"
+    )
+    start_s = time.monotonic()
+    real_s = float(subprocess.check_output([sys.executable, "-c", code], text=True, timeout=300))
+    assert time.monotonic() - start_s < 300
+    assert 0.4 < predicted_s / real_s < 2.5
+
+
+def test_what_is_too_large_is_a_problem_with_its_remedy(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    params = config.load_params(root / "params.yaml")
+    monkeypatch.setattr(step, "measure", lambda training, params: step.Cost(1.0, 14.2e9))
+    monkeypatch.setattr(needs, "free_bytes", lambda: 8e9)
+    *_, last = needs.memory_and_time(params, root)
+    assert last.level == "problem" and "need 14.2 GB of memory (8.0 GB free) and about" in last.what
+    assert "activation_checkpointing" in last.remedy
+
+
+def test_disk(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    params = config.load_params(ROOT / "profiles/gpt2-355m.yaml")
+    (finding,) = needs.disk(params, root)
+    assert finding.what.startswith("these params write up to ")
+    free = type("Usage", (), {"free": 3e9})
+    monkeypatch.setattr("shutil.disk_usage", lambda path: free)
+    (finding,) = needs.disk(params, root)
+    assert finding.level == "problem" and "dvc gc" in finding.remedy
+
+
+# -- The command -----------------------------------------------------------------------------------------------------
+
+
+def test_the_command_speaks_json_and_ends_with_1_for_a_problem(root: Path) -> None:
+    (root / "params.yaml").write_text(EMBEDDED.replace("  init: gpt2  ", "  #"))
+    done = subprocess.run(
+        [sys.executable, "-m", "gpt2core", "doctor", "--no-measure", "--json"],
+        capture_output=True, text=True, timeout=120, env={**os.environ, "PYTHONPATH": str(ROOT)},
+    )  # fmt: skip
+    assert done.returncode == 1, done.stderr
+    said = json.loads(done.stdout)
+    assert said["fit"] is False
+    problems = [finding for finding in said["findings"] if finding["level"] == "problem"]
+    assert all(finding["remedy"] for finding in problems)
+    assert any("older version: it lacks 1 key(s)" in finding["what"] for finding in problems)
+    assert not any("pretrain.init: missing" in finding["what"] for finding in problems), "told once"
