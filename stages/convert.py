@@ -17,7 +17,7 @@ def main() -> None:
     if size not in config.OPENAI_SIZES:
         raise UserError(f"usage: python -m stages.convert SIZE, one of {', '.join(config.OPENAI_SIZES)}")
     params = config.load_params()
-    with stage_run(f"convert@{size}", params, sections=("openai",)) as run:
+    with stage_run(f"convert@{size}", params, sections=("openai",), inputs=[f"data/openai/{size}"]) as run:
         out = Path("models/openai") / size
         convert(Path("data/openai") / size, out)
         run.finish({"model_bytes": (out / "model.safetensors").stat().st_size})

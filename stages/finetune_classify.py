@@ -34,7 +34,8 @@ def main() -> None:
     with (
         stage_states("finetune-classify", decides, [MESSAGES, base]) as states,
         stage_run(
-            "finetune-classify", params, sections=("data", "finetune_classify"), run_file=states.run_file
+            "finetune-classify", params, sections=("data", "finetune_classify"), inputs=[MESSAGES, base],
+            run_file=states.run_file
         ) as run,
     ):  # fmt: skip
         curve, confusion, scores, before, baseline, p_spam = [], [], [], [], [], []

@@ -29,7 +29,8 @@ def main() -> None:
     with (
         stage_states("finetune-instruct", decides, [ENTRIES, base]) as states,
         stage_run(
-            "finetune-instruct", params, sections=("data", "finetune_instruct"), run_file=states.run_file
+            "finetune-instruct", params, sections=("data", "finetune_instruct"), inputs=[ENTRIES, base],
+            run_file=states.run_file
         ) as run,
     ):  # fmt: skip
         result = finetune_instruct(

@@ -27,7 +27,7 @@ def main() -> None:
     test, train = read_responses(RESPONSES)
     judge = params.judge
     judges = make_judges(judge, params.seed, config.project_root() / REPLIES)
-    with stage_run("llm-judge-eval", params, sections=("judge",)) as run:
+    with stage_run("llm-judge-eval", params, sections=("judge",), inputs=[RESPONSES]) as run:
         evaluation = evaluate_responses(
             test[: judge.max_items], train, judges, judge.bootstrap_samples, params.seed, pairwise=judge.pairwise
         )

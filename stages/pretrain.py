@@ -36,7 +36,9 @@ def main() -> None:
     decides = params.model_dump(include={"seed", "pretrain"})
     with (
         stage_states("pretrain", decides, [TOKENS]) as states,
-        stage_run("pretrain", params, sections=("data", "tokenizer", "pretrain"), run_file=states.run_file) as run,
+        stage_run(
+            "pretrain", params, sections=("data", "tokenizer", "pretrain"), inputs=[TOKENS], run_file=states.run_file
+        ) as run,
     ):
         result = pretrain(
             params.pretrain, params.seed, train, val, tokenizer,

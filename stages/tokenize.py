@@ -18,7 +18,7 @@ PLOTS = Path("metrics/plots")
 
 def main() -> None:
     params = config.load_params()
-    with stage_run("tokenize", params, sections=("data", "tokenizer")) as run:
+    with stage_run("tokenize", params, sections=("data", "tokenizer"), inputs=["data/raw/corpus"]) as run:
         metrics = tokenize(params.tokenizer, params.seed, Path("data/raw"), TOKENS)
         files.write_json("metrics/tokenize.json", metrics)
         tokenizer, train = Tokenizer.load(TOKENS), open_shard(TOKENS / "train.bin")

@@ -20,6 +20,7 @@ from gpt2core.cli.perplexity import perplexity
 from gpt2core.cli.report import report
 from gpt2core.cli.respond import respond
 from gpt2core.cli.summary import summary
+from gpt2core.cli.sync_mlflow import sync_mlflow
 from gpt2core.cli.ui import ui
 from gpt2core.cli.verify import verify
 from gpt2core.runtime import interrupted, run_stage
@@ -43,7 +44,7 @@ def cli() -> None:
 
 COMMANDS = (
     generate, classify, respond, inspect, perplexity, ui, convert, export_openai, verify, summary, report,
-    doctor,
+    doctor, sync_mlflow,
 )  # fmt: skip
 for command in COMMANDS:
     cli.add_command(command)

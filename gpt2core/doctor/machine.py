@@ -12,7 +12,7 @@ from importlib import metadata
 from pathlib import Path
 
 from gpt2core import config, runtime
-from gpt2core.doctor.finding import Finding
+from gpt2core.doctor.finding import Finding, Level
 from gpt2core.errors import UserError
 
 OLDEST_PYTHON = (3, 11)
@@ -106,7 +106,7 @@ def compiler(params: config.Params) -> Iterator[Finding]:
     if found:
         yield Finding("ok", "compiler", found)
     else:
-        level = "problem" if wanted is True else "warning"
+        level: Level = "problem" if wanted is True else "warning"
         remedy = "pip install triton" if on_gpu else "install g++"
         said = f"no {name.removeprefix('a ')}, and pretrain.compile is {str(wanted).lower()}"
         yield Finding(level, "compiler", said, f"{remedy}, or set pretrain.compile: false")

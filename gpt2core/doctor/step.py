@@ -129,7 +129,8 @@ def steps(training: Training, params: config.Params) -> Cost:
     def loss_sum(batch: Batch) -> torch.Tensor:
         if is_classifier:
             return torch.nn.functional.cross_entropy(model(*batch.inputs).float(), batch.targets, reduction="sum")
-        return language_model.loss_sum(*batch.inputs[:1], batch.targets, *batch.inputs[1:])
+        counted = batch.inputs[1] if len(batch.inputs) > 1 else None
+        return language_model.loss_sum(batch.inputs[0], batch.targets, counted)
 
     def run(n_tokens: int, max_steps: int) -> float:
         batch = random_batch(training, n_tokens)

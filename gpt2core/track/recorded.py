@@ -10,7 +10,8 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from gpt2core.track import mlflow_run
+from gpt2core.track import store
+from gpt2core.track.values import numbers
 
 MAX_RUNS = 200  # of one stage, the newest, that are searched
 LOCAL_PAGE = "http://127.0.0.1:5000"  # where `make mlflow` shows the project's own database
@@ -43,11 +44,11 @@ def recorded_runs(root: Path, stages: Iterable[str], metrics: Mapping[str, Mappi
     address = os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{root / 'mlflow.db'}"
     if address.startswith("sqlite:///") and not Path(address.removeprefix("sqlite:///")).exists():
         return []
-    mlflow_run.prepare_mlflow()
+    store.prepare_mlflow()
     from mlflow import MlflowClient
 
     client = MlflowClient(tracking_uri=address)
-    experiment = client.get_experiment_by_name(mlflow_run.EXPERIMENT)
+    experiment = client.get_experiment_by_name(store.EXPERIMENT)
     if experiment is None:
         return []
     page = address.rstrip("/") if address.startswith(("http://", "https://")) else LOCAL_PAGE
@@ -59,7 +60,7 @@ def recorded_runs(root: Path, stages: Iterable[str], metrics: Mapping[str, Mappi
             max_results=MAX_RUNS,
             order_by=["attributes.start_time DESC"],
         )
-        wanted = mlflow_run.numbers(metrics.get(stage.replace("-", "_"), {}))
+        wanted = numbers(metrics.get(stage.replace("-", "_"), {}))
         for run in runs:
             if _has(run.data.metrics, wanted):
                 found.append(_recorded(stage, run, f"{page}/#/experiments/{experiment.experiment_id}"))

@@ -1,0 +1,95 @@
+"""Which pipeline run a process belongs to, and what its runs are tagged with."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import subprocess
+import uuid
+from pathlib import Path, PurePath
+from typing import TYPE_CHECKING, NamedTuple
+
+from gpt2core import runtime
+
+if TYPE_CHECKING:
+    import psutil
+
+PIPELINE_TAG = "gpt2core.pipeline"  # on a parent run: the pipeline run that it stands for
+RESULTS_TAG = "gpt2core.results"  # on a parent run: the fingerprint of the state that it shows; see state.py
+
+
+class Pipeline(NamedTuple):
+    """What all stages of one pipeline run agree on: the value of the parent's tag, and the parent's name."""
+
+    key: str
+    name: str
+
+
+def current_pipeline(stage: str, revision: str | None) -> Pipeline:
+    """The pipeline run that this process belongs to: a DVC experiment, else the `dvc repro` around it, else itself."""
+    at_revision = f" {revision[:7]}" if revision else ""
+    if experiment := os.environ.get("DVC_EXP_NAME"):
+        baseline = os.environ.get("DVC_EXP_BASELINE_REV", "")
+        return Pipeline(experiment_key(experiment, baseline), experiment)
+    if (process := _outermost_dvc()) is not None:
+        return Pipeline(f"process:{process.pid}:{process.create_time():.2f}", f"repro{at_revision}")
+    return Pipeline(f"by-hand:{uuid.uuid4().hex}", f"{stage}{at_revision}")
+
+
+def experiment_key(name: str, baseline: str) -> str:
+    """The tag of a DVC experiment's parent run."""
+    return re.sub(r"[^\w.:/+-]", "_", f"experiment:{name}:{baseline}")
+
+
+def _outermost_dvc() -> psutil.Process | None:
+    import psutil
+
+    outermost = None
+    for process in psutil.Process().parents():  # from the nearest on
+        with contextlib.suppress(psutil.Error):  # it has ended, or belongs to somebody else
+            if is_dvc(process.cmdline()):
+                outermost = process
+    return outermost
+
+
+def is_dvc(command: list[str]) -> bool:
+    """Whether a command line is DVC's: `dvc …`, `python /path/to/dvc …` or `python -m dvc …`."""
+    names = [PurePath(word).name.lower().removesuffix(".exe") for word in command]
+    if not names or names[0] == "dvc":
+        return bool(names)
+    script = next((name for name in names[1:] if not name.startswith("-")), "")
+    return names[0].startswith("python") and script == "dvc"
+
+
+def common_tags(revision: str | None) -> dict[str, str]:
+    """What parent and child are both tagged with: where the code came from, and what decides the last bits."""
+    tags = {
+        "dvc_exp_name": os.environ.get("DVC_EXP_NAME"),
+        "dvc_exp_baseline": os.environ.get("DVC_EXP_BASELINE_REV"),
+        "git_revision": revision,
+        "mlflow.source.git.commit": revision and revision.removesuffix("-dirty"),  # an experiment's baseline
+    }
+    return {key: value for key, value in (tags | runtime.environment()).items() if value}
+
+
+def git_revision(root: Path | None = None) -> str | None:
+    """The commit, with `-dirty` if a tracked file differs from it; None outside Git.
+
+    root: by default the working directory. dvc.lock and metrics/ do not count: every run writes them.
+    """
+    if (revision := git("rev-parse", "HEAD", cwd=root)) is None:
+        return None
+    changed = git("status", "--porcelain", "--untracked-files=no", "--", ".", ":!dvc.lock", ":!metrics", cwd=root)
+    return f"{revision}-dirty" if changed else revision
+
+
+def git(*arguments: str, cwd: Path | None = None, strip: bool = True) -> str | None:
+    """What a git command says of a folder, by default the working directory; None if it fails."""
+    try:
+        done = subprocess.run(["git", *arguments], cwd=cwd, capture_output=True, encoding="utf-8", timeout=10)
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    if done.returncode:
+        return None
+    return done.stdout.strip() if strip else done.stdout

@@ -1,0 +1,37 @@
+"""Nested values as flat ones, and in batches, as MLflow takes them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from numbers import Real
+from typing import Any
+
+
+def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested mappings as one, keys joined by dots.
+
+    >>> flatten({"seed": 1, "pretrain": {"lr": 0.1}})
+    {'seed': 1, 'pretrain.lr': 0.1}
+    """
+    flat: dict[str, Any] = {}
+    for key, value in values.items():
+        if isinstance(value, Mapping):
+            flat |= flatten(value, f"{prefix}{key}.")
+        else:
+            flat[f"{prefix}{key}"] = value
+    return flat
+
+
+def numbers(metrics: Mapping[str, Any]) -> dict[str, float]:
+    """The numbers among (nested) metrics, flattened.
+
+    >>> numbers({"loss": 1, "by_seed": {"7": 0.5}, "judge": "chrf", "n": None})
+    {'loss': 1.0, 'by_seed.7': 0.5}
+    """
+    flat = flatten(metrics)
+    return {k: float(v) for k, v in flat.items() if isinstance(v, Real) and not isinstance(v, bool)}
+
+
+def batches(items: Iterable[Any], size: int) -> Iterator[list[Any]]:
+    items = list(items)
+    return (items[start : start + size] for start in range(0, len(items), size))
