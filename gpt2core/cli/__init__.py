@@ -19,6 +19,7 @@ from gpt2core.cli.inspect import inspect
 from gpt2core.cli.perplexity import perplexity
 from gpt2core.cli.report import report
 from gpt2core.cli.respond import respond
+from gpt2core.cli.seeds import seeds
 from gpt2core.cli.summary import summary
 from gpt2core.cli.sync_mlflow import sync_mlflow
 from gpt2core.cli.ui import ui
@@ -44,7 +45,7 @@ def cli() -> None:
 
 COMMANDS = (
     generate, classify, respond, inspect, perplexity, ui, convert, export_openai, verify, summary, report,
-    doctor, sync_mlflow,
+    doctor, sync_mlflow, seeds,
 )  # fmt: skip
 for command in COMMANDS:
     cli.add_command(command)

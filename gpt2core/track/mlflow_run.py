@@ -160,8 +160,8 @@ class StageRun:
         pipeline = self._pipeline = current_pipeline(self.stage, revision)
         tags = common_tags(revision)
         store.prepare_mlflow()
+        self._client, experiment_id = store.open_store(root)
         with store.lock(root):
-            self._client, experiment_id = store.open_store(root)
             earlier = self._earlier_run()
             known = self._client.search_runs(
                 [experiment_id], f"tags.`{PIPELINE_TAG}` = '{pipeline.key}'", max_results=1

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from mlflow import MlflowClient
 
 EXPERIMENT = "gpt2core"
+DATABASE = "mlflow.db"  # in the project's root
 MAX_BATCH_METRICS, MAX_BATCH_PARAMS, MAX_BATCH_TAGS = 1000, 100, 100  # MLflow's limits on one request
 LOCK_TIMEOUT_S = 120.0  # the first stage on a new machine creates the database, which takes several seconds
 CLIENT_SETTINGS = {  # a dead server costs 3 s and a hanging one 15 s, not MLflow's 4 and 16 minutes
@@ -41,8 +42,8 @@ def prepare_mlflow() -> None:
     logging.getLogger("alembic").setLevel(logging.WARNING)  # it tells of every migration of a new database
 
 
-def local_store(root: Path) -> str:
-    """The URI of the project's own database, created where it is missing. The caller holds the lock.
+def local_store(root: Path) -> None:
+    """Create the project's own database where it is missing. The caller holds the lock.
 
     MLflow builds the tables in some hundred commits, and a process that is killed there must leave no half of them
     behind. So they are built in another file, which is then renamed; that also spares waiting for the disk at each
@@ -55,7 +56,7 @@ def local_store(root: Path) -> str:
     def do_not_wait(connection: Any, _: Any) -> None:
         connection.execute("PRAGMA synchronous = OFF")
 
-    database = root / "mlflow.db"
+    database = root / DATABASE
     if not database.exists():
         event.listen(Engine, "connect", do_not_wait)
         try:
@@ -65,7 +66,6 @@ def local_store(root: Path) -> str:
                     os.fsync(file.fileno())
         finally:
             event.remove(Engine, "connect", do_not_wait)
-    return f"sqlite:///{database}"
 
 
 def experiment_id_of(client: MlflowClient, root: Path) -> str:
@@ -84,7 +84,10 @@ def lock(root: Path) -> FileLock:
 
 
 def open_store(root: Path) -> tuple[MlflowClient, str]:
-    """A client, and the experiment's id. The caller holds the lock, and has called `prepare_mlflow`.
+    """A client, and the experiment's id. The caller has called `prepare_mlflow`, and does not hold the lock.
+
+    The first request of a process takes more than a second. Only what must not happen twice is done under the lock, or
+    many stages that start at once would wait for each other.
 
     Args:
         root: the project, whose own database is used unless `MLFLOW_TRACKING_URI` is set.
@@ -93,8 +96,17 @@ def open_store(root: Path) -> tuple[MlflowClient, str]:
 
     # It writes tracebacks of errors that it raises as well.
     logging.getLogger("mlflow").setLevel(logging.CRITICAL)
-    client = MlflowClient(tracking_uri=os.environ.get("MLFLOW_TRACKING_URI") or local_store(root))
-    return client, experiment_id_of(client, root)
+    address = os.environ.get("MLFLOW_TRACKING_URI")
+    if not address:
+        if not (root / DATABASE).exists():
+            with lock(root):
+                local_store(root)
+        address = f"sqlite:///{root / DATABASE}"
+    client = MlflowClient(tracking_uri=address)
+    if (experiment := client.get_experiment_by_name(EXPERIMENT)) is not None:
+        return client, experiment.experiment_id
+    with lock(root):
+        return client, experiment_id_of(client, root)
 
 
 def send_metrics(client: MlflowClient, run_id: str, rows: Iterable[MetricRow]) -> None:

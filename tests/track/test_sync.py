@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import socket
 import subprocess
@@ -206,6 +207,11 @@ def test_untracked_experiments_are_filled_in_with_the_stages_that_ran(untracked:
     assert faster.data.tags["dvc_exp_baseline"] == project.run("git", "rev-parse", "HEAD").strip()
     assert set(children[faster.info.run_id]) == {"three"}, "the others came from the cache"
     assert [shown.done for shown in sync(project.root)] == [[], [], []]
+    project.dvc("exp", "run", "--temp", "-n", "seed", "-S", "seed=8", "-S", "three.x=3", GPT2CORE_TRACKING="off")
+    shown = json.loads(project.run(sys.executable, "-m", "gpt2core", "seeds", "--all", "--json"))
+    (group,) = shown
+    assert group["seeds"] == [7, 8], "the experiment and the one beside it"
+    assert {row["metric"]: (row["n"], row["mean"]) for row in group["figures"]}["three.val_loss"] == (2, 1.5)
     with pytest.raises(UserError, match="nobody: neither an experiment nor a Git revision; experiments: faster, slow"):
         sync(project.root, ["nobody"])
 
