@@ -85,20 +85,28 @@ def _server(address: str) -> Finding:
     return Finding("ok", "mlflow", f"{shown} answers ({answer.status_code})")
 
 
-def needed(params: config.Params) -> list[tuple[Asset, list[File]]]:
-    """The public assets that the params need, with the files to fetch. Unknown names are the params' matter."""
-    names: list[tuple[sources.Kind, str]] = [("sms", params.data.sms), ("instructions", params.data.instructions)]
+def named(params: config.Params) -> list[tuple[sources.Kind, str]]:
+    """What the params name that is not a file of one's own, by its kind."""
     corpora = [params.data.corpus] if isinstance(params.data.corpus, str) else params.data.corpus
-    names += [("corpus", name) for name in corpora]
+    names: list[tuple[sources.Kind, str]] = [("corpus", name) for name in corpora]
+    names += [("sms", params.data.sms), ("instructions", params.data.instructions)]
     names += [("openai", f"openai-{size}") for size in params.openai.sizes]
     if params.tokenizer.kind == "gpt2":
         names.append(("tokenizer", "gpt2-bpe"))
+    return [(kind, name) for kind, name in names if not name.startswith("own/")]
+
+
+def find(kind: sources.Kind, name: str) -> Asset:
+    """By its name, or its address. Raises UserError if there is none."""
+    return sources.from_url(name) if name.startswith("https://") else sources.find(kind, name)
+
+
+def needed(params: config.Params) -> list[tuple[Asset, list[File]]]:
+    """The public assets that the params need, with the files to fetch. Unknown names are left out."""
     found = []
-    for kind, name in names:
+    for kind, name in named(params):
         with contextlib.suppress(UserError):
-            if name.startswith("own/"):
-                continue
-            asset = sources.from_url(name) if name.startswith("https://") else sources.find(kind, name)
+            asset = find(kind, name)
             if asset.origin == "public":
                 found.append((asset, list(asset.files)))
     return found
@@ -106,6 +114,11 @@ def needed(params: config.Params) -> list[tuple[Asset, list[File]]]:
 
 def sources_of(params: config.Params) -> Iterator[Finding]:
     """Whether the mirror, or else each host, can give the inputs that the params name."""
+    for kind, name in named(params):
+        try:
+            find(kind, name)
+        except UserError as error:
+            yield Finding("problem", "sources", str(error), "name one of these in params.yaml")
     assets = needed(params)
     mirror = os.environ.get("GPT2CORE_MIRROR")
     if not assets:

@@ -224,6 +224,10 @@ def test_a_mirror_is_held_against_what_the_params_need(root: Path, monkeypatch: 
     assert "lacks 1 file(s): the-verdict/the-verdict.txt" in lacking.what
     assert unreachable.level == "warning" and "raw.githubusercontent.com cannot be reached" in unreachable.what
     embedded = config.load_params(root / "params.yaml")
+    other = embedded.data.model_copy(update={"sms": "sms-spam", "corpus": ["embedded", "own/x.txt"]})
+    found = list(stores.sources_of(embedded.model_copy(update={"data": other})))
+    assert [finding.level for finding in found] == ["problem", "ok"]
+    assert "no sms source is called 'sms-spam'; there are: embedded, sms-spam-collection" in found[0].what
     assert [finding.level for finding in stores.sources_of(embedded)] == ["ok"]
 
 
