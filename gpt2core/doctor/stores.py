@@ -17,6 +17,7 @@ from gpt2core.data import sources
 from gpt2core.data.sources import Asset, File
 from gpt2core.doctor.finding import Finding
 from gpt2core.errors import UserError
+from gpt2core.track import store
 
 CONNECT_TIMEOUT_S = 3.0
 
@@ -42,14 +43,14 @@ def dvc(root: Path) -> Iterator[Finding]:
 
 def mlflow(root: Path) -> Iterator[Finding]:
     """Whether the tracking store can be used."""
-    if os.environ.get("GPT2CORE_TRACKING", "").lower() in ("off", "0", "false", "no"):
+    if not store.is_wanted():
         yield Finding("note", "mlflow", "GPT2CORE_TRACKING turns it off", "unset GPT2CORE_TRACKING")
         return
     address = os.environ.get("MLFLOW_TRACKING_URI")
     if address and address.startswith(("http://", "https://")):
         yield _server(address)
         return
-    path = Path(address.removeprefix("sqlite:///")) if address else root / "mlflow.db"
+    path = Path(address.removeprefix("sqlite:///")) if address else root / store.DATABASE
     if address and not address.startswith("sqlite:///"):
         yield Finding("note", "mlflow", f"the store is {urlsplit(address).scheme}://…, which is not examined")
     elif not path.exists():

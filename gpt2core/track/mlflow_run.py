@@ -8,7 +8,7 @@ find each other by a tag on the parent run; whoever comes first creates it, unde
         run.finish({"val_loss": 3.1})
 
 Tracking never stops a stage: the first error of MLflow or of the network becomes one warning, and the stage goes on
-untracked. `GPT2CORE_TRACKING=off` turns it off; `MLFLOW_TRACKING_URI` sends it to a server.
+untracked; `sync.py` fills it in. `GPT2CORE_TRACKING=off` turns it off; `MLFLOW_TRACKING_URI` sends it to a server.
 """
 
 from __future__ import annotations
@@ -95,12 +95,7 @@ class StageRun:
 
     def __init__(self, stage: str, run_file: Path | None = None) -> None:
         self.stage, self._run_file = stage, run_file
-        self._tracked = self._wanted = os.environ.get("GPT2CORE_TRACKING", "").lower() not in (
-            "off",
-            "0",
-            "false",
-            "no",
-        )
+        self._tracked = self._wanted = store.is_wanted()
         self._client: MlflowClient
         self._pipeline: Pipeline | None = None
         self._run_id = self._parent_id = ""

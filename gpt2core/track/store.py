@@ -33,6 +33,11 @@ class MetricRow(NamedTuple):
     step: int
 
 
+def is_wanted() -> bool:
+    """Whether to track at all: `GPT2CORE_TRACKING=off` says no."""
+    return os.environ.get("GPT2CORE_TRACKING", "").lower() not in ("off", "0", "false", "no")
+
+
 def prepare_mlflow() -> None:
     """Settings that MLflow reads when it is imported, or that it would inherit."""
     os.environ["MLFLOW_DISABLE_TELEMETRY"] = "true"
