@@ -47,9 +47,8 @@ def seeds(names: tuple[str, ...], all_metrics: bool, as_json: bool) -> None:
         params = ", ".join(f"{name}={value}" for name, value in group.params.items())
         table = Table(title=f"seeds {', '.join(map(str, group.seeds))}; {params}".rstrip("; "), title_justify="left")
         table.add_column("metric")
-        for column in ("n", "mean", "deviation", "least", "most"):
+        for column in ("n", "mean", "deviation"):
             table.add_column(column, justify="right")
         for figure in group.figures:
-            row = (f"{value:.4g}" for value in (figure.mean, figure.deviation, figure.least, figure.most))
-            table.add_row(figure.metric, str(figure.n), *row)
+            table.add_row(figure.metric, str(figure.n), f"{figure.mean:.4g}", f"{figure.deviation:.2g}")
         console.print(table)
