@@ -2,32 +2,79 @@
 
 from __future__ import annotations
 
+import csv
+import io
+import sys
 from pathlib import Path
 from typing import Any
 
 import click
 
+from gpt2core import files
 from gpt2core.cli import options
+from gpt2core.errors import UserError
 
 
 @click.command(short_help="Name the class of texts.")
 @options.model_dir
-@click.argument("texts", metavar="TEXT...", nargs=-1, required=True)
+@click.argument("texts", metavar="[TEXT]...", nargs=-1)
+@click.option("--file", "path", type=click.Path(path_type=Path, allow_dash=True),
+              help="A file of one text a line, or - for standard input; empty lines are left out.")  # fmt: skip
+@click.option("--column", help="The file is CSV with a header line, and the texts are in this column.")
+@click.option("--probabilities", is_flag=True, help="Show each class's probability, not the likeliest's alone.")
 @options.as_json
-def classify(model_dir: Path, texts: tuple[str, ...], as_json: bool) -> None:
-    """Name the class of each TEXT with the classifier in MODEL_DIR, and how sure it is."""
+def classify(
+    model_dir: Path,
+    texts: tuple[str, ...],
+    path: Path | None,
+    column: str | None,
+    probabilities: bool,
+    as_json: bool,
+) -> None:
+    """Name the class of each TEXT, or of each in a file, with the classifier in MODEL_DIR, and how sure it is."""
+    if not texts and path is None:
+        raise click.UsageError("Missing argument 'TEXT...': give texts, or --file (- is standard input).")
+    if column and path is None:
+        raise click.UsageError("--column needs --file.")
     from gpt2core.train.classify import encode, predict
 
+    all_texts = [*texts, *(_read(path, column) if path else ())]
     model, tokenizer = options.load_classifier(model_dir)
-    ids, _ = encode(texts, tokenizer, model.config.n_positions, None)
+    ids, _ = encode(all_texts, tokenizer, model.config.n_positions, None)
     results: list[dict[str, Any]] = []
-    for text, p in zip(texts, predict(model, ids).softmax(-1).tolist(), strict=True):
+    for text, p in zip(all_texts, predict(model, ids).softmax(-1).tolist(), strict=True):
         best = max(range(len(p)), key=p.__getitem__)
-        probabilities = {label: round(value, 6) for label, value in zip(model.labels, p, strict=True)}
-        results.append({"text": text, "label": model.labels[best], "probabilities": probabilities})
+        shares = {label: round(value, 6) for label, value in zip(model.labels, p, strict=True)}
+        results.append({"text": text, "label": model.labels[best], "probabilities": shares})
     if as_json:
         options.print_json(results)
         return
+    width = max(6, *map(len, model.labels))
     for result in results:
-        label = result["label"]
-        click.echo(f"{label:<6} {result['probabilities'][label]:6.1%}  {result['text']}")
+        label, shares = result["label"], result["probabilities"]
+        shown = "  ".join(f"{name} {p:.1%}" for name, p in shares.items()) if probabilities else f"{shares[label]:6.1%}"
+        click.echo(f"{label:<{width}} {shown}  {result['text']}")
+
+
+def _read(path: Path, column: str | None) -> list[str]:
+    """The texts of a file. Raises UserError if there are none, or not the column."""
+    if str(path) == "-":
+        name, content = "standard input", sys.stdin.read()
+    else:
+        name, content = str(path), files.read_text(path)
+    content = content.removeprefix("\ufeff")
+    texts = content.split("\n") if column is None else _column(name, content, column)
+    texts = [text.removesuffix("\r") for text in texts if text.strip()]
+    if not texts:
+        raise UserError(f"{name}: holds no text; it needs one a line, or --column and a CSV with a header line")
+    return texts
+
+
+def _column(name: str, content: str, column: str) -> list[str]:
+    rows = csv.DictReader(io.StringIO(content, newline=""), strict=True)
+    try:
+        if column not in (rows.fieldnames or ()):
+            raise UserError(f"{name}: has no column {column!r}; its header line has {', '.join(rows.fieldnames or ())}")
+        return [row[column] or "" for row in rows]
+    except csv.Error as error:
+        raise UserError(f"{name}, row {rows.line_num}: not CSV: {error}; is a quotation mark left open?") from None

@@ -69,3 +69,19 @@ class CausalSelfAttention(nn.Module):
         y = fused_attention(q, k, v, mask, self.dropout if self.training else 0.0)  # [B, H, T, D]
         y = y.transpose(1, 2).reshape(B, T, C)  # [B, T, C]
         return self.resid_dropout(self.c_proj(y))
+
+    def at(self, x: Tensor, positions: Tensor) -> Tensor:
+        """What `forward` gives at one position of each row, for which the other positions need no queries.
+
+        x: [B, T, C]; positions: [B] -> [B, C]
+        """
+        B, T, C = x.shape
+        H, D = self.n_head, C // self.n_head
+        weight, bias = self.c_attn.weight, self.c_attn.bias
+        here = x[torch.arange(B, device=x.device), positions]  # [B, C]
+        q = F.linear(here, weight[:C], None if bias is None else bias[:C]).view(B, H, 1, D)  # [B, H, 1, D]
+        keys_values = F.linear(x, weight[C:], None if bias is None else bias[C:])  # [B, T, 2C]
+        k, v = keys_values.view(B, T, 2, H, D).permute(2, 0, 3, 1, 4)  # 2 × [B, H, T, D]
+        mask = (torch.arange(T, device=x.device) <= positions[:, None])[:, None, None]  # [B, 1, 1, T]
+        y = fused_attention(q, k, v, mask, self.dropout if self.training else 0.0)  # [B, H, 1, D]
+        return self.resid_dropout(self.c_proj(y.reshape(B, C)))  # [B, C]

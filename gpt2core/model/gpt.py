@@ -49,6 +49,15 @@ class Block(nn.Module):
         x = x + self.attn(self.ln_1(x), cache, mask)
         return x + self.mlp(self.ln_2(x))
 
+    def at(self, x: Tensor, positions: Tensor) -> Tensor:
+        """What `forward` gives at one position of each row, without the others' queries and MLPs.
+
+        [B, T, C], [B] -> [B, C]
+        """
+        here = torch.arange(x.size(0), device=x.device), positions
+        x = x[here] + self.attn.at(self.ln_1(x), positions)  # [B, C]
+        return x + self.mlp(self.ln_2(x))
+
 
 def next_positions(ids: Tensor, cache: KVCache | None, n_positions: int) -> Tensor:
     """The positions of `ids` [B, T] that follow what is in the cache: [T]. Raises UserError if the model has fewer."""

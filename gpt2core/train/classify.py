@@ -14,14 +14,15 @@ from tqdm import tqdm
 
 from gpt2core import config, runtime
 from gpt2core.errors import UserError
-from gpt2core.model import GPT, GPTClassifier
+from gpt2core.model import GPT, GPTClassifier, GPTConfig
 from gpt2core.tokenizer import Tokenizer
-from gpt2core.train.batches import epoch_order, pad
+from gpt2core.train.batches import epoch_order
 from gpt2core.train.loop import Batch, Step, train
 from gpt2core.train.optim import adamw
 from gpt2core.train.resume import Resume
 from gpt2core.train.schedule import WarmupCosine
 from gpt2core.train.states import States
+from gpt2core.train.texts import HalfReadTexts, Texts
 from gpt2core.weights.model_dir import load
 
 Example = tuple[str, str]  # label, text
@@ -64,13 +65,17 @@ def new_classifier(base: GPT, labels: tuple[str, ...], trainable: str, seed: int
     device = base.transformer.wte.weight.device
     model = GPTClassifier(base.config, labels).to(device)
     model.transformer.load_state_dict(base.transformer.state_dict())
-    blocks = {"head": 0, "last_block": 1, "last_two_blocks": 2}.get(trainable)
-    if blocks is not None:
+    if trainable != "all":
         model.transformer.requires_grad_(False)
-        first = max(0, len(model.transformer.h) - blocks)
-        for module in (model.transformer.ln_f, *model.transformer.h[first:]):
+        for module in (model.transformer.ln_f, *model.transformer.h[frozen_blocks(base.config, trainable) :]):
             module.requires_grad_(True)
     return model
+
+
+def frozen_blocks(config: GPTConfig, trainable: str) -> int:
+    """How many blocks, from the first on, do not learn (and the embeddings below them)."""
+    learning = {"head": 0, "last_block": 1, "last_two_blocks": 2}.get(trainable, config.n_layer)
+    return max(0, config.n_layer - learning)
 
 
 def encode(
@@ -83,19 +88,9 @@ def encode(
     return [row[:limit] or [tokenizer.eot_id] for row in ids], cut
 
 
-@torch.inference_mode()
 def predict(model: GPTClassifier, ids: Sequence[Sequence[int]], batch_size: int = 64) -> Tensor:
-    """Logits of each text, [n, classes], in the order of `ids`; texts of like length are computed together."""
-    model.eval()
-    device = model.score.weight.device
-    logits = torch.empty(len(ids), len(model.labels))
-    order = sorted(range(len(ids)), key=lambda i: len(ids[i]))
-    for start in range(0, len(order), batch_size):
-        rows = order[start : start + batch_size]
-        batch = pad([ids[i] for i in rows], 0).to(device)
-        lengths = torch.tensor([len(ids[i]) for i in rows], device=device)
-        logits[rows] = model(batch, lengths).float().cpu()
-    return logits
+    """Logits of each text, [n, classes], in the order of `ids`."""
+    return Texts(model, ids).predict(batch_size=batch_size)
 
 
 def finetune_classify(
@@ -117,16 +112,19 @@ def finetune_classify(
     model = new_classifier(base, labels, params.trainable, seed)
     model.transformer.activation_checkpointing = params.activation_checkpointing
     result = Classified(model, tokenizer)
-    splits = []
+    n_frozen = frozen_blocks(base.config, params.trainable)
+    splits: list[tuple[Texts, Tensor]] = []
     for examples in (train_examples, val_examples, test_examples):
         ids, cut = encode([text for _, text in examples], tokenizer, base.config.n_positions, params.max_tokens)
-        splits.append((ids, torch.tensor([labels.index(label) for label, _ in examples])))
+        # With dropout a frozen block gives something else each time.
+        texts = HalfReadTexts(model, ids, n_frozen) if n_frozen and not params.dropout else Texts(model, ids)
+        splits.append((texts, torch.tensor([labels.index(label) for label, _ in examples])))
         result.truncated += cut
-    (train_ids, train_labels), (val_ids, val_labels), (test_ids, _) = splits
+    (train_texts, train_labels), (val_texts, val_labels), (test_texts, _) = splits
 
-    steps_an_epoch = -(-len(train_ids) // params.batch_size)
+    lengths = train_texts.lengths
+    steps_an_epoch = -(-len(lengths) // params.batch_size)
     max_steps = min(params.epochs * steps_an_epoch, params.max_steps or 1 << 62)
-    lengths = [len(row) for row in train_ids]
     optimizer = adamw(model.parameters(), lr=params.lr, weight_decay=params.weight_decay, beta2=params.beta2)
     schedule = WarmupCosine(params.warmup_steps, max_steps)
     losses: list[float] = []
@@ -134,14 +132,13 @@ def finetune_classify(
     def batches(step: int) -> list[Batch]:
         epoch, number = divmod(step, steps_an_epoch)
         rows = epoch_order(lengths, params.batch_size, seed, epoch)[number]
-        inputs = pad([train_ids[i] for i in rows], tokenizer.eot_id), torch.tensor([lengths[i] for i in rows])
-        return [Batch(inputs, train_labels[rows])]
+        return [Batch(train_texts.batch(rows, tokenizer.eot_id), train_labels[rows])]
 
     def loss_sum(batch: Batch) -> Tensor:
-        return F.cross_entropy(model(*batch.inputs).float(), batch.targets, reduction="sum")
+        return F.cross_entropy(train_texts.logits(*batch.inputs).float(), batch.targets, reduction="sum")
 
-    def evaluate(ids: list[list[int]], targets: Tensor) -> tuple[float, float]:
-        logits = predict(model, ids)
+    def evaluate(texts: Texts, rows: Sequence[int] | None, targets: Tensor) -> tuple[float, float]:
+        logits = texts.predict(rows)
         accuracy = (logits.argmax(-1) == targets).double().mean().item()
         return F.cross_entropy(logits, targets).item(), accuracy
 
@@ -159,12 +156,12 @@ def finetune_classify(
         resume.on_pause(step)
 
     def end_epoch(step: int) -> None:
-        some = np.random.default_rng(seed).permutation(len(train_ids))[: len(val_ids)].tolist()
-        _, train_accuracy = evaluate([train_ids[i] for i in some], train_labels[some])
-        val_loss, val_accuracy = evaluate(val_ids, val_labels)
+        some = np.random.default_rng(seed).permutation(len(lengths))[: len(val_labels)].tolist()
+        _, train_accuracy = evaluate(train_texts, some, train_labels[some])
+        val_loss, val_accuracy = evaluate(val_texts, None, val_labels)
         row = {
             "epoch": -(-step // steps_an_epoch),
-            "examples": min(step * params.batch_size, params.epochs * len(train_ids)),
+            "examples": min(step * params.batch_size, params.epochs * len(lengths)),
             "train_loss": sum(losses) / len(losses),
             "train_accuracy": train_accuracy,
             "val_loss": val_loss,
@@ -184,21 +181,17 @@ def finetune_classify(
         result.before, result.curve, losses = kept["before"], kept["curve"], kept["losses"]
         on_metrics({}, resume.step)  # what belongs to no step is the last one's
     else:
-        result.before = _labels(model, test_ids)
+        result.before = [model.labels[i] for i in test_texts.predict().argmax(-1).tolist()]
     with resume, tqdm(total=max_steps, initial=resume.step, desc=name, unit="step", disable=None) as progress:
         train(
             model, [optimizer], schedule, batches, loss_sum,
             max_steps=max_steps, grad_clip=params.grad_clip, start_step=resume.step, dtype=dtype,
             on_step=on_step, is_pause=lambda step: ends_epoch(step) or resume.is_pause(step), on_pause=on_pause,
         )  # fmt: skip
-    probabilities = predict(model, test_ids).softmax(-1)  # [n, classes]
+    probabilities = test_texts.predict().softmax(-1)  # [n, classes]
     result.after = [model.labels[i] for i in probabilities.argmax(-1).tolist()]
     result.probabilities = probabilities.tolist()
     return result
-
-
-def _labels(model: GPTClassifier, ids: list[list[int]]) -> list[str]:
-    return [model.labels[i] for i in predict(model, ids).argmax(-1).tolist()]
 
 
 def trainable_parameters(model: nn.Module) -> int:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import csv
+import functools
+import io
 import json
 import os
 import runpy
@@ -233,6 +236,39 @@ def test_classify_takes_texts_of_any_length(run: Run, models: Path) -> None:
     empty, one, other = json.loads(ended.out)
     assert one["probabilities"] == pytest.approx(other["probabilities"], abs=1e-5)
     assert sum(empty["probabilities"].values()) == pytest.approx(1, abs=1e-5)
+
+
+def test_classify_reads_lines_columns_and_standard_input(
+    run: Run, models: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    texts = ["The lamp was lit.", 'a "tower", or\nnone', "the mill"]
+    wanted = json.loads(run("classify", models / "classifier", *texts, "--json").out)
+    with (tmp_path / "texts.csv").open("w", newline="") as file:
+        csv.writer(file).writerows([["id", "text"], *enumerate(texts)])
+    (tmp_path / "texts.txt").write_bytes(f"{texts[0]}\r\n\n{texts[2]}\n".encode())
+    by_column = run("classify", models / "classifier", "--file", tmp_path / "texts.csv", "--column", "text", "--json")
+    by_line = run("classify", models / "classifier", "--file", tmp_path / "texts.txt", "--json")
+    monkeypatch.setattr(sys, "stdin", io.StringIO(texts[2]))
+    by_both = run("classify", models / "classifier", texts[0], "--file", "-", "--json")
+    for ended, expected in ((by_column, wanted), (by_line, wanted[::2]), (by_both, wanted[::2])):
+        found = json.loads(ended.out)
+        assert [result["text"] for result in found] == [result["text"] for result in expected]
+        for result, other in zip(found, expected, strict=True):
+            assert result["probabilities"] == pytest.approx(other["probabilities"], abs=1e-5)
+    shown = run("classify", models / "classifier", texts[0], "--probabilities").out
+    assert all(f"{label} {p:.1%}" in shown for label, p in wanted[0]["probabilities"].items())
+
+
+def test_classify_says_what_a_file_lacks(run: Run, models: Path, tmp_path: Path) -> None:
+    classify = functools.partial(run, "classify", models / "classifier")
+    (tmp_path / "empty").write_text("\n \n")
+    (tmp_path / "t.csv").write_text("id,words\n1,a\n")
+    (tmp_path / "open.csv").write_text('text\n"a\n')
+    refused(classify("--file", tmp_path / "empty"), 1, "holds no text")
+    refused(classify("--file", tmp_path / "none"), 1, "no such file")
+    refused(classify("--file", tmp_path / "t.csv", "--column", "text"), 1, "no column 'text'", "id, words")
+    refused(classify("--file", tmp_path / "open.csv", "--column", "text"), 1, "not CSV")
+    refused(classify("x", "--column", "text"), 2, "--file")
 
 
 def test_classify_refuses_a_language_model(run: Run, models: Path) -> None:
