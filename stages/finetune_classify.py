@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from statistics import mean
 from typing import Any
@@ -11,7 +12,15 @@ from gpt2core import config, files
 from gpt2core.data import sms_spam
 from gpt2core.evaluate.calibration import COLUMNS as BIN_COLUMNS
 from gpt2core.evaluate.calibration import calibration
-from gpt2core.evaluate.classification import classification_metrics, tfidf_baseline
+from gpt2core.evaluate.classification import (
+    MISTAKE_COLUMNS,
+    classification_metrics,
+    majority_baseline,
+    ranking_metrics,
+    surest_mistakes,
+    tfidf_baseline,
+)
+from gpt2core.evaluate.intervals import spread
 from gpt2core.runtime import run_stage
 from gpt2core.track import plots, stage_run
 from gpt2core.train.classify import COLUMNS, finetune_classify, trainable_parameters
@@ -23,6 +32,7 @@ PLOTS = Path("metrics/plots")
 CURVE = PLOTS / "finetune_classify.csv"
 CONFUSION = PLOTS / "confusion.csv"
 CALIBRATION = PLOTS / "calibration.csv"
+MISTAKES = PLOTS / "mistakes.csv"
 
 
 def main() -> None:
@@ -38,7 +48,9 @@ def main() -> None:
             run_file=states.run_file
         ) as run,
     ):  # fmt: skip
-        curve, confusion, scores, before, baseline, p_spam = [], [], [], [], [], []
+        curve, scores, before, baseline, majority, characters = [], [], [], [], [], []
+        predictions: list[dict[str, Any]] = []
+        ranking, p_spam = [], []
         for number, seed in enumerate(section.seeds):
             splits = sms_spam.split(messages, section.val_fraction, section.test_fraction, seed)
             on_metrics = run.log_metrics if number == 0 else _silent  # one curve a run
@@ -50,15 +62,22 @@ def main() -> None:
             scores.append(classification_metrics(truth, result.after))
             before.append(classification_metrics(truth, result.before))
             baseline.append(tfidf_baseline(splits.train, splits.test, seed))
+            majority.append(majority_baseline(splits.train, splits.test))
+            characters.append(tfidf_baseline(splits.train, splits.test, seed, characters=True))
             curve += [{"seed": seed, **row} for row in result.curve]
-            confusion += [{"seed": seed, "actual": a, "predicted": p} for a, p in zip(truth, result.after, strict=True)]
-            p_spam += [row[sms_spam.LABELS.index("spam")] for row in result.probabilities]
+            predictions += [
+                {"seed": seed, "actual": actual, "predicted": predicted, "probability": round(max(p), 6), "text": text}
+                for (actual, text), predicted, p in zip(splits.test, result.after, result.probabilities, strict=True)
+            ]
+            own_p_spam = [row[sms_spam.LABELS.index("spam")] for row in result.probabilities]
+            ranking.append(ranking_metrics(truth, own_p_spam))
+            p_spam += own_p_spam
             if number == 0:  # the first seed's model is the one kept
                 save_model("models/classifier", result.model, result.tokenizer)
 
-        calibrated = calibration(p_spam, [row["actual"] == "spam" for row in confusion])  # of all seeds together
+        calibrated = calibration(p_spam, [row["actual"] == "spam" for row in predictions])  # of all seeds together
 
-        def over_seeds(rows: list[dict[str, Any]], key: str) -> float:
+        def over_seeds(rows: Sequence[Mapping[str, Any]], key: str) -> float:
             return round(mean(row[key] for row in rows), 6)
 
         metrics = {
@@ -67,10 +86,17 @@ def main() -> None:
             "test_accuracy_by_seed": {
                 str(s): round(r["accuracy"], 6) for s, r in zip(section.seeds, scores, strict=True)
             },
+            **_spread_metrics([row["accuracy"] for row in scores]),
+            "test_roc_auc": over_seeds(ranking, "roc_auc"),
+            "test_average_precision": over_seeds(ranking, "average_precision"),
             "before_test_accuracy": over_seeds(before, "accuracy"),
             "before_test_f1": over_seeds(before, "f1"),
             "baseline_test_accuracy": over_seeds(baseline, "accuracy"),
             "baseline_test_f1": over_seeds(baseline, "f1"),
+            "majority_test_accuracy": over_seeds(majority, "accuracy"),
+            "majority_test_f1": over_seeds(majority, "f1"),
+            "characters_test_accuracy": over_seeds(characters, "accuracy"),
+            "characters_test_f1": over_seeds(characters, "f1"),
             "test_ece": calibrated.ece,
             "confusion_matrix": scores[0]["confusion_matrix"],
             "before_confusion_matrix": before[0]["confusion_matrix"],
@@ -81,8 +107,9 @@ def main() -> None:
             "trainable_parameters": trainable_parameters(result.model),
         }
         files.write_csv(CURVE, ("seed", *COLUMNS), curve)
-        files.write_csv(CONFUSION, ("seed", "actual", "predicted"), confusion)
+        files.write_csv(CONFUSION, ("seed", "actual", "predicted"), predictions)
         files.write_csv(CALIBRATION, BIN_COLUMNS, calibrated.bins)
+        files.write_csv(MISTAKES, MISTAKE_COLUMNS, surest_mistakes(predictions))
         files.write_json("metrics/finetune_classify.json", metrics)
         run.log_artifact(CURVE)
         run.log_figure(plots.accuracy_curve, CURVE, PLOTS / "classify_accuracy.svg")
@@ -90,6 +117,18 @@ def main() -> None:
         run.log_figure(plots.confusion_matrix, matrix, sms_spam.LABELS, PLOTS / "classify_confusion.svg")
         run.log_figure(plots.reliability, calibrated.bins, calibrated.ece, "spam", PLOTS / "classify_reliability.svg")
         run.finish(metrics)
+
+
+def _spread_metrics(accuracies: list[float]) -> dict[str, float]:
+    """Standard deviation and 95% interval over the seeds; nothing of a single one."""
+    if len(accuracies) < 2:
+        return {}
+    sd, low, high = spread(accuracies)
+    return {
+        "test_accuracy_sd": round(sd, 6),
+        "test_accuracy_ci_low": round(low, 6),
+        "test_accuracy_ci_high": round(high, 6),
+    }
 
 
 def _silent(metrics: dict[str, float], step: int) -> None:

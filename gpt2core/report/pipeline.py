@@ -163,8 +163,11 @@ def _classifier(root: Path, metrics: Mapping[str, Any]) -> Section | None:
         for name, key in (
             ("before fine-tuning", "before_test"),
             ("after", "test"),
-            ("TF-IDF + logistic regression", "baseline_test"),
+            ("TF-IDF of words + logistic regression", "baseline_test"),
+            ("TF-IDF of character n-grams + logistic regression", "characters_test"),
+            ("the more frequent label", "majority_test"),
         )
+        if f"{key}_accuracy" in found
     ]
     columns, caption = ("test messages", "accuracy", "F1 of spam"), "Means over the seeds"
     section = Section("classifier", "Spam or not", tables=[Table(columns, rows, caption, numeric=(1, 2))])
@@ -178,6 +181,9 @@ def _classifier(root: Path, metrics: Mapping[str, Any]) -> Section | None:
         as_numbers = [{key: float(value) for key, value in row.items()} for row in bins]
         caption = "Calibration: what the probabilities are worth"
         section.pictures.append(picture(caption, plots.reliability, as_numbers, found["test_ece"], "spam"))
+    if mistakes := _rows(root / PLOTS / "mistakes.csv"):
+        rows = [(m["text"], m["actual"], f"{m['predicted']} {float(m['probability']):.1%}") for m in mistakes]
+        section.tables.append(Table(("message", "is", "was taken for"), rows, "The surest mistakes, of all seeds"))
     return section
 
 
