@@ -7,7 +7,7 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Any, NoReturn
@@ -146,6 +146,24 @@ def say(message: str) -> None:
         from tqdm import tqdm
 
         tqdm.write(message, file=sys.stderr)
+
+
+BAR_AFTER_S = 2.0  # what takes less needs no progress bar
+
+
+def progress(items: Iterable[Any] | None = None, *, what: str, unit: str, total: int | None = None) -> Any:
+    """A tqdm bar for what may take long: shown once it does, and only on a terminal; gone at its end.
+
+    Args:
+        items: those that it counts; without them the caller calls `update` and, at the end, `close`.
+        what: is being done.
+        unit: that is counted.
+        total: number of units, where `items` does not tell.
+    """
+    from tqdm import tqdm
+
+    quiet = True if rank() else None  # None: where standard error is no terminal
+    return tqdm(items, desc=what, unit=unit, total=total, leave=False, disable=quiet, delay=BAR_AFTER_S)
 
 
 # Those whose version may change the bytes of what a stage writes.

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import io
 import shutil
+import sys
 
 import pytest
 import torch
@@ -49,3 +51,32 @@ def test_auto_compiles_where_it_can_and_where_it_pays(
     assert runtime.should_compile(True, max_steps) is True
     assert runtime.should_compile(False, max_steps) is False
     assert capsys.readouterr().err == ""
+
+
+class Terminal(io.StringIO):
+    """Standard error as a person sees it."""
+
+    def isatty(self) -> bool:
+        return True
+
+
+@pytest.mark.parametrize(
+    ("stream", "after_s", "rank", "shown"),
+    [
+        (Terminal(), 0, "0", True),
+        (Terminal(), 60, "0", False),
+        (Terminal(), 0, "1", False),
+        (io.StringIO(), 0, "0", False),
+    ],
+    ids=["a terminal", "soon done", "not the first process", "a file"],
+)
+def test_progress_is_shown_on_a_terminal_for_what_takes_long(
+    monkeypatch: pytest.MonkeyPatch, stream: io.StringIO, after_s: float, rank: str, shown: bool
+) -> None:
+    monkeypatch.setattr(sys, "stderr", stream)
+    monkeypatch.setattr(runtime, "BAR_AFTER_S", after_s)
+    monkeypatch.setenv("RANK", rank)
+    assert list(runtime.progress(range(3), what="read", unit="tensor")) == [0, 1, 2]
+    assert ("read" in stream.getvalue()) == shown
+    if not shown:
+        assert stream.getvalue() == ""

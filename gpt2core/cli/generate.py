@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, BinaryIO
 
 import click
 
+from gpt2core import runtime
 from gpt2core.cli import options
 from gpt2core.errors import UserError
 
@@ -86,6 +87,8 @@ def generate(
     for start in range(0, num_samples, SAMPLES_AT_ONCE):
         rows = texts[start : start + SAMPLES_AT_ONCE]
         columns = engine.stream(model, [ids] * len(rows), max_new_tokens, sampling, seed + start)
+        if not stream:
+            columns = runtime.progress(columns, what="generate", unit="token", total=max_new_tokens)
         completed = _take(columns, rows, echo=stream)
         if not completed:
             break

@@ -8,6 +8,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
+from gpt2core import runtime
 from gpt2core.data.shards import Shard
 from gpt2core.model import GPT
 from gpt2core.model.packed import PackedGPT
@@ -40,7 +41,7 @@ def nats(
     n, stride = len(tokens), stride or max(1, context // 2)
     starts = [0, *range(stride, max(1, n - context + stride), stride)]
     total = 0.0
-    for first in range(0, len(starts), batch_size):
+    for first in runtime.progress(range(0, len(starts), batch_size), what="evaluate", unit="batch"):
         windows = [ids[s : s + context + 1] for s in starts[first : first + batch_size]]
         batch = torch.nn.utils.rnn.pad_sequence(windows, batch_first=True, padding_value=start_id)  # [B, T + 1]
         counts = torch.zeros(batch[:, 1:].shape, dtype=torch.bool)  # [B, T]

@@ -79,9 +79,11 @@ def generate_batch(
     seed: int | Sequence[int] | None = None,
     batch_size: int = 32,
     slide: bool = False,
+    on_answer: Callable[[], object] = lambda: None,
 ) -> list[list[int]]:
     """Continue prompts of unequal length; each answer ends before its `eos_id`, and unless `slide` where the context
     is full. Prompts of like length are computed together; a row's answer does not depend on its neighbours.
+    `on_answer` is called when one has ended.
 
     Returns:
         The new ids of each prompt, in the order of `prompts`.
@@ -110,12 +112,14 @@ def generate_batch(
             [seeds[i] for i in rows],
             slide=slide,
         )
-        for i, answer in zip(rows, _cut(columns, [limits[i] for i in rows], eos_id), strict=True):
+        for i, answer in zip(rows, _cut(columns, [limits[i] for i in rows], eos_id, on_answer), strict=True):
             answers[i] = answer
     return answers
 
 
-def _cut(columns: Iterable[Tensor], limits: list[int], eos_id: int | None) -> list[list[int]]:
+def _cut(
+    columns: Iterable[Tensor], limits: list[int], eos_id: int | None, on_answer: Callable[[], object]
+) -> list[list[int]]:
     """Each row's ids before `eos_id`, at most its limit; takes no more columns than the last row needs."""
     answers: list[list[int]] = [[] for _ in limits]
     running = {row for row, limit in enumerate(limits) if limit > 0}
@@ -127,6 +131,7 @@ def _cut(columns: Iterable[Tensor], limits: list[int], eos_id: int | None) -> li
                 answers[row].append(token)
             if token == eos_id or len(answers[row]) == limits[row]:
                 running.discard(row)
+                on_answer()
         if not running:
             break
     return answers

@@ -11,7 +11,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from gpt2core import config, files
+from gpt2core import config, files, runtime
 from gpt2core.errors import UserError
 from gpt2core.report import results
 from gpt2core.report.inside import language_model_pictures, script_data, temperature_table
@@ -67,7 +67,8 @@ def report_page(root: Path) -> str:
     makers: tuple[Callable[[Path, dict[str, Any]], Section | None], ...] = (
         _results, _corpus, _pretraining, _inside, _classifier, _instructions, _judge, _runs, _params,
     )  # fmt: skip
-    sections = [section for make in makers if (section := make(root, metrics))]
+    drawn = runtime.progress(makers, what="report", unit="section")
+    sections = [section for make in drawn if (section := make(root, metrics))]
     return render(
         "report.html",
         title="gpt2core: what the pipeline made",

@@ -8,6 +8,7 @@ from collections.abc import Iterable
 
 import regex
 
+from gpt2core import runtime
 from gpt2core.errors import UserError
 from gpt2core.tokenizer.byte_pair import WORD_PATTERN, Tokenizer, printable_bytes
 
@@ -53,7 +54,7 @@ def merge_words(words: Counter[str], vocab_size: int) -> Tokenizer:
     heapq.heapify(heap)
 
     merges: list[tuple[bytes, bytes]] = []
-    while len(tokens) < vocab_size - 1:
+    for _ in runtime.progress(range(len(tokens), vocab_size - 1), what="learn tokens", unit="token"):
         count, pair = _most_frequent(heap, counts)
         if count == 0:
             raise UserError(

@@ -97,7 +97,10 @@ def respond(
 ) -> list[str]:
     """Greedy responses to the prompts of `entries`, without surrounding white space. The model is in eval mode."""
     encoded = [tokenizer.encode(prompts.alpaca(entry["instruction"], entry["input"])) for entry in entries]
-    answers = generate_batch(model, encoded, max_new_tokens, eos_id=tokenizer.eot_id, batch_size=batch_size)
+    with runtime.progress(what="respond", unit="answer", total=len(entries)) as bar:
+        answers = generate_batch(
+            model, encoded, max_new_tokens, eos_id=tokenizer.eot_id, batch_size=batch_size, on_answer=bar.update
+        )
     return [tokenizer.decode(answer).strip() for answer in answers]
 
 

@@ -8,8 +8,8 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
+from gpt2core import runtime
 from gpt2core.model import GPTClassifier
 from gpt2core.train.batches import pad
 
@@ -44,7 +44,8 @@ class Texts:
         device = self.model.score.weight.device
         rows = range(len(self.ids)) if rows is None else rows
         logits = torch.empty(len(rows), len(self.model.labels))
-        for places in by_length([self.lengths[i] for i in rows], batch_size):
+        batches = by_length([self.lengths[i] for i in rows], batch_size)
+        for places in runtime.progress(batches, what="classify", unit="batch"):
             inputs = (tensor.to(device) for tensor in self.batch([rows[place] for place in places]))
             logits[places] = self.logits(*inputs).float().cpu()
         return logits
@@ -72,7 +73,7 @@ class HalfReadTexts(Texts):
         self.hidden = _room(int(self.ends[-1]) if len(ids) else 0, model.config.n_embd)  # [tokens of all texts, C]
         model.eval()
         device = model.score.weight.device
-        for rows in tqdm(by_length(self.lengths), desc="frozen blocks", unit="batch", disable=None, leave=False):
+        for rows in runtime.progress(by_length(self.lengths), what="frozen blocks", unit="batch"):
             hidden = model.lower(pad([ids[i] for i in rows], 0).to(device), n_blocks).cpu()  # [B, T, C]
             for i, row in zip(rows, hidden, strict=True):
                 self.hidden[self.ends[i] - self.lengths[i] : self.ends[i]] = row[: self.lengths[i]]

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 from safetensors import SafetensorError, TensorSpec, serialize_file
 
-from gpt2core import files
+from gpt2core import files, runtime
 from gpt2core.errors import UserError
 from gpt2core.model import GPTConfig
 from gpt2core.tokenizer import Tokenizer
@@ -113,7 +113,8 @@ def from_openai(checkpoint: TFCheckpoint, config: GPTConfig) -> tuple[dict[str, 
                 f"{checkpoint.index_path}: tensor {name!r} is {entry.dtype}, must be one of {', '.join(FLOATS)}"
             )
     dtypes = {row.hf: checkpoint.entries[row.openai].dtype for row in rows}
-    return {row.hf: checkpoint[row.openai].reshape(row.hf_shape) for row in rows}, dtypes
+    verified = runtime.progress(rows, what="verify", unit="tensor")
+    return {row.hf: checkpoint[row.openai].reshape(row.hf_shape) for row in verified}, dtypes
 
 
 def check_shapes(

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from gpt2core import files
+from gpt2core import files, runtime
 from gpt2core.errors import UserError
 from gpt2core.model import GPTConfig
 from gpt2core.tokenizer import Tokenizer
@@ -66,7 +66,8 @@ def openai_tensors(model_dir: Path, config: GPTConfig) -> Iterator[tuple[str, np
     rows = table(config)
     found = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
     check_shapes(found, {row.hf: row.hf_shape for row in rows}, where)
-    return ((row.openai, tensors[row.hf].float().reshape(row.openai_shape).numpy()) for row in rows)
+    written = runtime.progress(rows, what="export", unit="tensor")
+    return ((row.openai, tensors[row.hf].float().reshape(row.openai_shape).numpy()) for row in written)
 
 
 def _refuse_what_has_no_place(src: Path, described: Described) -> None:

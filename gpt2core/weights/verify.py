@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 from torch import Tensor
 
+from gpt2core import runtime
 from gpt2core.errors import UserError
 from gpt2core.model import GPTConfig
 from gpt2core.tokenizer import END_OF_TEXT, Tokenizer
@@ -141,7 +142,8 @@ def _check_tensors(
     """Hold tensors against the shapes expected, look for NaN and infinity, and note count and dtype."""
     shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
     report.problems += _differences(shapes, expected, where)
-    bad = [name for name, tensor in tensors.items() if not _is_finite(tensor)]
+    read = runtime.progress(tensors.items(), what="read", unit="tensor")
+    bad = [name for name, tensor in read if not _is_finite(tensor)]
     report.problems += _listed(bad, f"{where}: tensor {{}} has NaN or infinity")
     report.parameters = sum(tensor.numel() for tensor in tensors.values())
     report.dtype = ", ".join(sorted({str(tensor.dtype).removeprefix("torch.") for tensor in tensors.values()}))
@@ -245,7 +247,7 @@ def _check_checkpoint(checkpoint: TFCheckpoint, config: GPTConfig | None, report
         report.problems += _differences(found, expected, checkpoint.index_path)
     elif config is not None:
         report.problems.append(f"{checkpoint.index_path}: has {len(entries)} tensors for {config.n_layer} layers")
-    for name, entry in entries.items():
+    for name, entry in runtime.progress(entries.items(), what="verify", unit="tensor"):
         try:
             array = checkpoint[name]
         except CheckpointError as error:
