@@ -105,6 +105,7 @@ class Pretrain(Section):
     tie_weights: bool
     initializer_range: PositiveFloat
     init: Literal["gpt2", "induction"]
+    trainable: Literal["last_two_blocks", "blocks", "all"]
     batch_size: PositiveInt
     grad_accum_steps: PositiveInt
     context: PositiveInt
@@ -172,7 +173,7 @@ class FinetuneClassify(Section):
 
 class FinetuneInstruct(Section):
     base: BaseName
-    trainable: Literal["blocks", "all"]
+    trainable: Literal["last_two_blocks", "blocks", "all"]
     mask_prompt: bool
     val_fraction: Annotated[float, Field(gt=0, lt=0.5)]
     test_fraction: Annotated[float, Field(gt=0, lt=0.5)]

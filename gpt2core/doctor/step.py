@@ -100,6 +100,7 @@ def steps(training: Training, params: config.Params) -> Cost:
     from gpt2core.train.loop import train
     from gpt2core.train.optim import adamw
     from gpt2core.train.pretrain import new_model, new_optimizers
+    from gpt2core.train.trainable import learn_only
 
     _first_to_be_killed()
     device = runtime.device()
@@ -118,9 +119,7 @@ def steps(training: Training, params: config.Params) -> Cost:
         optimizers = [adamw(model.parameters(), lr=section.lr, weight_decay=0.1, beta2=0.95)]
     else:
         section = params.finetune_instruct
-        if section.trainable == "blocks":
-            for part in (language_model.transformer.wte, language_model.transformer.wpe, language_model.lm_head):
-                part.requires_grad_(False)
+        learn_only(language_model, section.trainable)
         optimizers = [adamw(language_model.to(device).parameters(), lr=section.lr, weight_decay=0.1, beta2=0.95)]
     language_model.transformer.activation_checkpointing = section.activation_checkpointing
     dtype = runtime.training_dtype(section.dtype)

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from typing import cast
+
 import torch
 from torch import Tensor, nn
 
 from gpt2core.errors import UserError
 from gpt2core.model.config import GPTConfig
-from gpt2core.model.gpt import Transformer, initialize
+from gpt2core.model.gpt import Block, Transformer, initialize
 
 
 class GPTClassifier(nn.Module):
@@ -54,11 +56,11 @@ class GPTClassifier(nn.Module):
 
         [B, T, C], [B] -> [B, classes]
         """
-        *middle, last = self.transformer.h[n_blocks:] if n_blocks < len(self.transformer.h) else (None,)
-        for block in middle:
+        blocks = [cast(Block, block) for block in self.transformer.h[n_blocks:]]
+        last = blocks.pop() if blocks and self.position != "mean" else None
+        for block in blocks:
             x = block(x)
-        if last is None or self.position == "mean":
-            x = x if last is None else last(x)
+        if last is None:
             return self.score(self.pool(self.transformer.ln_f(x), lengths))
         read = lengths - 1 if self.position == "last" else torch.zeros_like(lengths)
         return self.score(self.transformer.ln_f(last.at(x, read)))

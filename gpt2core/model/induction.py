@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from gpt2core.errors import UserError
+from gpt2core.model.attention import CausalSelfAttention
 from gpt2core.model.gpt import GPT
 
 EMBEDDING_STD = 0.1  # standard deviation of the embeddings: several times what blocks of GPT-2's first weights add
@@ -77,6 +78,7 @@ class _Head:
 
     def __init__(self, model: GPT, block: int, number: int):
         attention = model.transformer.h[block].attn
+        assert isinstance(attention, CausalSelfAttention)
         H = attention.n_head
         q, k, v = attention.c_attn.weight.unflatten(0, (3, H, -1))[:, number]  # [D, C] each
         self.query, self.key, self.value = q, k, v

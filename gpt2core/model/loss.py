@@ -42,7 +42,8 @@ def head_cross_entropy(hidden: Tensor, weight: Tensor, targets: Tensor) -> Tenso
     if not torch.is_grad_enabled():  # inside the function that cannot be seen
         hidden, weight = hidden.detach(), weight.detach()
     with torch.autocast(device, enabled=False):
-        return _HeadCrossEntropy.apply(hidden, weight, targets, dtype, VOCAB_MULTIPLE if hidden.is_cuda else 1)
+        multiple = VOCAB_MULTIPLE if hidden.is_cuda else 1
+        return _HeadCrossEntropy.apply(hidden, weight, targets, dtype, multiple)  # type: ignore[no-untyped-call]
 
 
 def padded(weight: Tensor, dtype: torch.dtype, multiple: int) -> Tensor:

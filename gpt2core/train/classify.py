@@ -14,7 +14,7 @@ from tqdm import tqdm
 
 from gpt2core import config, runtime
 from gpt2core.errors import UserError
-from gpt2core.model import GPT, GPTClassifier, GPTConfig
+from gpt2core.model import GPT, GPTClassifier
 from gpt2core.tokenizer import Tokenizer
 from gpt2core.train.batches import epoch_order
 from gpt2core.train.loop import Batch, Step, train
@@ -23,6 +23,7 @@ from gpt2core.train.resume import Resume
 from gpt2core.train.schedule import WarmupCosine
 from gpt2core.train.states import States
 from gpt2core.train.texts import HalfReadTexts, Texts
+from gpt2core.train.trainable import frozen_blocks, learn_only
 from gpt2core.weights.model_dir import load
 
 Example = tuple[str, str]  # label, text
@@ -65,17 +66,8 @@ def new_classifier(base: GPT, labels: tuple[str, ...], trainable: str, seed: int
     device = base.transformer.wte.weight.device
     model = GPTClassifier(base.config, labels).to(device)
     model.transformer.load_state_dict(base.transformer.state_dict())
-    if trainable != "all":
-        model.transformer.requires_grad_(False)
-        for module in (model.transformer.ln_f, *model.transformer.h[frozen_blocks(base.config, trainable) :]):
-            module.requires_grad_(True)
+    learn_only(model, trainable)
     return model
-
-
-def frozen_blocks(config: GPTConfig, trainable: str) -> int:
-    """How many blocks, from the first on, do not learn (and the embeddings below them)."""
-    learning = {"head": 0, "last_block": 1, "last_two_blocks": 2}.get(trainable, config.n_layer)
-    return max(0, config.n_layer - learning)
 
 
 def encode(

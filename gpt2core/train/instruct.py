@@ -24,6 +24,7 @@ from gpt2core.train.optim import adamw
 from gpt2core.train.resume import Resume
 from gpt2core.train.schedule import WarmupCosine
 from gpt2core.train.states import States
+from gpt2core.train.trainable import learn_only
 
 Entry = Mapping[str, Any]  # the texts instruction, input, output
 
@@ -119,9 +120,7 @@ def finetune_instruct(
     It goes on from the newest of `states`, and is kept there.
     """
     model, tokenizer = load_base(base_dir, params.dropout)
-    if params.trainable == "blocks":
-        for embedding in (model.transformer.wte, model.transformer.wpe, model.lm_head):
-            embedding.requires_grad_(False)
+    learn_only(model, params.trainable)
     model.transformer.activation_checkpointing = params.activation_checkpointing
     runtime.seed_everything(seed)  # dropout
     result = Instructed(model, tokenizer)

@@ -27,6 +27,7 @@ from gpt2core.train.optim import adamw, muon_and_adamw
 from gpt2core.train.resume import Resume
 from gpt2core.train.schedule import new_schedule
 from gpt2core.train.states import States
+from gpt2core.train.trainable import learn_only
 
 
 @dataclass
@@ -44,7 +45,10 @@ COLUMNS = (
 
 
 def new_model(params: config.Pretrain, vocab_size: int, seed: int) -> GPT:
-    """A model of the size that the params name, with the initial weights that they name, drawn from `seed`."""
+    """A model of the size that the params name, with the initial weights that they name, drawn from `seed`.
+
+    Only the part that `params.trainable` names will learn.
+    """
     runtime.seed_everything(seed)
     sizes = params.sizes()
     model = GPT(
@@ -61,6 +65,7 @@ def new_model(params: config.Pretrain, vocab_size: int, seed: int) -> GPT:
     )
     if params.init == "induction":
         write_induction_circuit(model)
+    learn_only(model, params.trainable)
     return model
 
 
@@ -114,7 +119,9 @@ def pretrain(
     loss_sum = distributed.parallel_loss(model, params.sharding, device)
     optimizers = new_optimizers(model, params)
     result = Pretrained(model)
-    tokens_seen, since_eval, last = 0, [], None
+    tokens_seen = 0
+    since_eval: list[float] = []  # training losses
+    last: Step
 
     def notes() -> dict[str, Any]:
         return {

@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, Protocol, TypeVar
+from typing import Any, Protocol
 
 from tqdm import tqdm
 
@@ -15,8 +15,6 @@ from gpt2core import runtime
 from gpt2core.errors import UserError
 from gpt2core.evaluate.judges import Item, Pair, Preference, questions
 from gpt2core.evaluate.judges.replies import Messages, Replies
-
-T = TypeVar("T")
 
 
 class NoReply(Exception):
@@ -66,13 +64,11 @@ class LanguageModelJudge:
         asked = [questions.ask_preference(pair) for pair in pairs]
         return self._answers(asked, questions.parse_preference, questions.PREFER_REPAIR, "A, B or tie")
 
-    def _answers(
-        self, asked: Sequence[str], parse: Callable[[str], T | None], repair: str, wanted: str
-    ) -> list[T | None]:
-        """What each question is answered with. Equal questions are asked once."""
+    def _answers(self, asked: Sequence[str], parse: Callable[[str], Any], repair: str, wanted: str) -> list[Any]:
+        """What `parse` made of each reply, or None. Equal questions are asked once."""
         pool = ThreadPoolExecutor(self._chat.concurrency, thread_name_prefix="judge")
         counts = Counter(asked)
-        answers: dict[str, T | None] = {}
+        answers: dict[str, Any] = {}
         answered = 0
         failures: Counter[str] = Counter()
         try:
@@ -92,9 +88,7 @@ class LanguageModelJudge:
             runtime.say(f"{self.name}: {failures.total()} of {len(asked)} could not be judged: {_listed(failures)}")
         return [answers[question] for question in asked]
 
-    def _answer(
-        self, question: str, parse: Callable[[str], T | None], repair: str, wanted: str
-    ) -> tuple[T | None, str]:
+    def _answer(self, question: str, parse: Callable[[str], Any], repair: str, wanted: str) -> tuple[Any, str]:
         """The answer to a question, or none and the reason. Raises UserError if no question could be answered."""
         messages = [{"role": "user", "content": question}]
         for _ in range(2):

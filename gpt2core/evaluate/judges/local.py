@@ -73,6 +73,8 @@ class TransformersChat(_LocalChat):
 
     def __init__(self, model_dir: Path, where: str) -> None:
         super().__init__(model_dir, where)
+        self._tokenizer: Any
+        self._model: Any
         try:
             import transformers
         except ImportError:
