@@ -105,18 +105,19 @@ def finetune_classify(
     model.transformer.activation_checkpointing = params.activation_checkpointing
     result = Classified(model, tokenizer)
     n_frozen = frozen_blocks(base.config, params.trainable)
+    steps_an_epoch = -(-len(train_examples) // params.batch_size)
+    max_steps = min(params.epochs * steps_an_epoch, params.max_steps or 1 << 62)
+    # With dropout a frozen block gives something else each time; and a part of an epoch does not read all texts.
+    keeps = n_frozen > 0 and not params.dropout and max_steps >= steps_an_epoch
     splits: list[tuple[Texts, Tensor]] = []
     for examples in (train_examples, val_examples, test_examples):
         ids, cut = encode([text for _, text in examples], tokenizer, base.config.n_positions, params.max_tokens)
-        # With dropout a frozen block gives something else each time.
-        texts = HalfReadTexts(model, ids, n_frozen) if n_frozen and not params.dropout else Texts(model, ids)
+        texts = HalfReadTexts(model, ids, n_frozen) if keeps else Texts(model, ids)
         splits.append((texts, torch.tensor([labels.index(label) for label, _ in examples])))
         result.truncated += cut
     (train_texts, train_labels), (val_texts, val_labels), (test_texts, _) = splits
 
     lengths = train_texts.lengths
-    steps_an_epoch = -(-len(lengths) // params.batch_size)
-    max_steps = min(params.epochs * steps_an_epoch, params.max_steps or 1 << 62)
     optimizer = adamw(model.parameters(), lr=params.lr, weight_decay=params.weight_decay, beta2=params.beta2)
     schedule = WarmupCosine(params.warmup_steps, max_steps)
     losses: list[float] = []

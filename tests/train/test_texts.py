@@ -106,9 +106,12 @@ def test_a_training_goes_as_the_plain_one_does(base: Path, trainable: str, monke
     )
 
 
-@pytest.mark.parametrize("changes", [{"trainable": "all"}, {"trainable": "last_block", "dropout": 0.1}])
-def test_blocks_that_learn_or_drop_are_not_kept(
+@pytest.mark.parametrize(
+    "changes",
+    [{"trainable": "all"}, {"trainable": "last_block", "dropout": 0.1}, {"trainable": "head", "max_steps": 1}],
+)
+def test_blocks_that_learn_or_drop_or_read_little_are_not_kept(
     base: Path, changes: dict[str, object], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(classify, "HalfReadTexts", None)  # to call it is an error
-    finetune_classify(params(max_steps=1, **changes), 1, base, ("ham", "spam"), EXAMPLES[:28], EXAMPLES, EXAMPLES)
+    finetune_classify(params(**changes), 1, base, ("ham", "spam"), EXAMPLES[:28], EXAMPLES, EXAMPLES)
