@@ -120,14 +120,14 @@ def main() -> None:
 
 
 def _spread_metrics(accuracies: list[float]) -> dict[str, float]:
-    """Standard deviation and 95% interval over the seeds; nothing of a single one."""
+    """Standard deviation and 95% interval over the seeds, as far as shares go; nothing of a single one."""
     if len(accuracies) < 2:
         return {}
     sd, low, high = spread(accuracies)
     return {
         "test_accuracy_sd": round(sd, 6),
-        "test_accuracy_ci_low": round(low, 6),
-        "test_accuracy_ci_high": round(high, 6),
+        "test_accuracy_ci_low": round(max(0.0, low), 6),
+        "test_accuracy_ci_high": round(min(1.0, high), 6),
     }
 
 
