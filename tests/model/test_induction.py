@@ -21,13 +21,13 @@ def share_copied(model: GPT, ids: torch.Tensor, period: int) -> float:
 @pytest.mark.parametrize("period", [7, 40, 100])
 def test_what_repeats_is_expected_and_what_is_new_is_not(n_embd: int, n_head: int, n_layer: int, period: int) -> None:
     torch.manual_seed(0)
-    config = GPTConfig(5000, n_positions=256, n_embd=n_embd, n_layer=n_layer, n_head=n_head)
+    config = GPTConfig(2000, n_positions=256, n_embd=n_embd, n_layer=n_layer, n_head=n_head)
     model = GPT(config).eval()
-    ids = torch.randint(5000, (8, period)).repeat(1, 2)
+    ids = torch.randint(2000, (4, period)).repeat(1, 2)
     assert share_copied(model, ids, period) < 0.05  # GPT-2's first weights copy nothing
     write_induction_circuit(model)
     assert share_copied(model, ids, period) > 0.7
-    fresh = torch.randint(5000, (8, 2 * period))
+    fresh = torch.randint(2000, (4, 2 * period))
     assert share_copied(model, fresh, period) < 0.05
 
 
