@@ -161,6 +161,7 @@ def scratch(project: Path, tmp_path: Path) -> Path:
     return shutil.copytree(project, tmp_path / "scratch")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", STAGES)
 def test_a_killed_stage_leaves_nothing_half_written(scratch: Path, name: str) -> None:
     outs = [scratch / out for out in STAGES[name].outs]
