@@ -83,8 +83,8 @@ def _scratch(path: Path) -> Iterator[Path]:
         try:
             held.acquire()
             break
-        except (Timeout, FileNotFoundError):  # another writer took the new folder for one that was left
-            continue
+        except (Timeout, FileNotFoundError, FileExistsError):
+            continue  # another writer took the new folder for one that was left
     try:
         with _names_what_was_written(path):
             yield folder

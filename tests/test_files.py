@@ -90,6 +90,22 @@ def test_many_writers_of_one_file_do_not_disturb_each_other(tmp_path: Path) -> N
     assert os.listdir(tmp_path) == ["a"]
 
 
+def test_a_writer_whose_new_folder_is_swept_away_takes_another(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The lock's library makes sure of the folder: another writer may remove it between its two looks at it."""
+    make, swept = os.mkdir, []
+
+    def sweep(path: str, mode: int = 0o777) -> None:
+        if os.path.isdir(path) and str(path).endswith(".tmp") and not swept:
+            swept.append(path)
+            os.rmdir(path)
+            raise FileExistsError(path)
+        make(path, mode)
+
+    monkeypatch.setattr(os, "mkdir", sweep)
+    files.write_text(tmp_path / "a", "x")
+    assert swept and os.listdir(tmp_path) == ["a"]
+
+
 def test_a_directory_is_removed_in_one_step(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Killed while it deletes file by file, the directory is no longer there, and the next removal ends the work."""
     code = """
