@@ -25,7 +25,7 @@ ALLOWED: dict[str, set[str]] = {
     "report": {"model", "tokenizer", "generate", "data", "weights", "train", "evaluate", "inspect", "track"},
     "doctor": {"model", "tokenizer", "data", "weights", "train", "track"},
     "learn": {"weights"},  # the written-out GPT opens model directories; nothing imports learn
-    "ui": {"model", "tokenizer", "generate", "weights", "train", "inspect", "report"},
+    "ui": {"model", "tokenizer", "generate", "weights", "train", "evaluate", "inspect", "report"},
     "cli": {
         "model",
         "tokenizer",

@@ -17,6 +17,7 @@ from gpt2core.cli.export_openai import export_openai
 from gpt2core.cli.generate import generate
 from gpt2core.cli.inspect import inspect
 from gpt2core.cli.perplexity import perplexity
+from gpt2core.cli.rate import rate
 from gpt2core.cli.report import report
 from gpt2core.cli.respond import respond
 from gpt2core.cli.seeds import seeds
@@ -45,7 +46,7 @@ def cli() -> None:
 
 COMMANDS = (
     generate, classify, respond, inspect, perplexity, ui, convert, export_openai, verify, summary, report,
-    doctor, sync_mlflow, seeds,
+    doctor, sync_mlflow, seeds, rate,
 )  # fmt: skip
 for command in COMMANDS:
     cli.add_command(command)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import importlib.util
 import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -93,6 +94,14 @@ def load_any(path: Path) -> tuple[GPT | GPTClassifier, Tokenizer]:
     if tokenizer is None:
         raise UserError(f"{path}: has no vocab.json and merges.txt, so text cannot be read or written")
     return model, tokenizer
+
+
+def needs(extra: str, *modules: str) -> None:
+    """Raises UserError that says what to install, if a module of an extra is not there."""
+    missing = [name for name in modules if importlib.util.find_spec(name) is None]
+    if missing:
+        command = click.get_current_context().command.name
+        raise UserError(f"`gpt2core {command}` needs {' and '.join(missing)}; install: pip install 'gpt2core[{extra}]'")
 
 
 def print_json(value: Any) -> None:

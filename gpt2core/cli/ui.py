@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import importlib.util
 from pathlib import Path
 
 import click
 
 from gpt2core.cli import options
-from gpt2core.errors import UserError
 
 
 @click.command(short_help="Try the models on a page in the browser.")
@@ -30,11 +28,10 @@ def ui(directories: tuple[Path, ...], host: str, port: int, dtype: str, open_bro
     Each DIR is a model directory, or a directory in which some lie; without any it is models/. The page fetches nothing
     from elsewhere, and what is typed stays on this machine.
     """
-    missing = [name for name in ("fastapi", "uvicorn") if importlib.util.find_spec(name) is None]
-    if missing:
-        raise UserError(f"`gpt2core ui` needs {' and '.join(missing)}; install: pip install 'gpt2core[ui]'")
+    options.needs("ui", "fastapi", "uvicorn")
     from gpt2core.ui.models import Models, find
-    from gpt2core.ui.server import serve
+    from gpt2core.ui.server import make_app
+    from gpt2core.ui.serving import serve
 
     found = find(directories or (Path("models"),))
 
@@ -45,4 +42,4 @@ def ui(directories: tuple[Path, ...], host: str, port: int, dtype: str, open_bro
         if open_browser:
             click.launch(address)
 
-    serve(Models(found, dtype), host, port, on_ready)
+    serve(make_app(Models(found, dtype), host), host, port, on_ready)

@@ -1,4 +1,5 @@
-"""How far two judges agree: three correlations, of which the ranks' (Spearman, Kendall) do not ask for one scale."""
+"""How far two judges agree: three correlations, of which the ranks' (Spearman, Kendall) do not ask for one scale; and,
+where both have the same few grades, Cohen's kappa."""
 
 from __future__ import annotations
 
@@ -35,3 +36,17 @@ def agreement(first: Sequence[float | None], second: Sequence[float | None]) -> 
         for correlation in (stats.pearsonr, stats.spearmanr, stats.kendalltau)
     )
     return Agreement(pearson, spearman, kendall, len(both))
+
+
+def weighted_kappa(first: Sequence[int | None], second: Sequence[int | None], grades: Sequence[int]) -> float | None:
+    """Cohen's kappa with quadratic weights (Cohen 1968) of two raters' grades of the same items: 1 where they always
+    agree, 0 where they agree as often as by chance; two grades apart count four times one.
+
+    Over the items that both have graded; None where there are none, or all their grades are one and the same.
+    """
+    both = [(a, b) for a, b in zip(first, second, strict=True) if a is not None and b is not None]
+    if len({grade for pair in both for grade in pair}) < 2:
+        return None
+    from sklearn.metrics import cohen_kappa_score  # half a second to import
+
+    return float(cohen_kappa_score(*zip(*both, strict=True), labels=list(grades), weights="quadratic"))

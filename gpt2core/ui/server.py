@@ -3,17 +3,13 @@
 from __future__ import annotations
 
 import json
-import socket
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 
-import uvicorn
-from fastapi import FastAPI, Request
-from fastapi.exceptions import RequestValidationError
+from fastapi import FastAPI
 from fastapi.responses import HTMLResponse, JSONResponse, StreamingResponse
 from pydantic import BaseModel, ConfigDict, Field
-from starlette.middleware.trustedhost import TrustedHostMiddleware
 from torch import Tensor
 
 from gpt2core import prompts
@@ -25,12 +21,11 @@ from gpt2core.report.page import render
 from gpt2core.tokenizer import Tokenizer
 from gpt2core.train.classify import encode, predict
 from gpt2core.ui.models import CLASSIFIER, INSTRUCT, Models
+from gpt2core.ui.serving import LOOPBACK, bare_app
 
-LOOPBACK = ("127.0.0.1", "localhost")
 LONGEST_TEXT = 1_000_000  # characters
 MOST_NEW_TOKENS = 100_000
 MOST_TEXTS = 1_000
-CLOSING_S = 1  # what a text that is being written gets at Ctrl-C
 
 
 class Asked(BaseModel):
@@ -71,22 +66,11 @@ def make_app(models: Models, host: str = LOOPBACK[0]) -> FastAPI:
 
     Args:
         models: those that can be tried.
-        host: the address that is served. On this machine's own, a page of a foreign name that points here is refused.
+        host: the address that is served, see `bare_app`.
     """
-    app = FastAPI(docs_url=None, redoc_url=None, openapi_url=None)  # their pages would load scripts from elsewhere
-    if host in LOOPBACK:
-        app.add_middleware(TrustedHostMiddleware, allowed_hosts=[*LOOPBACK])
+    app = bare_app(host)
     computing = threading.Lock()  # one product at a time has all cores; those who wait take turns, a token each
     by_kind = [(found.name, found.kind) for found in models.found.values()]
-
-    @app.exception_handler(UserError)
-    async def mistake(request: Request, error: UserError) -> JSONResponse:
-        return JSONResponse({"error": str(error)}, status_code=400)
-
-    @app.exception_handler(RequestValidationError)
-    async def misshapen(request: Request, error: RequestValidationError) -> JSONResponse:
-        problems = [f"{'.'.join(map(str, row['loc'][1:]))}: {row['msg']}" for row in error.errors()]
-        return JSONResponse({"error": "; ".join(problems)}, status_code=422)
 
     @app.get("/")
     def page() -> HTMLResponse:
@@ -158,28 +142,3 @@ def _told(
         yield json.dumps({"tokens": text.n_tokens, "seconds": time.perf_counter() - start_s}) + "\n"
 
     return StreamingResponse(lines(), media_type="application/x-ndjson")
-
-
-def serve(models: Models, host: str, port: int, on_ready: Callable[[str], None]) -> None:
-    """Serve until Ctrl-C.
-
-    Args:
-        port: 0 takes one that is free.
-        on_ready: called with the page's address as soon as it answers.
-
-    Raises:
-        UserError: the address cannot be had.
-    """
-    try:
-        listening = socket.create_server((host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET)
-    except OSError as error:
-        reason = error.strerror or str(error)
-        raise UserError(f"{host}:{port}: cannot be served ({reason}); --port 0 takes a port that is free") from None
-    with listening:
-        host_in_url = f"[{host}]" if ":" in host else host
-        config = uvicorn.Config(
-            make_app(models, host), log_level="warning", timeout_graceful_shutdown=CLOSING_S, lifespan="off"
-        )
-        listening.listen()
-        on_ready(f"http://{host_in_url}:{listening.getsockname()[1]}")
-        uvicorn.Server(config).run(sockets=[listening])

@@ -1,0 +1,180 @@
+"""What people say of responses: what there is to rate, and the file that keeps their ratings.
+
+A rating belongs to a text, not to a place in a file: after another training the ratings of responses that stayed the
+same still count, and two models that said the same are rated once. Who wrote a response is not in what a rater sees.
+"""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import io
+import json
+import os
+import random
+import unicodedata
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from gpt2core import files
+from gpt2core.errors import UserError
+
+QUESTIONS = ("correctness", "helpfulness", "safety")
+SCORES = (1, 2, 3, 4, 5)  # the higher the better
+COLUMNS = ("rater", "item", *QUESTIONS, "instruction", "input", "response")
+LONGEST_NAME = 60
+_SUFFIX = "response"  # a key that ends so holds a model's words: response, base_response, model 1 response
+
+Scores = dict[str, int]  # of some of the questions, those that were answered
+
+
+@dataclass(frozen=True)
+class Response:
+    """A text to rate, with what was asked."""
+
+    instruction: str
+    input: str
+    reference: str
+    response: str
+
+    @property
+    def item(self) -> str:
+        """Its name in the file of ratings: 16 hexadecimal digits that stand for the texts."""
+        texts = json.dumps([self.instruction, self.input, self.response])
+        return hashlib.sha256(texts.encode()).hexdigest()[:16]
+
+
+@dataclass(frozen=True)
+class Responses:
+    """Of each model, by its key in the file, its responses in the order of the entries."""
+
+    by_model: Mapping[str, Sequence[Response]]
+
+    def distinct(self) -> dict[str, Response]:
+        """Each text once, by its item."""
+        return {response.item: response for responses in self.by_model.values() for response in responses}
+
+    def in_order_for(self, rater: str, seed: int) -> list[str]:
+        """All items in an order that depends on the seed and the rater alone, and not on who wrote what."""
+        items = sorted(self.distinct())
+        random.Random(f"{seed}\n{rater}").shuffle(items)
+        return items
+
+
+def read_responses(path: str | os.PathLike[str], models: Sequence[str] = ()) -> Responses:
+    """Read entries with instruction, input, output (the reference) and one or more responses.
+
+    Args:
+        path: a JSON list of objects, or a `.csv` with a header line. `input` and `output` may be absent. Every key
+            that ends with `response` is a model; `finetune-instruct` writes `response` and `base_response`.
+        models: only these keys.
+
+    Raises:
+        UserError: names file, entry (a row of a CSV counts from 1 below the header) and key.
+    """
+    path = Path(path)
+    entries = _csv_entries(path) if path.suffix.lower() == ".csv" else files.read_json(path)
+    if not isinstance(entries, list) or not entries or not all(isinstance(entry, dict) for entry in entries):
+        raise UserError(f"{path}: must be a list of entries with instruction, input, output and response")
+    keys = [key for key in entries[0] if key.endswith(_SUFFIX)]
+    if missing := [key for key in models if key not in keys]:
+        raise UserError(f"{path}: has no {missing[0]!r}; its responses are {', '.join(keys) or 'none'}")
+    keys = list(models) or keys
+    if not keys:
+        raise UserError(f"{path}: no key ends with {_SUFFIX!r}; it has {', '.join(entries[0])}")
+    return Responses({key: [_response(path, n, entry, key) for n, entry in enumerate(entries, 1)] for key in keys})
+
+
+def _csv_entries(path: Path) -> list[dict[str, Any]]:
+    return [row for _, row in _rows(path, files.read_text(path))]
+
+
+def _rows(path: Path, text: str) -> Iterator[tuple[int, dict[str, Any]]]:
+    """Number (the header is row 1) and cells of each row of a CSV."""
+    try:
+        rows = csv.DictReader(io.StringIO(text.removeprefix("\ufeff"), newline=""), strict=True)
+        for number, row in enumerate(rows, start=2):
+            if None in row or None in row.values():
+                raise UserError(f"{path}, row {number}: has not as many cells as the header")
+            yield number, row
+    except csv.Error as error:
+        raise UserError(f"{path}: no CSV: {error}") from None
+
+
+def _response(path: Path, number: int, entry: Mapping[str, Any], key: str) -> Response:
+    where = f"{path}: entry {number}"
+    for name in ("instruction", key):
+        if not isinstance(entry.get(name), str):
+            raise UserError(f"{where}: {name!r} must be a text, found {entry.get(name)!r:.60}")
+    if not entry["instruction"].strip():
+        raise UserError(f"{where}: 'instruction' is blank")
+    for name in ("input", "output"):
+        if not isinstance(entry.get(name, ""), str):
+            raise UserError(f"{where}: {name!r} must be a text, found {entry[name]!r:.60}")
+    return Response(entry["instruction"], entry.get("input", ""), entry.get("output", ""), entry[key])
+
+
+class Ratings:
+    """The file of all raters' ratings, a row a rater and text. Processes may share it: each write reads it again.
+
+    Rows of texts that are not (or no longer) among the responses stay.
+
+    Args:
+        path: a CSV of the columns `COLUMNS`; made with the first rating.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def read(self) -> dict[str, dict[str, Scores]]:
+        """Scores by rater and item. Raises UserError that names file, row and column."""
+        ratings: dict[str, dict[str, Scores]] = {}
+        for row in self._read():
+            scores = {question: int(row[question]) for question in QUESTIONS if row[question]}
+            ratings.setdefault(row["rater"], {})[row["item"]] = scores
+        return ratings
+
+    def rate(self, rater: str, response: Response, question: str, score: int) -> None:
+        """Keep one answer; it is on the disk when this returns."""
+        assert question in QUESTIONS and score in SCORES
+        with files.lock(self.path.with_name(f".{self.path.name}.lock")):
+            rows = self._read()
+            row = next((row for row in rows if (row["rater"], row["item"]) == (rater, response.item)), None)
+            if row is None:
+                row = dict.fromkeys(COLUMNS, "") | {
+                    "rater": rater, "item": response.item,
+                    "instruction": response.instruction, "input": response.input, "response": response.response,
+                }  # fmt: skip
+                rows.append(row)
+            row[question] = str(score)
+            files.write_csv(self.path, COLUMNS, rows)
+
+    def _read(self) -> list[dict[str, str]]:
+        if not self.path.exists():
+            return []
+        rows: list[dict[str, str]] = []
+        seen: dict[tuple[str, str], int] = {}
+        for number, row in _rows(self.path, files.read_text(self.path)):
+            where = f"{self.path}, row {number}"
+            if differ := set(row) ^ set(COLUMNS):
+                raise UserError(f"{self.path}: its columns must be {', '.join(COLUMNS)}; look at {min(differ)!r}")
+            for question in QUESTIONS:
+                if row[question] not in ("", *map(str, SCORES)):
+                    raise UserError(
+                        f"{where}: {question} must be {SCORES[0]} to {SCORES[-1]} or empty, found {row[question]!r:.40}"
+                    )
+            if first := seen.get(who := (row["rater"], row["item"])):
+                raise UserError(f"{where}: {row['rater']} has rated this text in row {first}; keep one of the two")
+            seen[who] = number
+            rows.append(row)
+        return rows
+
+
+def checked_name(rater: str) -> str:
+    """A rater's name without spaces around it. Raises UserError if it is empty, long or has control characters."""
+    name = unicodedata.normalize("NFC", rater.strip())
+    if not name or len(name) > LONGEST_NAME or not name.isprintable():
+        raise UserError(f"a rater's name has 1 to {LONGEST_NAME} characters, and no line ends: {rater!r:.80}")
+    return name
