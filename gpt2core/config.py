@@ -151,9 +151,18 @@ class OpenAI(Section):
     sizes: list[Literal["124M", "355M", "774M", "1558M", "tiny"]]
 
 
-class FinetuneClassify(Section):
+class Lora(Section):
+    """Of `trainable: lora`: sizes of the detours, and beside which linear layers of the blocks they lie."""
+
+    lora_rank: PositiveInt
+    lora_alpha: PositiveFloat
+    lora_dropout: Fraction
+    lora_targets: Annotated[list[Literal["attn.c_attn", "attn.c_proj", "mlp.c_fc", "mlp.c_proj"]], Field(min_length=1)]
+
+
+class FinetuneClassify(Lora):
     base: BaseName
-    trainable: Literal["head", "last_block", "last_two_blocks", "all"]
+    trainable: Literal["head", "last_block", "last_two_blocks", "all", "lora"]
     seeds: Annotated[list[Seed], Field(min_length=1)]
     val_fraction: Annotated[float, Field(gt=0, lt=0.5)]
     test_fraction: Annotated[float, Field(gt=0, lt=0.5)]
@@ -171,14 +180,17 @@ class FinetuneClassify(Section):
     activation_checkpointing: bool
 
 
-class FinetuneInstruct(Section):
+class FinetuneInstruct(Lora):
     base: BaseName
-    trainable: Literal["last_two_blocks", "blocks", "all"]
+    trainable: Literal["last_two_blocks", "blocks", "all", "lora"]
+    lora_base_dtype: Literal["float32", "bfloat16", "int8"]
+    prompt: Literal["alpaca", "phi3"]
     mask_prompt: bool
     val_fraction: Annotated[float, Field(gt=0, lt=0.5)]
     test_fraction: Annotated[float, Field(gt=0, lt=0.5)]
     epochs: PositiveInt
     batch_size: PositiveInt
+    grad_accum_steps: PositiveInt
     lr: PositiveFloat
     warmup_steps: Count
     weight_decay: Annotated[float, Field(ge=0)]
@@ -371,6 +383,19 @@ def _check_judge(params: Params) -> Iterator[str]:
         yield f"judge.model: {judge.model} names a model twice"
 
 
+def _check_lora(params: Params) -> Iterator[str]:
+    for name in ("finetune_classify", "finetune_instruct"):
+        section = getattr(params, name)
+        if len(set(section.lora_targets)) < len(section.lora_targets):
+            yield f"{name}.lora_targets: {section.lora_targets} names a layer twice"
+    instruct = params.finetune_instruct
+    if instruct.lora_base_dtype != "float32" and instruct.trainable != "lora":
+        yield (
+            f"finetune_instruct.lora_base_dtype: {instruct.lora_base_dtype!r} weights cannot learn; "
+            "take float32, or trainable: lora"
+        )
+
+
 def _check_induction(params: Params) -> Iterator[str]:
     sizes = params.pretrain.sizes()
     head_size = sizes["n_embd"] // sizes["n_head"]
@@ -384,5 +409,5 @@ def _check_induction(params: Params) -> Iterator[str]:
 
 _CHECKS = (
     _check_heads, _check_context, _check_warmup, _check_processes, _check_openai_sizes, _check_bases, _check_fractions,
-    _check_seeds, _check_judge, _check_induction,
+    _check_seeds, _check_judge, _check_lora, _check_induction,
 )  # fmt: skip

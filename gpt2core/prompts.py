@@ -1,38 +1,61 @@
-"""The Alpaca prompt (Taori et al. 2023, Stanford Alpaca): an instruction, at times an input, and where to answer."""
+"""The prompts of instruction-tuned models: an instruction, at times an input, and where to answer.
+
+A model's directory keeps its prompt as a chat template, by which it is known again (`of_chat_template`).
+"""
 
 from __future__ import annotations
 
-WITH_INPUT = (
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """A form with places for `{instruction}` and `{input}`; the response follows it directly."""
+
+    with_input: str
+    without_input: str
+
+    def __call__(self, instruction: str, input: str = "") -> str:
+        """The prompt of one entry."""
+        if input:
+            return self.with_input.format(instruction=instruction, input=input)
+        return self.without_input.format(instruction=instruction)
+
+
+# Taori et al. 2023, Stanford Alpaca.
+alpaca = Prompt(
     "Below is an instruction that describes a task, paired with an input that provides further context. "
     "Write a response that appropriately completes the request.\n\n"
-    "### Instruction:\n{instruction}\n\n### Input:\n{input}\n\n### Response:\n"
-)
-WITHOUT_INPUT = (
+    "### Instruction:\n{instruction}\n\n### Input:\n{input}\n\n### Response:\n",
     "Below is an instruction that describes a task. "
     "Write a response that appropriately completes the request.\n\n"
-    "### Instruction:\n{instruction}\n\n### Response:\n"
+    "### Instruction:\n{instruction}\n\n### Response:\n",
 )
+# Abdin et al. 2024, Phi-3: less than half of Alpaca's tokens. To a GPT-2 the marks are plain text.
+phi3 = Prompt(
+    "<|user|>\n{instruction}\n{input}<|end|>\n<|assistant|>\n",
+    "<|user|>\n{instruction}<|end|>\n<|assistant|>\n",
+)
+PROMPTS = {"alpaca": alpaca, "phi3": phi3}
 
 
-def alpaca(instruction: str, input: str = "") -> str:
-    """The prompt of one entry; the response follows it directly.
-
-    >>> alpaca("Name a colour.").endswith("### Instruction:\\nName a colour.\\n\\n### Response:\\n")
-    True
-    """
-    if input:
-        return WITH_INPUT.format(instruction=instruction, input=input)
-    return WITHOUT_INPUT.format(instruction=instruction)
-
-
-def chat_template() -> str:
+def chat_template(prompt: Prompt = alpaca) -> str:
     """The same prompt as a Jinja chat template: a user's message is the instruction, a system message its input."""
 
-    def jinja(prompt: str) -> str:
-        return prompt.replace("{instruction}", "{{ user.content }}").replace("{input}", "{{ system.content }}")
+    def jinja(form: str) -> str:
+        return form.replace("{instruction}", "{{ user.content }}").replace("{input}", "{{ system.content }}")
 
     return (
         "{%- set user = (messages | selectattr('role', 'equalto', 'user') | list | last) -%}"
         "{%- set system = (messages | selectattr('role', 'equalto', 'system') | list | first) -%}"
-        f"{{% if system %}}{jinja(WITH_INPUT)}{{% else %}}{jinja(WITHOUT_INPUT)}{{% endif %}}"
+        f"{{% if system %}}{jinja(prompt.with_input)}{{% else %}}{jinja(prompt.without_input)}{{% endif %}}"
     )
+
+
+def of_chat_template(template: object) -> Prompt | None:
+    """The prompt whose chat template this is; None for another's, and for none.
+
+    >>> of_chat_template(chat_template(phi3)) is phi3
+    True
+    """
+    return next((prompt for prompt in PROMPTS.values() if chat_template(prompt) == template), None)

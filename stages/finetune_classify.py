@@ -23,7 +23,7 @@ from gpt2core.evaluate.classification import (
 from gpt2core.evaluate.intervals import spread
 from gpt2core.runtime import run_stage
 from gpt2core.track import plots, stage_run
-from gpt2core.train.classify import COLUMNS, finetune_classify, trainable_parameters
+from gpt2core.train.classify import COLUMNS, finetune_classify
 from gpt2core.train.states import stage_states
 from gpt2core.weights.model_dir import save_model
 
@@ -104,7 +104,7 @@ def main() -> None:
             "val_messages": len(splits.val),
             "test_messages": len(splits.test),
             "truncated_messages": result.truncated,
-            "trainable_parameters": trainable_parameters(result.model),
+            "trainable_parameters": result.trainable_parameters,
         }
         files.write_csv(CURVE, ("seed", *COLUMNS), curve)
         files.write_csv(CONFUSION, ("seed", "actual", "predicted"), predictions)

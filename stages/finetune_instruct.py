@@ -1,18 +1,24 @@
 """Stage finetune-instruct: a base model and instructions -> models/instruct and its responses to the test set
-(`python -m stages.finetune_instruct`)."""
+(`python -m stages.finetune_instruct`).
+
+models/instruct-adapter is an output of every kind of fine-tuning, since DVC's outputs cannot depend on a param: with
+`trainable: lora` it holds the adapter, else a line that says so.
+"""
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 
 from gpt2core import config, files
 from gpt2core.data import instructions
-from gpt2core.prompts import chat_template
+from gpt2core.prompts import PROMPTS, chat_template
 from gpt2core.runtime import run_stage
 from gpt2core.track import plots, stage_run
 from gpt2core.train.instruct import COLUMNS, finetune_instruct
 from gpt2core.train.states import stage_states
 from gpt2core.weights.model_dir import save_model
+from gpt2core.weights.peft_adapter import save_adapter
 
 ENTRIES = Path("data/raw/instructions.json")
 CURVE = Path("metrics/plots/finetune_instruct.csv")
@@ -45,6 +51,11 @@ def main() -> None:
             "val_entries": len(splits.val),
             "test_entries": len(splits.test),
             "truncated_entries": result.truncated,
+            "test_loss": round(result.test_loss, 6),
+            "before_test_loss": round(result.before_test_loss, 6),
+            "test_perplexity": round(math.exp(result.test_loss), 6),
+            "before_test_perplexity": round(math.exp(result.before_test_loss), 6),
+            "trainable_parameters": result.trainable_parameters,
         }
         answered = [
             {**entry, "response": response, "base_response": base}
@@ -53,7 +64,9 @@ def main() -> None:
         with files.atomic_dir(RESPONSES) as folder:
             files.write_json(folder / "test.json", answered)
             files.write_json(folder / "train.json", splits.train)
-        save_model("models/instruct", result.model, result.tokenizer, chat_template=chat_template())
+        template = chat_template(PROMPTS[section.prompt])
+        save_model("models/instruct", result.model, result.tokenizer, chat_template=template)
+        save_adapter("models/instruct-adapter", result.adapter, base.as_posix())
         files.write_csv(CURVE, COLUMNS, result.curve)
         files.write_json("metrics/finetune_instruct.json", metrics)
         run.log_artifact(CURVE)

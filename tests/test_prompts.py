@@ -1,4 +1,4 @@
-"""The Alpaca prompt, letter by letter as Stanford published it."""
+"""The Alpaca prompt, letter by letter as Stanford published it, and Phi-3's as Microsoft did."""
 
 from __future__ import annotations
 
@@ -42,21 +42,35 @@ def test_braces_are_text(text: str) -> None:
     assert f"### Instruction:\n{text}\n\n### Input:\n{text}\n\n### Response:\n" in prompts.alpaca(text, text)
 
 
-def render(messages: list[dict[str, str]]) -> str:
+def test_phi3() -> None:
+    assert prompts.phi3("Name a colour.") == "<|user|>\nName a colour.<|end|>\n<|assistant|>\n"
+    expected = "<|user|>\nSort these numbers.\n3, 1, 2<|end|>\n<|assistant|>\n"
+    assert prompts.phi3("Sort these numbers.", "3, 1, 2") == expected
+
+
+def test_a_prompt_is_known_by_its_chat_template() -> None:
+    for prompt in prompts.PROMPTS.values():
+        assert prompts.of_chat_template(prompts.chat_template(prompt)) is prompt
+    for other in (None, "", "{{ messages[0].content }}", prompts.chat_template() + " "):
+        assert prompts.of_chat_template(other) is None
+
+
+def render(messages: list[dict[str, str]], prompt: prompts.Prompt = prompts.alpaca) -> str:
     """As transformers does it: in a sandbox, with blocks that leave no white space."""
     environment = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True)
-    return environment.from_string(prompts.chat_template()).render(messages=messages)
+    return environment.from_string(prompts.chat_template(prompt)).render(messages=messages)
 
 
+@pytest.mark.parametrize("prompt", prompts.PROMPTS.values(), ids=prompts.PROMPTS)
 @pytest.mark.parametrize(
     ("instruction", "input_text"),
     [("Sort these numbers.", "3, 1, 2"), ("Name a colour.", ""), ("Quote <b>&amp;</b> {braces}", "two\nlines  ")],
 )
-def test_the_chat_template_renders_the_same_prompt(instruction: str, input_text: str) -> None:
+def test_the_chat_template_renders_the_same_prompt(instruction: str, input_text: str, prompt: prompts.Prompt) -> None:
     messages = [{"role": "user", "content": instruction}]
     if input_text:
         messages.insert(0, {"role": "system", "content": input_text})
-    assert render(messages) == prompts.alpaca(instruction, input_text)
+    assert render(messages, prompt) == prompt(instruction, input_text)
 
 
 def test_the_chat_template_answers_the_last_question() -> None:

@@ -60,7 +60,8 @@ def entries(params: config.Params, own_dir: Path) -> Texts:
         if name.startswith("own/")
         else generate_instructions(params.seed)
     )
-    return _texts([prompts.alpaca(row["instruction"], row["input"]) + row["output"] for row in found])
+    prompt = prompts.PROMPTS[params.finetune_instruct.prompt]
+    return _texts([prompt(row["instruction"], row["input"]) + row["output"] for row in found])
 
 
 def _texts(texts: list[str]) -> Texts:
@@ -120,10 +121,10 @@ def trainings(params: config.Params, root: Path) -> list[Training]:
     i, texts = params.finetune_instruct, entries(params, own_dir)
     sizes = base_sizes(i.base, params, root)
     n_train = texts.n * (1 - i.val_fraction - i.test_fraction)
-    n_steps = _steps(n_train, i.batch_size, i.epochs, i.max_steps)
+    n_steps = _steps(n_train, i.batch_size * i.grad_accum_steps, i.epochs, i.max_steps)
     read = texts.n * i.val_fraction * (1 + i.epochs)
     found.append(
-        Training("finetune-instruct", n_steps, 1, read / i.batch_size, i.batch_size,
+        Training("finetune-instruct", n_steps, i.grad_accum_steps, read / i.batch_size, i.batch_size,
                  *_tokens(texts, sizes["n_positions"]), **{key: sizes[key] for key in shape})
     )  # fmt: skip
     return found

@@ -96,11 +96,12 @@ def steps(training: Training, params: config.Params) -> Cost:
     import torch
 
     from gpt2core import runtime
+    from gpt2core.model.frozen import freeze_linears
     from gpt2core.train.classify import new_classifier
     from gpt2core.train.loop import train
     from gpt2core.train.optim import adamw
     from gpt2core.train.pretrain import new_model, new_optimizers
-    from gpt2core.train.trainable import learn_only
+    from gpt2core.train.trainable import add_detours, learn_only
 
     _first_to_be_killed()
     device = runtime.device()
@@ -115,11 +116,18 @@ def steps(training: Training, params: config.Params) -> Cost:
         optimizers = new_optimizers(language_model.to(device), section)
     elif training.stage == "finetune-classify":
         section = params.finetune_classify
-        model = new_classifier(language_model, ("ham", "spam"), section.trainable, seed=0).to(device)
+        model = new_classifier(language_model, ("ham", "spam"), section.trainable, seed=0)
+        if section.trainable == "lora":
+            add_detours(model, section)
+        model.to(device)
         optimizers = [adamw(model.parameters(), lr=section.lr, weight_decay=0.1, beta2=0.95)]
     else:
         section = params.finetune_instruct
         learn_only(language_model, section.trainable)
+        if section.trainable == "lora":
+            if section.lora_base_dtype != "float32":
+                freeze_linears(language_model.transformer.h, section.lora_base_dtype)
+            add_detours(language_model, section)
         optimizers = [adamw(language_model.to(device).parameters(), lr=section.lr, weight_decay=0.1, beta2=0.95)]
     language_model.transformer.activation_checkpointing = section.activation_checkpointing
     dtype = runtime.training_dtype(section.dtype)

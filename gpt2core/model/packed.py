@@ -24,6 +24,7 @@ from torch import Tensor, nn
 
 from gpt2core.errors import UserError
 from gpt2core.model.attention import fused_attention
+from gpt2core.model.frozen import int8_scales
 from gpt2core.model.gpt import GPT, Block, Transformer, next_positions
 from gpt2core.model.kv_cache import KVCache, LayerCache
 from gpt2core.runtime import DECODING_DTYPES
@@ -168,7 +169,7 @@ def _fbgemm_half(weight: Tensor, bias: Tensor | None) -> Linear:
 
 def _int8(weight: Tensor, bias: Tensor | None) -> Linear:
     op = builtin(torch.ops.quantized.linear_dynamic.default)
-    scales = (weight.abs().amax(1) / 127).clamp(min=torch.finfo(torch.float32).tiny)  # [out]
+    scales = int8_scales(weight)  # [out]
     zeros = torch.zeros(len(weight), dtype=torch.long)
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=".*quantize_per_channel")  # deprecated without a successor for FBGEMM

@@ -22,7 +22,7 @@ from gpt2core.track.recorded import LOCAL_PAGE, RecordedRun, recorded_runs
 PLOTS = Path("metrics/plots")
 METRICS = ("tokenize", *results.NAMES)
 PROMPT_TOKENS = 16
-MAX_ANSWERS = 6
+MAX_ANSWERS = 10
 MAX_SAMPLES = 8
 LABELS = ("ham", "spam")
 
@@ -191,9 +191,19 @@ def _classifier(root: Path, metrics: Mapping[str, Any]) -> Section | None:
 def _instructions(root: Path, metrics: Mapping[str, Any]) -> Section | None:
     if (found := metrics.get("finetune_instruct")) is None:
         return None
-    rows = [("before fine-tuning", f"{found['before_val_loss']:.3f}"), ("after", f"{found['val_loss']:.3f}")]
+    judged = metrics.get("llm_judge_eval", {})
+    rows = [
+        (name, format(values[before], form), format(values[after], form))
+        for name, values, before, after, form in (
+            ("validation loss, nats a token", found, "before_val_loss", "val_loss", ".3f"),
+            ("loss on the test responses, nats a token", found, "before_test_loss", "test_loss", ".3f"),
+            ("perplexity of the test responses", found, "before_test_perplexity", "test_perplexity", ".2f"),
+            (f"mean score by {judged.get('judge')}, 0 to 100", judged, "base_score", "mean_score", ".1f"),
+        )
+        if before in values and after in values
+    ]
     section = Section("instructions", "Following instructions")
-    section.tables = [Table(("validation split", "loss, nats a token"), rows, numeric=(1,))]
+    section.tables = [Table(("", "before fine-tuning", "after"), rows, numeric=(1, 2))]
     if (curve := root / PLOTS / "finetune_instruct.csv").exists():
         section.pictures = [picture("Loss by entries seen", plots.loss_curve, curve)]
     section.answers = _answers(root)[:MAX_ANSWERS]
@@ -273,9 +283,14 @@ def _answers(root: Path) -> list[dict[str, Any]]:
     """Responses to the test set, with their scores where they were judged; none if they are not there."""
     if not (path := root / "data/responses/test.json").exists():
         return []
-    scores = {int(row["index"]): row["score"] for row in _rows(root / PLOTS / "judge_scores.csv")}
+    judged = {int(row["index"]): row for row in _rows(root / PLOTS / "judge_scores.csv")}
+
+    def score(index: int, whose: str) -> float | None:
+        given = judged.get(index, {}).get(whose)
+        return float(given) if given else None
+
     return [
-        {**entry, "score": float(score) if (score := scores.get(index)) else None}
+        {**entry, "score": score(index, "score"), "base_score": score(index, "base")}
         for index, entry in enumerate(files.read_json(path))
     ]
 

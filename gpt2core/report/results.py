@@ -18,6 +18,8 @@ ROWS: tuple[tuple[str, str, str, str], ...] = (
     ("finetune_classify", "baseline_test_accuracy", "  TF-IDF + logistic regression", ".2%"),
     ("finetune_instruct", "val_loss", "validation loss, nats a token", ".3f"),
     ("finetune_instruct", "before_val_loss", "  before fine-tuning", ".3f"),
+    ("finetune_instruct", "test_perplexity", "perplexity of the test responses", ".2f"),
+    ("finetune_instruct", "before_test_perplexity", "  before fine-tuning", ".2f"),
     ("llm_judge_eval", "mean_score", "mean score, 0 to 100", ".1f"),
     ("llm_judge_eval", "base_score", "  of the base model", ".1f"),
     ("llm_judge_eval", "echo_score", "  of echoing the input", ".1f"),

@@ -9,12 +9,14 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 from tqdm import tqdm
 
 from gpt2core import config, runtime
 from gpt2core.errors import UserError
 from gpt2core.model import GPT, GPTClassifier
+from gpt2core.model.frozen import FrozenDtype
+from gpt2core.model.lora import merge_lora
 from gpt2core.tokenizer import Tokenizer
 from gpt2core.train.batches import epoch_order
 from gpt2core.train.loop import Batch, Step, train
@@ -23,8 +25,8 @@ from gpt2core.train.resume import Resume
 from gpt2core.train.schedule import WarmupCosine
 from gpt2core.train.states import States
 from gpt2core.train.texts import HalfReadTexts, Texts
-from gpt2core.train.trainable import frozen_blocks, learn_only
-from gpt2core.weights.model_dir import load
+from gpt2core.train.trainable import add_detours, frozen_blocks, learn_only, trainable_parameters
+from gpt2core.weights.model_dir import load, read_state
 
 Example = tuple[str, str]  # label, text
 
@@ -41,14 +43,19 @@ class Classified:
     after: list[str] = field(default_factory=list)
     probabilities: list[list[float]] = field(default_factory=list)
     truncated: int = 0
+    trainable_parameters: int = 0
 
 
 COLUMNS = ("epoch", "examples", "train_loss", "train_accuracy", "val_loss", "val_accuracy")
 
 
-def load_base(path: Path, dropout: float) -> tuple[GPT, Tokenizer]:
-    """The language model that a fine-tuning starts from, with its tokenizer. Raises UserError if it is none."""
-    model, tokenizer = load(path, device=runtime.device(), dropout=dropout)
+def load_base(path: Path, dropout: float, frozen_dtype: FrozenDtype | None = None) -> tuple[GPT, Tokenizer]:
+    """The language model that a fine-tuning starts from, with its tokenizer; see `load` for the arguments.
+
+    Raises:
+        UserError: it is none.
+    """
+    model, tokenizer = load(path, device=runtime.device(), dropout=dropout, frozen_dtype=frozen_dtype)
     if not isinstance(model, GPT):
         raise UserError(f"{path}: is a classifier; a fine-tuning starts from a language model such as pretrained")
     if tokenizer is None:
@@ -60,7 +67,8 @@ def new_classifier(base: GPT, labels: tuple[str, ...], trainable: str, seed: int
     """The base's transformer under a new head; only the part that `trainable` names will learn.
 
     Args:
-        trainable: head (with the final norm), last_block, last_two_blocks (each with head and final norm), or all.
+        trainable: head (with the final norm), last_block, last_two_blocks (each with head and final norm), all, or
+            lora (the head, and what is added later).
     """
     runtime.seed_everything(seed)
     device = base.transformer.wte.weight.device
@@ -102,8 +110,10 @@ def finetune_classify(
     """
     base, tokenizer = load_base(base_dir, params.dropout)
     model = new_classifier(base, labels, params.trainable, seed)
+    if params.trainable == "lora":
+        add_detours(model, params)
     model.transformer.activation_checkpointing = params.activation_checkpointing
-    result = Classified(model, tokenizer)
+    result = Classified(model, tokenizer, trainable_parameters=trainable_parameters(model))
     n_frozen = frozen_blocks(base.config, params.trainable)
     steps_an_epoch = -(-len(train_examples) // params.batch_size)
     max_steps = min(params.epochs * steps_an_epoch, params.max_steps or 1 << 62)
@@ -181,12 +191,9 @@ def finetune_classify(
             max_steps=max_steps, grad_clip=params.grad_clip, start_step=resume.step, dtype=dtype,
             on_step=on_step, is_pause=lambda step: ends_epoch(step) or resume.is_pause(step), on_pause=on_pause,
         )  # fmt: skip
+    if params.trainable == "lora":
+        merge_lora(model, read_state(base_dir)[0])
     probabilities = test_texts.predict().softmax(-1)  # [n, classes]
     result.after = [model.labels[i] for i in probabilities.argmax(-1).tolist()]
     result.probabilities = probabilities.tolist()
     return result
-
-
-def trainable_parameters(model: nn.Module) -> int:
-    """How many weights learn."""
-    return sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)

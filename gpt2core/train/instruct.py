@@ -1,4 +1,4 @@
-"""Fine-tuning a language model to follow instructions (Wei et al. 2021; the prompt is Alpaca's, Taori et al. 2023)."""
+"""Fine-tuning a language model to follow instructions (Wei et al. 2021)."""
 
 from __future__ import annotations
 
@@ -15,7 +15,9 @@ from gpt2core import config, prompts, runtime
 from gpt2core.errors import UserError
 from gpt2core.generate import generate_batch
 from gpt2core.model import GPT
+from gpt2core.model.lora import merge_lora
 from gpt2core.model.packed import Packed
+from gpt2core.prompts import Prompt
 from gpt2core.tokenizer import Tokenizer
 from gpt2core.train.batches import IGNORE, epoch_order, next_token_batch
 from gpt2core.train.classify import load_base
@@ -24,7 +26,9 @@ from gpt2core.train.optim import adamw
 from gpt2core.train.resume import Resume
 from gpt2core.train.schedule import WarmupCosine
 from gpt2core.train.states import States
-from gpt2core.train.trainable import learn_only
+from gpt2core.train.trainable import add_detours, learn_only, trainable_parameters
+from gpt2core.weights.model_dir import read_state
+from gpt2core.weights.peft_adapter import Adapter, adapter_tensors
 
 Entry = Mapping[str, Any]  # the texts instruction, input, output
 
@@ -38,11 +42,19 @@ class Example(NamedTuple):
 
 @dataclass
 class Instructed:
-    """The tuned model, its tokenizer, a row for each epoch (see `COLUMNS`), and the responses to the test set."""
+    """The tuned model, its tokenizer, a row for each epoch (see `COLUMNS`), and the responses to the test set.
+
+    The test losses are of the reference responses, in nats a token of theirs. The model is a plain one; `adapter` is
+    what LoRA merged into it, else None.
+    """
 
     model: GPT
     tokenizer: Tokenizer
     before_val_loss: float = 0.0
+    before_test_loss: float = 0.0
+    test_loss: float = 0.0
+    trainable_parameters: int = 0
+    adapter: Adapter | None = None
     curve: list[dict[str, float]] = field(default_factory=list)
     base_responses: list[str] = field(default_factory=list)
     responses: list[str] = field(default_factory=list)
@@ -52,7 +64,9 @@ class Instructed:
 COLUMNS = ("epoch", "examples", "train_loss", "val_loss")
 
 
-def make_example(entry: Entry, tokenizer: Tokenizer, n_positions: int, mask_prompt: bool) -> Example:
+def make_example(
+    entry: Entry, tokenizer: Tokenizer, n_positions: int, mask_prompt: bool, form: Prompt = prompts.alpaca
+) -> Example:
     """Prompt, response and `<|endoftext|>`, shifted by one into ids and targets; cut to the context.
 
     With `mask_prompt` only the response (and the end) counts.
@@ -60,7 +74,7 @@ def make_example(entry: Entry, tokenizer: Tokenizer, n_positions: int, mask_prom
     Raises:
         UserError: the prompt alone fills the context.
     """
-    prompt = tokenizer.encode(prompts.alpaca(entry["instruction"], entry["input"]))
+    prompt = tokenizer.encode(form(entry["instruction"], entry["input"]))
     if len(prompt) >= n_positions:
         raise UserError(
             f"the entry with instruction {entry['instruction'][:60]!r} has a prompt of {len(prompt)} tokens; with its "
@@ -94,10 +108,15 @@ def mean_loss(model: GPT, examples: Sequence[Example], pad_id: int, batch_size: 
 
 
 def respond(
-    model: Packed, tokenizer: Tokenizer, entries: Sequence[Entry], max_new_tokens: int, batch_size: int = 32
+    model: Packed,
+    tokenizer: Tokenizer,
+    entries: Sequence[Entry],
+    max_new_tokens: int,
+    batch_size: int = 32,
+    form: Prompt = prompts.alpaca,
 ) -> list[str]:
     """Greedy responses to the prompts of `entries`, without surrounding white space. The model is in eval mode."""
-    encoded = [tokenizer.encode(prompts.alpaca(entry["instruction"], entry["input"])) for entry in entries]
+    encoded = [tokenizer.encode(form(entry["instruction"], entry["input"])) for entry in entries]
     with runtime.progress(what="respond", unit="answer", total=len(entries)) as bar:
         answers = generate_batch(
             model, encoded, max_new_tokens, eos_id=tokenizer.eot_id, batch_size=batch_size, on_answer=bar.update
@@ -119,21 +138,25 @@ def finetune_instruct(
 
     It goes on from the newest of `states`, and is kept there.
     """
-    model, tokenizer = load_base(base_dir, params.dropout)
+    frozen_dtype = None if params.lora_base_dtype == "float32" else params.lora_base_dtype
+    model, tokenizer = load_base(base_dir, params.dropout, frozen_dtype)
     learn_only(model, params.trainable)
     model.transformer.activation_checkpointing = params.activation_checkpointing
-    runtime.seed_everything(seed)  # dropout
-    result = Instructed(model, tokenizer)
-    n_positions = model.config.n_positions
+    runtime.seed_everything(seed)  # LoRA's first weights, dropout
+    if params.trainable == "lora":
+        add_detours(model, params)
+    result = Instructed(model, tokenizer, trainable_parameters=trainable_parameters(model))
+    n_positions, form = model.config.n_positions, prompts.PROMPTS[params.prompt]
 
-    def examples(entries: Sequence[Entry]) -> list[Example]:
-        made = [make_example(entry, tokenizer, n_positions, params.mask_prompt) for entry in entries]
+    def examples(entries: Sequence[Entry], mask_prompt: bool = params.mask_prompt) -> list[Example]:
+        made = [make_example(entry, tokenizer, n_positions, mask_prompt, form) for entry in entries]
         result.truncated += sum(row.targets[-1] != tokenizer.eot_id for row in made)
         return made
 
     train_examples, val_examples = examples(train_entries), examples(val_entries)
-    examples(test_entries)  # a test prompt that does not fit stops before the training, not after
-    steps_an_epoch = -(-len(train_examples) // params.batch_size)
+    test_examples = examples(test_entries, mask_prompt=True)
+    step_size = params.batch_size * params.grad_accum_steps  # entries
+    steps_an_epoch = -(-len(train_examples) // step_size)
     max_steps = min(params.epochs * steps_an_epoch, params.max_steps or 1 << 62)
     lengths = [len(example.ids) for example in train_examples]
     optimizer = adamw(model.parameters(), lr=params.lr, weight_decay=params.weight_decay, beta2=params.beta2)
@@ -142,8 +165,12 @@ def finetune_instruct(
 
     def batches(step: int) -> list[Batch]:
         epoch, number = divmod(step, steps_an_epoch)
-        rows = [train_examples[i] for i in epoch_order(lengths, params.batch_size, seed, epoch)[number]]
-        return [next_token_batch([row.ids for row in rows], [row.targets for row in rows], tokenizer.eot_id)]
+        rows = [train_examples[i] for i in epoch_order(lengths, step_size, seed, epoch)[number]]
+        micro_batches = (rows[first : first + params.batch_size] for first in range(0, len(rows), params.batch_size))
+        return [
+            next_token_batch([row.ids for row in some], [row.targets for row in some], tokenizer.eot_id)
+            for some in micro_batches
+        ]
 
     def on_step(done: Step) -> None:
         losses.append(done.loss)
@@ -161,7 +188,7 @@ def finetune_instruct(
     def end_epoch(step: int) -> None:
         row = {
             "epoch": -(-step // steps_an_epoch),
-            "examples": min(step * params.batch_size, params.epochs * len(train_examples)),
+            "examples": min(step * step_size, params.epochs * len(train_examples)),
             "train_loss": sum(losses) / len(losses),
             "val_loss": mean_loss(model, val_examples, tokenizer.eot_id),
         }
@@ -171,18 +198,21 @@ def finetune_instruct(
 
     def notes() -> dict[str, Any]:
         return {
-            "before_val_loss": result.before_val_loss, "base_responses": result.base_responses,
+            "before_val_loss": result.before_val_loss, "before_test_loss": result.before_test_loss,
+            "base_responses": result.base_responses,
             "curve": result.curve, "losses": losses,
         }  # fmt: skip
 
     resume = Resume(states, model, [optimizer], max_steps, notes, "instruct")
     if kept := resume.restore():
-        result.before_val_loss, result.base_responses = kept["before_val_loss"], kept["base_responses"]
+        result.before_val_loss, result.before_test_loss = kept["before_val_loss"], kept["before_test_loss"]
+        result.base_responses = kept["base_responses"]
         result.curve, losses = kept["curve"], kept["losses"]
         on_metrics({}, resume.step)  # what belongs to no step is the last one's
     else:
         result.before_val_loss = mean_loss(model, val_examples, tokenizer.eot_id)
-        result.base_responses = respond(model, tokenizer, test_entries, params.max_new_tokens)
+        result.before_test_loss = mean_loss(model, test_examples, tokenizer.eot_id)
+        result.base_responses = respond(model, tokenizer, test_entries, params.max_new_tokens, form=form)
         resume.save_notes()  # to answer takes minutes
     with resume, tqdm(total=max_steps, initial=resume.step, desc="instruct", unit="step", disable=None) as progress:
         train(
@@ -191,6 +221,12 @@ def finetune_instruct(
             dtype=runtime.training_dtype(params.dtype),
             on_step=on_step, is_pause=lambda step: ends_epoch(step) or resume.is_pause(step), on_pause=on_pause,
         )  # fmt: skip
+    if params.trainable == "lora":
+        result.adapter = Adapter(
+            adapter_tensors(model), params.lora_rank, params.lora_alpha, params.lora_dropout, params.lora_targets
+        )
+        merge_lora(model, read_state(base_dir)[0])
     model.eval()
-    result.responses = respond(model, tokenizer, test_entries, params.max_new_tokens)
+    result.test_loss = mean_loss(model, test_examples, tokenizer.eot_id)
+    result.responses = respond(model, tokenizer, test_entries, params.max_new_tokens, form=form)
     return result

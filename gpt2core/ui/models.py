@@ -6,13 +6,14 @@ import functools
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-from gpt2core import files, prompts, runtime
+from gpt2core import prompts, runtime
 from gpt2core.errors import UserError
 from gpt2core.model import GPT, GPTClassifier
 from gpt2core.model.packed import Packed, pack
+from gpt2core.prompts import Prompt
 from gpt2core.tokenizer import Tokenizer
+from gpt2core.weights.chat_template import prompt_of
 from gpt2core.weights.model_dir import load, read_described
 
 KEPT = 3  # models in memory: one for each tab that has its own kind
@@ -61,19 +62,8 @@ def _describe(path: Path) -> Found:
     if not Tokenizer.is_in(path):
         raise UserError(f"{path}: has no vocab.json and merges.txt, so text cannot be read or written")
     if described.is_classifier:
-        kind = CLASSIFIER
-    else:
-        kind = INSTRUCT if _chat_template(path) == prompts.chat_template() else LANGUAGE_MODEL
-    return Found(str(path), path, kind)
-
-
-def _chat_template(path: Path) -> Any:
-    """Where this program writes it, or transformers 5."""
-    own_file, config = path / "chat_template.jinja", path / "tokenizer_config.json"
-    if own_file.exists():
-        return files.read_text(own_file)
-    content = files.read_json(config) if config.exists() else None
-    return content.get("chat_template") if isinstance(content, dict) else None
+        return Found(str(path), path, CLASSIFIER)
+    return Found(str(path), path, INSTRUCT if prompt_of(path) else LANGUAGE_MODEL)
 
 
 class Models:
@@ -101,6 +91,11 @@ class Models:
         if not isinstance(model, GPT):
             raise UserError(f"{name}: is a classifier, not a language model")
         return self._packed(model), tokenizer
+
+    def prompt(self, name: str) -> Prompt:
+        """The form in which this model was taught instructions; Alpaca's, where it does not say."""
+        path, _ = self._key(name)
+        return prompt_of(path) or prompts.alpaca
 
     def _key(self, name: str) -> tuple[Path, int]:
         if name not in self.found:

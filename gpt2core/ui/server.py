@@ -12,7 +12,6 @@ from fastapi.responses import HTMLResponse, JSONResponse, StreamingResponse
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
 
-from gpt2core import prompts
 from gpt2core.errors import UserError
 from gpt2core.generate import Sampling, TextStream, stream
 from gpt2core.inspect import inspect
@@ -95,7 +94,7 @@ def make_app(models: Models, host: str = LOOPBACK[0]) -> FastAPI:
     def respond(asked: Respond) -> StreamingResponse:
         with computing:
             model, tokenizer = models.language_model(asked.model)
-        ids = tokenizer.encode(prompts.alpaca(asked.instruction, asked.input))
+        ids = tokenizer.encode(models.prompt(asked.model)(asked.instruction, asked.input))
         room = model.config.n_positions - len(ids)
         if room < 1:
             raise UserError(

@@ -13,6 +13,7 @@ from safetensors import SafetensorError
 from gpt2core import files
 from gpt2core.errors import UserError
 from gpt2core.model import GPT, GPTClassifier
+from gpt2core.model.frozen import FrozenDtype, freeze_linears
 from gpt2core.tokenizer import Tokenizer
 from gpt2core.weights import names
 from gpt2core.weights.config_json import Described, config_json, read_config_json
@@ -55,6 +56,7 @@ def load(
     device: torch.device | str = "cpu",
     dtype: torch.dtype = torch.float32,
     dropout: float | None = None,
+    frozen_dtype: FrozenDtype | None = None,
 ) -> tuple[Model, Tokenizer | None]:
     """Read a model directory, ours or one that transformers saved, into a model in eval mode.
 
@@ -63,6 +65,8 @@ def load(
         device: where the weights go.
         dtype: what they become.
         dropout: replaces the directory's three dropout rates.
+        frozen_dtype: what the blocks' linear layers become, which then cannot learn (see `gpt2core/model/frozen.py`);
+            one at a time, so that no copy of all of them in float32 is made.
 
     Returns:
         The model (a `GPTClassifier` where `config.json` says so, else a `GPT`), and its tokenizer (None without one).
@@ -73,8 +77,7 @@ def load(
     path = Path(path)
     described = read_described(path, dropout)
     config = described.config
-    tensors, where = read_tensors(path)
-    state = names.from_hf(tensors, config, names.head_name(config, described.is_classifier), where)
+    state, where = read_state(path, described)
 
     with torch.device("meta"):  # no memory for initial weights that would be thrown away
         model: Model
@@ -90,8 +93,13 @@ def load(
             )
     if isinstance(model, GPT) and config.tie_word_embeddings:
         state["lm_head.weight"] = state["transformer.wte.weight"]
+    if frozen_dtype:
+        model.load_state_dict(state, assign=True)  # views of the file
+        freeze_linears(model.transformer.h, frozen_dtype)
+        model.transformer.h.to(device)
+        state = {name: state[name] for name, _ in model.named_parameters()}
     state = {name: tensor.to(device, dtype).contiguous() for name, tensor in state.items()}
-    model.load_state_dict(state, assign=True)
+    model.load_state_dict(state, assign=True, strict=frozen_dtype is None)
     if isinstance(model, GPT) and config.tie_word_embeddings:
         model.lm_head.weight = model.transformer.wte.weight
     for parameter in model.parameters():
@@ -103,6 +111,18 @@ def load(
             f"{path}: the tokenizer has {tokenizer.vocab_size} tokens, config.json says {config.vocab_size}"
         )
     return model.eval(), tokenizer
+
+
+def read_state(path: Path, described: Described | None = None) -> tuple[dict[str, torch.Tensor], str]:
+    """A model directory's weights under our names, as views of its files, and the path that messages name.
+
+    Raises:
+        UserError: as `load`.
+    """
+    described = described or read_described(path)
+    tensors, where = read_tensors(path)
+    head = names.head_name(described.config, described.is_classifier)
+    return names.from_hf(tensors, described.config, head, where), where
 
 
 def read_described(path: Path, dropout: float | None = None) -> Described:

@@ -291,6 +291,15 @@ def test_respond_answers_greedily_after_the_alpaca_prompt(run: Run, models: Path
     assert json.loads(as_json.out) == {"instruction": "Sort.", "input": input_text, "response": expected}
 
 
+def test_respond_asks_in_the_form_that_the_model_keeps(run: Run, models: Path, tmp_path: Path) -> None:
+    model, tokenizer = gpt2core.load(models / "lm")
+    save_model(tmp_path / "phi3", model, tokenizer, chat_template=prompts.chat_template(prompts.phi3))
+    answers = [run("respond", folder, "--instruction", "Sort.").out for folder in (models / "lm", tmp_path / "phi3")]
+    ids = tokenizer.encode("<|user|>\nSort.<|end|>\n<|assistant|>\n")
+    out = generate(model, torch.tensor([ids]), 256, eos_id=tokenizer.eot_id)[0, len(ids) :].tolist()
+    assert answers[0] != answers[1] == tokenizer.decode(out).partition("<|endoftext|>")[0].strip() + "\n"
+
+
 def test_respond_refuses_a_prompt_longer_than_the_context(run: Run, models: Path) -> None:
     refused(run("respond", models / "lm", "--instruction", TEXT * 20), 1, "320", "shorten")
 

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 
+import gpt2core
 from gpt2core import prompts
 from gpt2core.errors import UserError
 from gpt2core.evaluate.judges import Item
@@ -61,6 +62,14 @@ def test_a_gpt2_answers_as_in_transformers(folders: Path) -> None:
     reply = chat.reply(TALK)
     assert reply
     assert reply == greedy(folders / "gpt2", prompts.alpaca("Score the lamp."))
+
+
+def test_a_gpt2_is_asked_in_the_form_that_it_keeps(folders: Path, tmp_path: Path) -> None:
+    model, tokenizer = gpt2core.load(folders / "gpt2")
+    save_model(tmp_path / "phi3", model, tokenizer, chat_template=prompts.chat_template(prompts.phi3))
+    reply = local_chat(tmp_path / "phi3").reply(TALK)
+    assert reply == greedy(folders / "gpt2", "<|user|>\nScore the lamp.<|end|>\n<|assistant|>\n")
+    assert reply != local_chat(folders / "gpt2").reply(TALK)
 
 
 def test_another_model_is_asked_by_its_chat_template(folders: Path) -> None:

@@ -37,7 +37,7 @@ METRICS = {
     "tokenize": {"vocab_size", "train_tokens", "val_tokens"},
     "pretrain": {"val_loss", "val_perplexity", "bits_per_byte", "bits_per_byte_floor", "trigram_bits_per_byte"},
     "finetune_classify": {"test_accuracy", "test_f1", "baseline_test_accuracy", "before_test_accuracy"},
-    "finetune_instruct": {"val_loss", "before_val_loss"},
+    "finetune_instruct": {"val_loss", "before_val_loss", "test_loss", "test_perplexity", "before_test_perplexity"},
     "llm_judge_eval": {"judge", "mean_score", "base_score", "echo_score", "nearest_score", "coverage", "n"},
 }
 LONGEST_NO_OP_S = 6.0  # 3 s on an idle machine; tests share theirs
@@ -107,6 +107,8 @@ def test_metrics_agree_with_each_other(metrics: dict[str, dict[str, Any]]) -> No
     assert language["bits_per_byte_floor"] < language["bits_per_byte"]
     assert language["val_loss"] < math.log(tokens["vocab_size"])  # it learned something
     assert metrics["finetune_instruct"]["val_loss"] < metrics["finetune_instruct"]["before_val_loss"]
+    instruct = metrics["finetune_instruct"]
+    assert instruct["test_perplexity"] == pytest.approx(math.exp(instruct["test_loss"]), rel=1e-5)
     classifier = metrics["finetune_classify"]
     assert sum(map(sum, classifier["confusion_matrix"])) == classifier["test_messages"]
     assert metrics["llm_judge_eval"]["n"] == metrics["finetune_instruct"]["test_entries"]

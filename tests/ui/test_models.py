@@ -42,6 +42,16 @@ def test_a_model_that_transformers_saved_keeps_its_kind(models_dir: Path, tmp_pa
     assert [each.kind for each in find([tmp_path])] == ["instruct"]
 
 
+def test_a_model_is_asked_in_the_form_that_it_keeps(models_dir: Path, tmp_path: Path) -> None:
+    model, tokenizer = gpt2core.load(models_dir / "instruct")
+    save_model(tmp_path / "phi3", model, tokenizer, chat_template=prompts.chat_template(prompts.phi3))
+    models = Models(find([tmp_path, models_dir]))
+    (found,) = (each for each in models.found.values() if each.name == str(tmp_path / "phi3"))
+    assert found.kind == "instruct" and models.prompt(found.name) is prompts.phi3
+    for name in ("instruct", "pretrained"):
+        assert models.prompt(str(models_dir / name)) is prompts.alpaca
+
+
 def test_mistakes_are_named(models_dir: Path, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="nowhere: no such directory; `dvc repro` makes"):
         find([tmp_path / "nowhere"])

@@ -15,12 +15,15 @@ from typing import Any
 import pytest
 import requests
 import torch
+from fastapi.testclient import TestClient
 
 import gpt2core
-from gpt2core import cli
+from gpt2core import cli, prompts
 from gpt2core.generate import generate
 from gpt2core.train.instruct import respond
 from gpt2core.ui import server
+from gpt2core.ui.models import Models, find
+from gpt2core.weights.model_dir import save_model
 from tests.report.html import Page
 
 
@@ -68,6 +71,17 @@ def test_respond_gives_what_the_library_answers(address: str, models_dir: Path, 
     *pieces, _ = lines(post(address, "respond", model=str(models_dir / "instruct"), max_new_tokens=24, **entry))
     (expected,) = respond(model, tokenizer, [entry], 24)
     assert "".join(piece["text"] for piece in pieces).strip() == expected
+
+
+def test_respond_asks_in_the_form_that_the_model_keeps(models_dir: Path, tmp_path: Path) -> None:
+    model, tokenizer = gpt2core.load(models_dir / "instruct")
+    save_model(tmp_path / "phi3", model, tokenizer, chat_template=prompts.chat_template(prompts.phi3))
+    client = TestClient(server.make_app(Models(find([tmp_path / "phi3"]))), base_url="http://127.0.0.1")
+    asked = {"model": str(tmp_path / "phi3"), "instruction": "Where is the lamp?", "max_new_tokens": 24}
+    told = [json.loads(line) for line in client.post("/api/respond", json=asked).text.splitlines()]
+    (expected,) = respond(model, tokenizer, [{**asked, "input": ""}], 24, form=prompts.phi3)
+    assert "".join(line.get("text", "") for line in told).strip() == expected
+    assert [expected] != respond(model, tokenizer, [{**asked, "input": ""}], 24)
 
 
 def test_classify_gives_the_classifiers_probabilities(address: str, models_dir: Path) -> None:

@@ -43,17 +43,19 @@ class _LocalChat:
 
 
 class GPT2Chat(_LocalChat):
-    """A GPT-2 directory, such as models/instruct. It knows one prompt, Alpaca's, which holds the whole conversation."""
+    """A GPT-2 directory, such as models/instruct. The prompt that it was tuned with holds the whole conversation."""
 
     def __init__(self, model_dir: Path, where: str) -> None:
         super().__init__(model_dir, where)
         from gpt2core.model import GPT
         from gpt2core.model.packed import pack
+        from gpt2core.weights.chat_template import prompt_of
         from gpt2core.weights.model_dir import load
 
         model, tokenizer = load(model_dir, device=runtime.device())
         if not isinstance(model, GPT) or tokenizer is None:
             raise UserError(f"{where}: must hold a language model with its tokenizer, such as models/instruct")
+        self._prompt = prompt_of(model_dir) or prompts.alpaca
         self._tokenizer = tokenizer
         self._model = pack(model, "float32")
 
@@ -61,7 +63,7 @@ class GPT2Chat(_LocalChat):
         """The likeliest reply. Raises NoReply where the conversation leaves no room in the context."""
         from gpt2core.generate import generate_batch
 
-        prompt = prompts.alpaca("\n\n".join(message["content"] for message in messages))
+        prompt = self._prompt("\n\n".join(message["content"] for message in messages))
         ids = self._tokenizer.encode(prompt)
         self._check_room(len(ids), self._model.config.n_positions)
         (answer,) = generate_batch(self._model, [ids], MAX_REPLY_TOKENS, eos_id=self._tokenizer.eot_id)

@@ -1,0 +1,109 @@
+"""Low-rank adaptation (Hu et al. 2021): the weights stay, and a thin detour beside some linear layers learns.
+
+    y = W x + b + alpha / rank · B A dropout(x)
+
+with A [rank, in] and B [out, rank], zeros at first, so that nothing changes. Afterwards W + alpha / rank · B A is one
+matrix again. `gpt2core/learn/lora.py` has the shortest form of it; a test holds both equal.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from gpt2core.errors import UserError
+from gpt2core.model.frozen import FrozenLinear
+from gpt2core.model.gpt import GPT
+from gpt2core.model.heads import GPTClassifier
+
+TARGETS = ("attn.c_attn", "attn.c_proj", "mlp.c_fc", "mlp.c_proj")  # the linear layers of a block
+
+
+class LoRALinear(nn.Module):
+    """A frozen linear layer and its detour.
+
+    Args:
+        base: the layer; it learns no more.
+        rank: rows of A and columns of B; the detour has rank · (in + out) weights.
+        alpha: the size of the detour; divided by the rank, so that another rank needs no other learning rate.
+        dropout: the share of the detour's inputs that is dropped while training.
+    """
+
+    def __init__(self, base: nn.Linear | FrozenLinear, rank: int, alpha: float, dropout: float = 0.0):
+        super().__init__()
+        self.base = base.requires_grad_(False)
+        A = torch.empty(rank, base.in_features)  # drawn on the CPU: the same on every device
+        nn.init.kaiming_uniform_(A, a=math.sqrt(5))  # as nn.Linear begins
+        device = base.weight.device
+        self.lora_A = nn.Parameter(A.to(device))
+        self.lora_B = nn.Parameter(torch.zeros(base.out_features, rank, device=device))
+        self.scaling = alpha / rank
+        self.dropout = nn.Dropout(dropout)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[..., in] -> [..., out]"""
+        return self.base(x) + F.linear(F.linear(self.dropout(x), self.lora_A), self.lora_B) * self.scaling
+
+    @torch.no_grad()
+    def merged(self, weight: Tensor) -> nn.Linear:
+        """One linear layer that does both: `weight` [out, in] + alpha / rank · B A, and the bias."""
+        detour = self.lora_B @ self.lora_A * self.scaling  # [out, in]
+        return _plain(weight.to(detour) + detour, self.base.bias)
+
+
+def add_lora(
+    model: GPT | GPTClassifier, *, rank: int, alpha: float, dropout: float, targets: Sequence[str] = TARGETS
+) -> None:
+    """Put a detour beside the `targets` of every block, in place. What else learns is left as it is.
+
+    Args:
+        targets: of `TARGETS`.
+
+    Raises:
+        UserError: a target is unknown.
+    """
+    if unknown := set(targets) - set(TARGETS):
+        raise UserError(f"lora_targets: {min(unknown)!r} is not known; allowed: {', '.join(TARGETS)}")
+    for block in model.transformer.h:
+        for target in sorted(targets):  # their order in the params draws no other first weights
+            parent, _, name = target.partition(".")
+            module = block.get_submodule(parent)
+            setattr(module, name, LoRALinear(getattr(module, name), rank, alpha, dropout))
+
+
+def lora_layers(model: nn.Module) -> Iterator[tuple[str, LoRALinear]]:
+    """The layers with a detour and their names, such as `transformer.h.0.attn.c_attn`."""
+    for name, module in model.named_modules():
+        if isinstance(module, LoRALinear):
+            yield name, module
+
+
+def merge_lora(model: nn.Module, weights: Mapping[str, Tensor]) -> None:
+    """Make the model a plain one again, in place, all of it trainable.
+
+    Args:
+        model: with detours.
+        weights: the base's, by their names in it: those that the model has may be rounded ones (see `frozen.py`).
+    """
+    for name, module in list(model.named_modules()):
+        parent, _, child = name.rpartition(".")
+        if isinstance(module, LoRALinear):
+            setattr(model.get_submodule(parent), child, module.merged(weights[f"{name}.weight"]))
+        elif isinstance(module, FrozenLinear) and child != "base":  # rounded, but without a detour
+            weight = weights[f"{name}.weight"].to(module.weight.device)
+            setattr(model.get_submodule(parent), child, _plain(weight, module.bias))
+    model.requires_grad_(True)
+
+
+def _plain(weight: Tensor, bias: Tensor | None) -> nn.Linear:
+    """A linear layer of these: [out, in], [out]"""
+    out_features, in_features = weight.shape
+    linear = nn.Linear(in_features, out_features, bias is not None, device="meta")
+    linear.weight = nn.Parameter(weight.contiguous())
+    if bias is not None:
+        linear.bias = nn.Parameter(bias.detach())
+    return linear
