@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import os
 import re
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -70,6 +71,15 @@ def _judges(value: Any) -> str | list[str]:
 
 
 Judges = Annotated[Any, PlainValidator(_judges)]
+
+
+def _registry_name(value: Any) -> bool | str:
+    if isinstance(value, bool) or (isinstance(value, str) and re.fullmatch(r"[^/:]*[^/:\s][^/:]*", value)):
+        return value
+    raise PydanticCustomError("registry_name", "Input should be false, true or a name without / and :")
+
+
+RegistryName = Annotated[Any, PlainValidator(_registry_name)]
 
 
 class Section(BaseModel):
@@ -230,6 +240,20 @@ class Judge(Section):
         return self.model if isinstance(self.model, list) else [self.model] if self.model else []
 
 
+with warnings.catch_warnings():
+    warnings.filterwarnings("ignore", 'Field name "register"')  # it hides a method of ABCMeta's that nobody calls
+
+    class Mlflow(Section):
+        """What MLflow gets of the models. It decides no result, and so is no stage's param in dvc.yaml."""
+
+        log_models: bool
+        register: RegistryName
+
+        def registry_name(self) -> str | None:
+            """What the names of registered models begin with; None: nothing is registered."""
+            return "gpt2core" if self.register is True else self.register or None
+
+
 class Params(Section):
     seed: Seed
     data: Data
@@ -239,6 +263,7 @@ class Params(Section):
     finetune_classify: FinetuneClassify
     finetune_instruct: FinetuneInstruct
     judge: Judge
+    mlflow: Mlflow
 
 
 def project_root() -> Path:

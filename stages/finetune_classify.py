@@ -27,6 +27,7 @@ from gpt2core.train.classify import COLUMNS, finetune_classify
 from gpt2core.train.states import stage_states
 from gpt2core.weights.model_dir import save_model
 
+MODEL = Path("models/classifier")
 MESSAGES = Path("data/raw/sms.jsonl")
 PLOTS = Path("metrics/plots")
 CURVE = PLOTS / "finetune_classify.csv"
@@ -73,7 +74,7 @@ def main() -> None:
             ranking.append(ranking_metrics(truth, own_p_spam))
             p_spam += own_p_spam
             if number == 0:  # the first seed's model is the one kept
-                save_model("models/classifier", result.model, result.tokenizer)
+                save_model(MODEL, result.model, result.tokenizer)
 
         calibrated = calibration(p_spam, [row["actual"] == "spam" for row in predictions])  # of all seeds together
 
@@ -117,6 +118,7 @@ def main() -> None:
         run.log_figure(plots.confusion_matrix, matrix, sms_spam.LABELS, PLOTS / "classify_confusion.svg")
         run.log_figure(plots.reliability, calibrated.bins, calibrated.ece, "spam", PLOTS / "classify_reliability.svg")
         run.finish(metrics)
+        run.log_model("classifier", MODEL, metrics)
 
 
 def _spread_metrics(accuracies: list[float]) -> dict[str, float]:

@@ -20,6 +20,7 @@ from gpt2core.train.states import stage_states
 from gpt2core.weights.model_dir import save_model
 from gpt2core.weights.peft_adapter import save_adapter
 
+MODEL = Path("models/instruct")
 ENTRIES = Path("data/raw/instructions.json")
 CURVE = Path("metrics/plots/finetune_instruct.csv")
 RESPONSES = Path("data/responses")
@@ -65,7 +66,7 @@ def main() -> None:
             files.write_json(folder / "test.json", answered)
             files.write_json(folder / "train.json", splits.train)
         template = chat_template(PROMPTS[section.prompt])
-        save_model("models/instruct", result.model, result.tokenizer, chat_template=template)
+        save_model(MODEL, result.model, result.tokenizer, chat_template=template)
         save_adapter("models/instruct-adapter", result.adapter, base.as_posix())
         files.write_csv(CURVE, COLUMNS, result.curve)
         files.write_json("metrics/finetune_instruct.json", metrics)
@@ -73,6 +74,7 @@ def main() -> None:
         run.log_artifact(RESPONSES / "test.json")
         run.log_figure(plots.loss_curve, CURVE, CURVE.with_name("instruct_loss.svg"))
         run.finish(metrics)
+        run.log_model("instruct", MODEL, metrics)
 
 
 if __name__ == "__main__":

@@ -22,6 +22,7 @@ ALLOWED: dict[str, set[str]] = {
     "evaluate": {"model", "tokenizer", "generate", "data", "weights"},
     "inspect": {"model", "tokenizer", "generate"},
     "track": set(),
+    "serve": {"model", "tokenizer", "generate", "weights", "train"},  # track reads its files, and imports none
     "report": {"model", "tokenizer", "generate", "data", "weights", "train", "evaluate", "inspect", "track"},
     "doctor": {"model", "tokenizer", "data", "weights", "train", "track"},
     "learn": {"weights"},  # the written-out GPT opens model directories; nothing imports learn

@@ -17,7 +17,8 @@ def sync_mlflow(names: tuple[str, ...], as_json: bool) -> None:
     """Fill in what MLflow lacks, from Git, dvc.lock and metrics/.
 
     Of the experiments or Git revisions named; without a name, of the workspace, HEAD and every experiment. A run that
-    broke off when the tracking server went away is completed. What MLflow has is left alone.
+    broke off when the tracking server went away is completed. The workspace's models are logged and registered as far
+    as `mlflow` of params.yaml says. What MLflow has is left alone.
     """
     from gpt2core.track.sync import sync
 

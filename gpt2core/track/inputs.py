@@ -33,6 +33,18 @@ def input_hashes(paths: Iterable[str | Path], lock: Path = Path("dvc.lock")) -> 
     return found
 
 
+def folder_md5(folder: Path) -> str | None:
+    """A folder's MD5 as dvc.lock has it, of all its files' names and MD5s; None where there is no such folder."""
+    if not folder.is_dir():
+        return None
+    rows = []
+    for path in sorted((path for path in folder.rglob("*") if path.is_file()), key=lambda path: path.parts):
+        with path.open("rb") as file:
+            md5 = hashlib.file_digest(file, "md5").hexdigest()
+        rows.append({"md5": md5, "relpath": path.relative_to(folder).as_posix()})
+    return f"{hashlib.md5(json.dumps(rows, sort_keys=True).encode(), usedforsecurity=False).hexdigest()}.dir"
+
+
 def _outs(lock: Path) -> dict[str, str]:
     try:
         stages = (YAML(typ="safe").load(lock.read_text(encoding="utf-8")) or {}).get("stages") or {}

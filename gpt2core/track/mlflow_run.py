@@ -67,9 +67,9 @@ def stage_run(
     Raises:
         Nothing of its own, whatever happens to MLflow; exceptions of the stage pass through.
     """
-    run = StageRun(stage, run_file)
+    run = StageRun(stage, params, run_file)
     start_s = time.monotonic()
-    run._start(params, sections, inputs)
+    run._start(sections, inputs)
     status, reason = "FINISHED", ""
     try:
         with recorded_environment(stage):
@@ -93,8 +93,8 @@ def _outcome(error: BaseException) -> tuple[str, str]:
 class StageRun:
     """The run of one stage. Its methods return at once or soon, and raise nothing of MLflow's or the network's."""
 
-    def __init__(self, stage: str, run_file: Path | None = None) -> None:
-        self.stage, self._run_file = stage, run_file
+    def __init__(self, stage: str, params: config.Params, run_file: Path | None = None) -> None:
+        self.stage, self._params, self._run_file = stage, params, run_file
         self._tracked = self._wanted = store.is_wanted()
         self._client: MlflowClient
         self._pipeline: Pipeline | None = None
@@ -135,6 +135,21 @@ class StageRun:
         plot(*arguments)
         self.log_artifact(arguments[-1], "plots")
 
+    def log_model(self, kind: str, folder: str | os.PathLike[str], metrics: Mapping[str, Any]) -> None:
+        """Log a model directory as an MLflow model, `classifier` or `instruct`, as far as `mlflow` of the params says.
+
+        metrics: the stage's results, shown on the model's page too.
+        """
+        self._attempt(lambda: self._log_model(kind, Path(folder), metrics))
+
+    def _log_model(self, kind: str, folder: Path, metrics: Mapping[str, Any]) -> None:
+        section = self._params.mlflow
+        if section.log_models:
+            from gpt2core.track.models import log_model
+
+            self._flush()  # should it fail, the metrics are there
+            log_model(self._client, self._client.get_run(self._run_id), kind, folder, metrics, section.registry_name())
+
     def set_tags(self, tags: Mapping[str, Any]) -> None:
         """Set tags of the run."""
         self._attempt(lambda: store.send_tags(self._client, self._run_id, tags))
@@ -144,8 +159,8 @@ class StageRun:
         self.log_metrics(metrics)  # at the last step, so that they are the latest values of their curves
         self._log_on_parent(metrics)
 
-    def _start(self, params: config.Params, sections: tuple[str, ...] | None, inputs: Iterable[str | Path]) -> None:
-        self._attempt(lambda: self._open(params.model_dump(), sections))
+    def _start(self, sections: tuple[str, ...] | None, inputs: Iterable[str | Path]) -> None:
+        self._attempt(lambda: self._open(self._params.model_dump(), sections))
         self._attempt(lambda: self._tell_inputs(input_hashes(inputs)))
 
     def _open(self, params: dict[str, Any], sections: tuple[str, ...] | None) -> None:

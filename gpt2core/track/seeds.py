@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from typing import Any
 
 from gpt2core.track.targets import Target
-from gpt2core.track.values import flatten
 
 
 @dataclass(frozen=True)
@@ -37,7 +36,7 @@ def over_seeds(targets: Iterable[Target]) -> list[Group]:
     runs: dict[str, dict[int, Target]] = {}
     params: dict[str, dict[str, Any]] = {}
     for target in sorted(targets, key=lambda target: target.at_ms):
-        others = flatten(target.state.params)
+        others = target.state.deciding_params
         seed = others.pop("seed", None)
         key = repr(sorted(others.items()))
         runs.setdefault(key, {})[seed] = target

@@ -38,9 +38,14 @@ class State:
         return {f"{prefix(stage)}.{key}": value for stage, values in rows for key, value in values.items()}
 
     @property
+    def deciding_params(self) -> dict[str, Any]:
+        """The params that decide results, flattened; not what MLflow gets of them."""
+        return flatten({name: value for name, value in self.params.items() if name != "mlflow"})
+
+    @property
     def fingerprint(self) -> str:
         """The same for the same params and results, wherever they are read."""
-        text = json.dumps({"params": flatten(self.params), "table": self.table}, sort_keys=True, default=str)
+        text = json.dumps({"params": self.deciding_params, "table": self.table}, sort_keys=True, default=str)
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
 EXPERIMENT = "gpt2core"
 DATABASE = "mlflow.db"  # in the project's root
+KIND = {"mlflow.experimentKind": "custom_model_development"}  # pages for training, not for prompts and traces
 MAX_BATCH_METRICS, MAX_BATCH_PARAMS, MAX_BATCH_TAGS = 1000, 100, 100  # MLflow's limits on one request
 LOCK_TIMEOUT_S = 120.0  # the first stage on a new machine creates the database, which takes several seconds
 CLIENT_SETTINGS = {  # a dead server costs 3 s and a hanging one 15 s, not MLflow's 4 and 16 minutes
@@ -80,7 +81,7 @@ def experiment_id_of(client: MlflowClient, root: Path) -> str:
         return experiment.experiment_id
     has_server = client.tracking_uri.startswith(("http://", "https://", "databricks"))
     location = None if has_server else (root / "mlartifacts").as_uri()
-    return client.create_experiment(EXPERIMENT, artifact_location=location)
+    return client.create_experiment(EXPERIMENT, artifact_location=location, tags=KIND)
 
 
 def lock(root: Path) -> FileLock:

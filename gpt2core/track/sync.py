@@ -25,6 +25,7 @@ from gpt2core.track.store import MetricRow
 from gpt2core.track.targets import Target
 from gpt2core.track.untracked import Note
 from gpt2core.track.values import flatten, numbers
+from gpt2core.track.workspace_models import add_models
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -59,7 +60,10 @@ def sync(root: Path, names: Iterable[str] = ()) -> list[Synced]:
     try:
         client, experiment_id = store.open_store(root)
         with store.lock(root):
-            return [_Parent(client, experiment_id, root, notes).show(target) for target in wanted]
+            shown = [_Parent(client, experiment_id, root, notes).show(target) for target in wanted]
+            for target, synced in zip(wanted, shown, strict=True):
+                synced.done += add_models(client, root, target.state) if target.is_here else []
+        return shown
     except Exception as error:
         if isinstance(error, UserError):
             raise

@@ -13,7 +13,8 @@ from gpt2core.track.state import Read, State, of_directory, read_state
 
 
 class Target(NamedTuple):
-    """A state to be shown. key: the tag of its parent run, ran: the stages that ran for it; where they are known."""
+    """A state to be shown. key: the tag of its parent run, ran: the stages that ran for it; where they are known.
+    is_here: it is the workspace's, whose models lie in models/."""
 
     name: str
     state: State
@@ -23,6 +24,7 @@ class Target(NamedTuple):
     key: str = ""
     baseline: str = ""
     ran: frozenset[str] | None = None
+    is_here: bool = False
 
 
 def all_of(root: Path) -> list[Target]:
@@ -54,7 +56,8 @@ def _workspace(root: Path) -> Target | None:
     if state is None or not state.metrics:
         return None
     revision = git_revision(root) or ""
-    return Target(f"workspace {revision[:7]}".strip(), state, read, revision, time.time_ns() // 1_000_000)
+    now_ms = time.time_ns() // 1_000_000
+    return Target(f"workspace {revision[:7]}".strip(), state, read, revision, now_ms, is_here=True)
 
 
 def _commit(root: Path, revision: str) -> Target | None:

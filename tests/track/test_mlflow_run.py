@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import os
-import shutil
 import socket
 import sqlite3
 import subprocess
@@ -18,15 +17,11 @@ import pytest
 
 from gpt2core.config import Params, Tokenizer
 from gpt2core.errors import UserError
-from gpt2core.track import mlflow_run, pipeline_run, stage_run, store, values
+from gpt2core.track import mlflow_run, pipeline_run, stage_run, values
 
 PARAMS = Params.model_construct(
     seed=7, tokenizer=Tokenizer(kind="bpe", vocab_size=512, val_fraction=0.1, drop_duplicates=False, shuffle=False)
 )
-ENVIRONMENT = (
-    "DVC_ROOT", "DVC_STAGE", "DVC_EXP_NAME", "DVC_EXP_BASELINE_REV", "GPT2CORE_TRACKING", "MLFLOW_RUN_ID",
-    "MLFLOW_TRACKING_URI", "MLFLOW_HTTP_REQUEST_MAX_RETRIES", "MLFLOW_HTTP_REQUEST_TIMEOUT",
-)  # fmt: skip
 WARNING = "warning: stage pretrain goes on without MLflow tracking; gpt2core sync-mlflow fills it in ("
 STAGE = """
 import sys
@@ -41,32 +36,6 @@ with stage_run(stage, Params.model_construct(seed=7)) as run:
     run.finish({"val_loss": 1.5})
     Path(f"{stage}.done").touch()
 """
-
-
-@pytest.fixture(scope="session")
-def empty_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A database without runs; to build one takes seconds."""
-    root = tmp_path_factory.mktemp("store")
-    store.prepare_mlflow()
-    store.local_store(root)
-    return root / "mlflow.db"
-
-
-@pytest.fixture
-def fresh_root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A project in which nothing was tracked yet."""
-    for name in ENVIRONMENT:
-        monkeypatch.delenv(name, raising=False)
-    monkeypatch.setenv("DVC_ROOT", str(tmp_path))
-    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parents[2]))
-    monkeypatch.chdir(tmp_path)
-    return tmp_path
-
-
-@pytest.fixture
-def root(fresh_root: Path, empty_store: Path) -> Path:
-    shutil.copy(empty_store, fresh_root / "mlflow.db")
-    return fresh_root
 
 
 def client(root: Path):

@@ -9,9 +9,7 @@ import pytest
 
 from gpt2core.track import stage_run
 from gpt2core.track.recorded import recorded_runs
-from tests.track.test_mlflow_run import PARAMS, client, empty_store, fresh_root, root, runs
-
-__all__ = ["empty_store", "fresh_root", "root"]  # fixtures
+from tests.track.test_mlflow_run import PARAMS, client, runs
 
 
 def record(stage: str, metrics: dict, error: bool = False) -> None:

@@ -1,0 +1,98 @@
+"""What DVC shows of two states of the project: metrics, params and plots that a person can read."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import re
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.stages.conftest import Project, clone
+
+pytestmark = pytest.mark.slow
+# Top-level plots: the curves in each, and what the axes say.
+CURVES = {
+    "Pretraining loss": ({"train_loss", "val_loss"}, "tokens seen", "nats a token"),
+    "Classifier accuracy": ({"train_accuracy", "val_accuracy"}, "epoch", "share of messages"),
+    "Instruction loss": ({"train_loss", "val_loss"}, "epoch", "nats a token"),
+}
+
+
+@pytest.fixture(scope="module")
+def project(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Project]:
+    """Two commits: the recorded results, and those of another learning rate, of pretraining and of the judge."""
+    project = clone(tmp_path_factory.mktemp("dvc") / "project")
+    project.set_params({"pretrain.lr": 0.25})
+    for name, key in (("pretrain", "val_loss"), ("llm_judge_eval", "mean_score")):
+        path = project.root / f"metrics/{name}.json"
+        metrics = json.loads(path.read_text())
+        path.write_text(json.dumps(metrics | {key: metrics[key] + 0.125}, indent=2) + "\n")
+    curve = project.root / "metrics/plots/pretrain.csv"
+    curve.write_text(re.sub(r",0\.", ",1.", curve.read_text()))
+    project.commit("another learning rate")
+    yield project
+    shutil.rmtree(project.root, ignore_errors=True)
+
+
+def test_metrics_diff_shows_what_changed_and_by_how_much(project: Project) -> None:
+    shown = project.dvc("metrics", "diff", "HEAD~1", "HEAD", timeout_s=120).stdout
+    rows = [re.split(r"\s{2,}", line.strip()) for line in shown.splitlines() if line.strip()]
+    assert rows[0] == ["Path", "Metric", "HEAD~1", "HEAD", "Change"]
+    assert {(path, metric, change) for path, metric, _, _, change in rows[1:]} == {
+        ("metrics/pretrain.json", "val_loss", "0.125"), ("metrics/llm_judge_eval.json", "mean_score", "0.125"),
+    }  # fmt: skip
+    assert all(len(line) <= 100 for line in shown.splitlines())
+
+
+def test_exp_show_with_only_changed_fits_a_terminal(project: Project) -> None:
+    arguments = ("exp", "show", "--only-changed", "--num", "2")
+    table = list(csv.DictReader(io.StringIO(project.dvc(*arguments, "--csv", timeout_s=120).stdout)))
+    assert len(table) == 3  # the workspace and two commits
+    changed = table[0].keys() - {"Experiment", "rev", "typ", "Created", "parent", "State", "Executor", "deps"}
+    # Loss and score, the learning rate, and no hash of a file that Git keeps anyway.
+    assert {"mean_score", "pretrain.lr"} <= changed
+    assert len([name for name in changed if name.endswith("val_loss")]) == 1
+    assert {row["pretrain.lr"] for row in table} == {"0.25", "0.006"}
+    assert all(len(name) <= 40 for name in changed), changed
+
+
+def names(values: dict[str, Any], prefix: str = "") -> Iterator[str]:
+    for key, value in values.items():
+        yield from names(value, f"{prefix}{key}.") if isinstance(value, dict) else [f"{prefix}{key}"]
+
+
+def test_names_of_metrics_are_short(project: Project) -> None:
+    for path in sorted((project.root / "metrics").glob("*.json")):
+        if path.stem not in ("environment", "samples"):
+            assert [n for n in names(json.loads(path.read_text())) if len(n) > 32] == [], path.name
+
+
+@pytest.mark.parametrize("command", [("show",), ("diff", "HEAD~1", "HEAD")], ids=lambda words: words[0])
+def test_plots_overlay_training_and_validation_with_units(project: Project, command: tuple[str, ...]) -> None:
+    shown = json.loads(project.dvc("plots", *command, "--json", timeout_s=120).stdout)["data"]
+    revisions = set(command[1:]) or {"workspace"}
+    for title, (fields, x_label, y_label) in CURVES.items():
+        (plot,) = shown[title]
+        spec = plot["content"] if isinstance(plot["content"], dict) else json.loads(plot["content"])
+        rows = spec["data"]["values"]
+        assert {(row["rev"], row["field"]) for row in rows} == {(rev, name) for rev in revisions for name in fields}
+        text = json.dumps(spec)
+        for wanted in (title, x_label, y_label):
+            assert f'"title": {json.dumps(wanted)}' in text or f'"text": {json.dumps(wanted)}' in text
+    pictures = {name for name in shown if name.endswith(".svg")}
+    assert {Path(name).stem for name in pictures} >= {"pretrain_loss", "classify_confusion", "instruct_loss"}
+
+
+def test_the_page_of_a_plots_diff_has_every_curve(project: Project) -> None:
+    out = project.root.parent / "page"
+    said = project.dvc("plots", "diff", "HEAD~1", "HEAD", "--out", out, timeout_s=120).stdout
+    page = out / "index.html"
+    assert page.as_uri() in said
+    text = page.read_text(encoding="utf-8")
+    assert all(title in text for title in CURVES)
