@@ -28,7 +28,7 @@ import torch.nn.functional as F
 
 from benchmarks.machine import description
 from gpt2core import config
-from gpt2core.data import sms_spam
+from gpt2core.data import labelled
 from gpt2core.evaluate.classification import tfidf_baseline
 from gpt2core.model import GPT, GPTConfig
 from gpt2core.tokenizer import Tokenizer
@@ -40,6 +40,7 @@ from gpt2core.weights.model_dir import save_model
 ROOT = Path(__file__).parents[1]
 USUAL_TOKENS = 120
 SEED = 123
+LABELS = ("ham", "spam")
 
 
 def main() -> None:
@@ -49,8 +50,8 @@ def main() -> None:
     parser.add_argument("--usual-steps", type=int, default=20)
     given = parser.parse_args()
     section = config.load_params(ROOT / "profiles/gpt2-124m.yaml").finetune_classify
-    messages = sms_spam.read_table(given.mirror / "sms-spam-collection/SMSSpamCollection")
-    splits = sms_spam.split(messages, section.val_fraction, section.test_fraction, SEED)
+    messages = labelled.read_table(given.mirror / "sms-spam-collection/SMSSpamCollection")
+    splits = labelled.split(messages, section.val_fraction, section.test_fraction, SEED)
     n_steps = section.epochs * -(-len(splits.train) // section.batch_size)
     print(description())
     print(f"{given.size}, {len(splits.train)} messages to train on, {section.epochs} epochs, {n_steps} steps")
@@ -62,8 +63,8 @@ def main() -> None:
         half = max(1, given.usual_steps // 2)
         usual = [*usual_way(section, base, splits, half)]
         start = now()
-        finetune_classify(section, SEED, base, sms_spam.LABELS, *splits)
-        tfidf_baseline(splits.train, splits.test, SEED)
+        finetune_classify(section, SEED, base, LABELS, *splits)
+        tfidf_baseline(splits.train, splits.test, LABELS, SEED)
         ours = Seconds(*(end - begin for end, begin in zip(now(), start, strict=True)))
         usual += usual_way(section, base, splits, half)
     n_evaluated = evaluated_batches(section, splits, n_steps)
@@ -86,20 +87,20 @@ def now() -> Seconds:
     return Seconds(time.perf_counter(), time.process_time())
 
 
-def evaluated_batches(section: config.FinetuneClassify, splits: sms_spam.Splits, n_steps: int) -> int:
+def evaluated_batches(section: config.FinetuneClassify, splits: labelled.Splits, n_steps: int) -> int:
     """Forward passes of the usual way's evaluations; see the module's first lines."""
     during = -(-n_steps // 50) * 2 * 5 + section.epochs * 2 * 5
     return during + sum(-(-len(split) // section.batch_size) for split in splits)
 
 
 def usual_way(
-    section: config.FinetuneClassify, base: Path, splits: sms_spam.Splits, n_steps: int
+    section: config.FinetuneClassify, base: Path, splits: labelled.Splits, n_steps: int
 ) -> list[tuple[Seconds, Seconds]]:
     """What each of some steps and forward passes of the usual way takes, after one of both that does not count."""
     gpt, tokenizer = load_base(base, dropout=0.0)
-    model = new_classifier(gpt, sms_spam.LABELS, "last_block", SEED).train()
+    model = new_classifier(gpt, LABELS, "last_block", SEED).train()
     ids, _ = encode([text for _, text in splits.train], tokenizer, USUAL_TOKENS, None)
-    labels = torch.tensor([sms_spam.LABELS.index(label) for label, _ in splits.train])
+    labels = torch.tensor([LABELS.index(label) for label, _ in splits.train])
     optimizer = adamw(model.parameters(), lr=section.lr, weight_decay=section.weight_decay, beta2=section.beta2)
     order = torch.randperm(len(ids), generator=torch.Generator().manual_seed(SEED)).tolist()
     took = []

@@ -92,6 +92,8 @@ class Data(Section):
     corpus: Names  # also own/GLOB and https://…
     sms: str
     instructions: str
+    sms_label_column: str | None
+    sms_text_column: str | None
 
 
 class Tokenizer(Section):
@@ -176,6 +178,8 @@ class FinetuneClassify(Lora):
     seeds: Annotated[list[Seed], Field(min_length=1)]
     val_fraction: Annotated[float, Field(gt=0, lt=0.5)]
     test_fraction: Annotated[float, Field(gt=0, lt=0.5)]
+    balance: bool
+    drop_duplicates: bool
     epochs: PositiveInt
     batch_size: PositiveInt
     lr: PositiveFloat
@@ -185,7 +189,9 @@ class FinetuneClassify(Lora):
     grad_clip: Annotated[float, Field(ge=0)]
     dropout: Fraction
     max_tokens: PositiveInt | None
+    position: Literal["last", "first", "mean"]
     max_steps: PositiveInt | None
+    patience_epochs: PositiveInt | None
     dtype: Literal["float32", "bfloat16", "auto"]
     activation_checkpointing: bool
 

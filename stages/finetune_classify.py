@@ -3,25 +3,31 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from statistics import mean
 from typing import Any
 
 from gpt2core import config, files
-from gpt2core.data import sms_spam
+from gpt2core.data import labelled
 from gpt2core.evaluate.calibration import COLUMNS as BIN_COLUMNS
-from gpt2core.evaluate.calibration import calibration
+from gpt2core.evaluate.calibration import classifier_calibration
 from gpt2core.evaluate.classification import (
     MISTAKE_COLUMNS,
+    PRECISION_RECALL_COLUMNS,
+    ROC_COLUMNS,
     classification_metrics,
     majority_baseline,
+    precision_recall_rows,
     ranking_metrics,
+    roc_rows,
     surest_mistakes,
     tfidf_baseline,
+    told_classes,
 )
 from gpt2core.evaluate.intervals import spread
-from gpt2core.runtime import run_stage
+from gpt2core.runtime import run_stage, say
 from gpt2core.track import plots, stage_run
 from gpt2core.train.classify import COLUMNS, finetune_classify
 from gpt2core.train.states import stage_states
@@ -33,14 +39,19 @@ PLOTS = Path("metrics/plots")
 CURVE = PLOTS / "finetune_classify.csv"
 CONFUSION = PLOTS / "confusion.csv"
 CALIBRATION = PLOTS / "calibration.csv"
+ROC = PLOTS / "roc.csv"
+PRECISION_RECALL = PLOTS / "precision_recall.csv"
 MISTAKES = PLOTS / "mistakes.csv"
 
 
 def main() -> None:
     params = config.load_params()
     section = params.finetune_classify
-    messages = sms_spam.read_jsonl(MESSAGES)
+    messages = labelled.read_table(MESSAGES)
+    labels = labelled.classes(messages)
     base = Path("models") / section.base
+    if section.position != "last":
+        say(f"position: {section.position}: gpt2core reads models/classifier; transformers, which knows last, will not")
     decides = params.model_dump(include={"finetune_classify"})
     with (
         stage_states("finetune-classify", decides, [MESSAGES, base]) as states,
@@ -49,76 +60,93 @@ def main() -> None:
             run_file=states.run_file
         ) as run,
     ):  # fmt: skip
-        curve, scores, before, baseline, majority, characters = [], [], [], [], [], []
+        # Of each seed, by whose they are: the model's, before and after, and the baselines'.
+        scores: defaultdict[str, list[dict[str, Any]]] = defaultdict(list)
+        ranking, curve, roc, precision_recall = [], [], [], []
+        kept_epochs: dict[str, int] = {}
         predictions: list[dict[str, Any]] = []
-        ranking, p_spam = [], []
+        probabilities: list[list[float]] = []
         for number, seed in enumerate(section.seeds):
-            splits = sms_spam.split(messages, section.val_fraction, section.test_fraction, seed)
+            splits = labelled.split(
+                messages, section.val_fraction, section.test_fraction, seed,
+                balance=section.balance, drop_duplicates=section.drop_duplicates,
+            )  # fmt: skip
             on_metrics = run.log_metrics if number == 0 else _silent  # one curve a run
             result = finetune_classify(
-                section, seed, base, sms_spam.LABELS,
+                section, seed, base, labels,
                 splits.train, splits.val, splits.test, on_metrics, states.training(f"seed-{seed}"),
             )  # fmt: skip
+            kept_epochs[str(seed)] = result.kept_epoch
             truth = [label for label, _ in splits.test]
-            scores.append(classification_metrics(truth, result.after))
-            before.append(classification_metrics(truth, result.before))
-            baseline.append(tfidf_baseline(splits.train, splits.test, seed))
-            majority.append(majority_baseline(splits.train, splits.test))
-            characters.append(tfidf_baseline(splits.train, splits.test, seed, characters=True))
-            curve += [{"seed": seed, **row} for row in result.curve]
+            scores["test"].append(classification_metrics(truth, result.after, labels))
+            scores["before_test"].append(classification_metrics(truth, result.before, labels))
+            scores["baseline_test"].append(tfidf_baseline(splits.train, splits.test, labels, seed))
+            scores["majority_test"].append(majority_baseline(splits.train, splits.test, labels))
+            characters = tfidf_baseline(splits.train, splits.test, labels, seed, characters=True)
+            scores["characters_test"].append(characters)
+            ranking.append(ranking_metrics(truth, result.probabilities, labels))
+            curve += _of_seed(seed, result.curve)
+            roc += _of_seed(seed, roc_rows(truth, result.probabilities, labels))
+            precision_recall += _of_seed(seed, precision_recall_rows(truth, result.probabilities, labels))
             predictions += [
                 {"seed": seed, "actual": actual, "predicted": predicted, "probability": round(max(p), 6), "text": text}
                 for (actual, text), predicted, p in zip(splits.test, result.after, result.probabilities, strict=True)
             ]
-            own_p_spam = [row[sms_spam.LABELS.index("spam")] for row in result.probabilities]
-            ranking.append(ranking_metrics(truth, own_p_spam))
-            p_spam += own_p_spam
+            probabilities += result.probabilities
             if number == 0:  # the first seed's model is the one kept
                 save_model(MODEL, result.model, result.tokenizer)
 
-        calibrated = calibration(p_spam, [row["actual"] == "spam" for row in predictions])  # of all seeds together
-
-        def over_seeds(rows: Sequence[Mapping[str, Any]], key: str) -> float:
-            return round(mean(row[key] for row in rows), 6)
-
+        # Of all seeds together.
+        calibrated = classifier_calibration([row["actual"] for row in predictions], probabilities, labels)
+        areas = {key: _means([row[key] for row in ranking]) for key in ("roc_auc", "average_precision")}
+        accuracies = [row["accuracy"] for row in scores["test"]]
         metrics = {
-            "test_accuracy": over_seeds(scores, "accuracy"),
-            "test_f1": over_seeds(scores, "f1"),
-            "test_accuracy_by_seed": {
-                str(s): round(r["accuracy"], 6) for s, r in zip(section.seeds, scores, strict=True)
-            },
-            **_spread_metrics([row["accuracy"] for row in scores]),
-            "test_roc_auc": over_seeds(ranking, "roc_auc"),
-            "test_average_precision": over_seeds(ranking, "average_precision"),
-            "before_test_accuracy": over_seeds(before, "accuracy"),
-            "before_test_f1": over_seeds(before, "f1"),
-            "baseline_test_accuracy": over_seeds(baseline, "accuracy"),
-            "baseline_test_f1": over_seeds(baseline, "f1"),
-            "majority_test_accuracy": over_seeds(majority, "accuracy"),
-            "majority_test_f1": over_seeds(majority, "f1"),
-            "characters_test_accuracy": over_seeds(characters, "accuracy"),
-            "characters_test_f1": over_seeds(characters, "f1"),
+            "labels": list(labels),
+            **{f"{whose}_{key}": round(mean(row[key] for row in rows), 6)
+               for whose, rows in scores.items() for key in ("accuracy", "f1")},
+            "test_accuracy_by_seed": {str(s): round(a, 6) for s, a in zip(section.seeds, accuracies, strict=True)},
+            **_spread_metrics(accuracies),
+            **({"kept_epoch_by_seed": kept_epochs} if section.patience_epochs else {}),
+            **{f"test_{key}": round(mean(values), 6) for key, values in areas.items()},
+            **{f"test_{key}_by_class": values for key, values in areas.items() if len(values) > 1},
             "test_ece": calibrated.ece,
-            "confusion_matrix": scores[0]["confusion_matrix"],
-            "before_confusion_matrix": before[0]["confusion_matrix"],
+            "confusion_matrix": scores["test"][0]["confusion_matrix"],
+            "before_confusion_matrix": scores["before_test"][0]["confusion_matrix"],
             "train_messages": len(splits.train),
             "val_messages": len(splits.val),
             "test_messages": len(splits.test),
             "truncated_messages": result.truncated,
             "trainable_parameters": result.trainable_parameters,
-        }
+        }  # fmt: skip
         files.write_csv(CURVE, ("seed", *COLUMNS), curve)
         files.write_csv(CONFUSION, ("seed", "actual", "predicted"), predictions)
         files.write_csv(CALIBRATION, BIN_COLUMNS, calibrated.bins)
+        files.write_csv(ROC, ("seed", *ROC_COLUMNS), roc)
+        files.write_csv(PRECISION_RECALL, ("seed", *PRECISION_RECALL_COLUMNS), precision_recall)
         files.write_csv(MISTAKES, MISTAKE_COLUMNS, surest_mistakes(predictions))
         files.write_json("metrics/finetune_classify.json", metrics)
         run.log_artifact(CURVE)
         run.log_figure(plots.accuracy_curve, CURVE, PLOTS / "classify_accuracy.svg")
-        matrix = metrics["confusion_matrix"]
-        run.log_figure(plots.confusion_matrix, matrix, sms_spam.LABELS, PLOTS / "classify_confusion.svg")
-        run.log_figure(plots.reliability, calibrated.bins, calibrated.ece, "spam", PLOTS / "classify_reliability.svg")
+        run.log_figure(plots.confusion_matrix, metrics["confusion_matrix"], labels, PLOTS / "classify_confusion.svg")
+        run.log_figure(plots.reliability, calibrated.bins, calibrated.ece, labels, PLOTS / "classify_reliability.svg")
+        told = told_classes(labels)
+        by_class = {key: dict(zip(told, values, strict=True)) for key, values in areas.items()}
+        run.log_figure(plots.roc_curves, roc, by_class["roc_auc"], PLOTS / "classify_roc.svg")
+        run.log_figure(
+            plots.precision_recall_curves, precision_recall, by_class["average_precision"],
+            PLOTS / "classify_precision_recall.svg",
+        )  # fmt: skip
         run.finish(metrics)
         run.log_model("classifier", MODEL, metrics)
+
+
+def _of_seed(seed: int, rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    return [{"seed": seed, **row} for row in rows]
+
+
+def _means(rows: Sequence[Sequence[float]]) -> list[float]:
+    """Of each column: [seeds, n] -> [n]"""
+    return [round(mean(column), 6) for column in zip(*rows, strict=True)]
 
 
 def _spread_metrics(accuracies: list[float]) -> dict[str, float]:

@@ -14,6 +14,8 @@ from gpt2core import files
 from gpt2core.cli import options
 from gpt2core.errors import UserError
 
+MAX_SHOWN = 5  # classes of a text
+
 
 @click.command(short_help="Name the class of texts.")
 @options.model_dir
@@ -21,7 +23,11 @@ from gpt2core.errors import UserError
 @click.option("--file", "path", type=click.Path(path_type=Path, allow_dash=True),
               help="A file of one text a line, or - for standard input; empty lines are left out.")  # fmt: skip
 @click.option("--column", help="The file is CSV with a header line, and the texts are in this column.")
-@click.option("--probabilities", is_flag=True, help="Show each class's probability, not the likeliest's alone.")
+@click.option(
+    "--probabilities",
+    is_flag=True,
+    help="Show each class's probability, of many the five likeliest, not the likeliest's alone.",
+)
 @options.as_json
 def classify(
     model_dir: Path,
@@ -52,8 +58,23 @@ def classify(
     width = max(6, *map(len, model.labels))
     for result in results:
         label, shares = result["label"], result["probabilities"]
-        shown = "  ".join(f"{name} {p:.1%}" for name, p in shares.items()) if probabilities else f"{shares[label]:6.1%}"
+        shown = _shown(shares) if probabilities else f"{shares[label]:6.1%}"
         click.echo(f"{label:<{width}} {shown}  {result['text']}")
+
+
+def _shown(shares: dict[str, float]) -> str:
+    """The classes' probabilities in a line: a few classes in their order, of many the likeliest first.
+
+    >>> _shown({"ham": 0.125, "spam": 0.875})
+    'ham 12.5%  spam 87.5%'
+    >>> _shown({str(n): n / 45 for n in range(10)})
+    '9 20.0%  8 17.8%  7 15.6%  6 13.3%  5 11.1%  and 5 more'
+    """
+    names, more = list(shares), len(shares) - MAX_SHOWN
+    if more > 0:
+        names = sorted(names, key=lambda name: -shares[name])[:MAX_SHOWN]
+    told = [f"{name} {shares[name]:.1%}" for name in names]
+    return "  ".join([*told, f"and {more} more"] if more > 0 else told)
 
 
 def _read(path: Path, column: str | None) -> list[str]:

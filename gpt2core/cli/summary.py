@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from pathlib import Path
 from typing import Any
 
@@ -41,13 +42,18 @@ def summary(as_json: bool) -> None:
     console.print(Text(samples["text"]))
     console.print("\n[bold]Messages, by models/classifier[/bold]")
     for row in samples["messages"]:
-        console.print(Text(f"{row['predicted']:<5} (is {row['label']:<4})  {row['text']}"))
+        predicted, label = (f"{row[key]:<{_width(samples, key)}}" for key in ("predicted", "label"))
+        console.print(Text(f"{predicted} (is {label})  {row['text']}"))
     console.print("\n[bold]Instructions, answered by models/instruct[/bold]")
     for row in samples["answers"]:
         console.print(Text(f"> {row['instruction']}" + (f"\n> {row['input']}" if row["input"] else "")))
         console.print(Text(row["response"] + "\n"))
     console.print("All of it as one page, with pictures: make report")
     console.print("All runs and curves: .venv/bin/mlflow ui --backend-store-uri sqlite:///mlflow.db")
+
+
+def _width(samples: dict[str, Any], key: str) -> int:
+    return max(len(row[key]) for row in samples["messages"])
 
 
 def _read(name: str) -> dict[str, Any]:
@@ -58,14 +64,15 @@ def _read(name: str) -> dict[str, Any]:
 
 
 def _samples() -> dict[str, Any]:
-    """One generated text, three messages (of either class, from the data) and two instructions of the test set."""
-    from gpt2core.data import sms_spam
+    """One generated text, three messages (of different classes, from the data) and two instructions of the test set."""
+    from gpt2core.data import labelled
     from gpt2core.train.classify import encode, predict
 
     texts = files.read_json("metrics/samples.json")
-    messages = sms_spam.read_jsonl(Path("data/raw/sms.jsonl"))
-    spam, ham = ([m for m in messages if m.label == label] for label in ("spam", "ham"))
-    chosen = [spam[0], ham[0], spam[1]]
+    messages = labelled.read_table(Path("data/raw/sms.jsonl"))
+    by_class = [[m for m in messages if m.label == label] for label in reversed(labelled.classes(messages))]
+    turns = (message for turn in itertools.zip_longest(*by_class) for message in turn if message)
+    chosen = list(itertools.islice(turns, 3))
     model, tokenizer = options.load_classifier(Path("models/classifier"))
     ids, _ = encode([m.text for m in chosen], tokenizer, model.config.n_positions, None)
     predicted = [model.labels[i] for i in predict(model, ids).argmax(-1).tolist()]

@@ -14,14 +14,14 @@ from pathlib import Path, PurePosixPath
 from typing import Any, Literal
 
 from gpt2core import config, files
-from gpt2core.data import download, instructions, raw_corpus, sms_spam, sources
+from gpt2core.data import download, instructions, labelled, raw_corpus, sources
 from gpt2core.data.documents import find_documents
 from gpt2core.data.sources import Asset
 from gpt2core.data.synthetic import generate_instructions, generate_messages
 from gpt2core.errors import UserError
 
 OWN_SUFFIXES = {  # what data/own/ may hold for these keys of params.data
-    "sms": (".tsv", ".csv", ".txt", ""),
+    "sms": labelled.SUFFIXES,
     "instructions": (".json",),
 }
 
@@ -54,7 +54,7 @@ def prepare_raw(data: config.Data, tokenizer_kind: str, seed: int, out_dir: Path
     alone = files.lock(download.downloads_dir() / "data.lock")
     # The downloads are removed when `out_dir` is in its place, and not before: killed until then, nothing is lost.
     with alone, contextlib.ExitStack() as downloads, files.atomic_dir(out_dir) as folder:
-        sms_spam.write_jsonl(folder / "sms.jsonl", _messages(sms, seed, downloads))
+        labelled.write_jsonl(folder / "sms.jsonl", _messages(sms, data, seed, downloads))
         files.write_json(folder / "instructions.json", _entries(entries, seed, downloads))
         if tokenizer_kind == "gpt2":
             bpe = sources.find("tokenizer", "gpt2-bpe")
@@ -88,12 +88,14 @@ def _table(kind: Literal["sms", "instructions"], name: str, own_dir: Path) -> As
     return path
 
 
-def _messages(source: Asset | Path, seed: int, downloads: contextlib.ExitStack) -> list[sms_spam.Message]:
+def _messages(
+    source: Asset | Path, data: config.Data, seed: int, downloads: contextlib.ExitStack
+) -> list[labelled.Message]:
     if isinstance(source, Path):
-        return sms_spam.read_table(source)
+        return labelled.read_table(source, data.sms_label_column, data.sms_text_column)
     if source.origin == "generated":
-        return [sms_spam.Message(label, text) for label, text in generate_messages(seed)]
-    return sms_spam.read_table(downloads.enter_context(download.brought(source)) / source.files[0].name)
+        return [labelled.Message(label, text) for label, text in generate_messages(seed)]
+    return labelled.read_table(downloads.enter_context(download.brought(source)) / source.files[0].name)
 
 
 def _entries(source: Asset | Path, seed: int, downloads: contextlib.ExitStack) -> list[Any]:
@@ -105,13 +107,13 @@ def _entries(source: Asset | Path, seed: int, downloads: contextlib.ExitStack) -
 
 
 def _figures(folder: Path) -> dict[str, Any]:
-    messages = sms_spam.read_jsonl(folder / "sms.jsonl")
+    messages = labelled.read_table(folder / "sms.jsonl")
     corpus = find_documents(folder / "corpus")
     return {
         "corpus_files": len(corpus),
         "corpus_bytes": sum(path.stat().st_size for path in corpus),
         "messages": len(messages),
-        "spam_messages": sum(message.label == "spam" for message in messages),
+        "message_classes": len(labelled.classes(messages)),
         "instructions": len(files.read_json(folder / "instructions.json")),
         "sha256": {p.relative_to(folder).as_posix(): files.sha256(p) for p in sorted(folder.rglob("*")) if p.is_file()},
     }

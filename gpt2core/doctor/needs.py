@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from gpt2core import config, prompts, runtime
-from gpt2core.data import instructions, sms_spam
+from gpt2core.data import instructions, labelled
 from gpt2core.data.synthetic import generate_instructions, generate_messages
 from gpt2core.doctor import step, stores
 from gpt2core.doctor.finding import Finding
@@ -27,7 +27,7 @@ STATES = 2  # of a training that are kept; each holds the weights and AdamW's tw
 
 
 class Texts(NamedTuple):
-    """How many there are (of messages: balanced, without repeats), and their characters, the prompt included."""
+    """How many there are (of messages: as they are split), and their characters, the prompt included."""
 
     n: int
     mean: float
@@ -36,18 +36,25 @@ class Texts(NamedTuple):
 
 # Of the public ones, counted; see sources.py.
 KNOWN = {"sms-spam-collection": Texts(1306, 104, 629), "instruction-data": Texts(1100, 262, 457)}
+KNOWN_UNBALANCED = {"sms-spam-collection": Texts(5171, 79, 910)}
 
 
 def messages(params: config.Params, own_dir: Path) -> Texts:
     name = params.data.sms
-    if name in KNOWN:
-        return KNOWN[name]
-    if name.startswith("own/"):
-        rows = sms_spam.read_table(own_dir / name.removeprefix("own/"))
-    else:
-        rows = [sms_spam.Message(label, text) for label, text in generate_messages(params.seed)]
     section = params.finetune_classify
-    splits = sms_spam.split(rows, section.val_fraction, section.test_fraction, 0)
+    known = KNOWN if section.balance else KNOWN_UNBALANCED
+    if name in known:
+        return known[name]
+    if name.startswith("own/"):
+        rows = labelled.read_table(
+            own_dir / name.removeprefix("own/"), params.data.sms_label_column, params.data.sms_text_column
+        )
+    else:
+        rows = [labelled.Message(label, text) for label, text in generate_messages(params.seed)]
+    splits = labelled.split(
+        rows, section.val_fraction, section.test_fraction, 0,
+        balance=section.balance, drop_duplicates=section.drop_duplicates,
+    )  # fmt: skip
     return _texts([message.text for split in splits for message in split])
 
 

@@ -116,7 +116,7 @@ def steps(training: Training, params: config.Params) -> Cost:
         optimizers = new_optimizers(language_model.to(device), section)
     elif training.stage == "finetune-classify":
         section = params.finetune_classify
-        model = new_classifier(language_model, ("ham", "spam"), section.trainable, seed=0)
+        model = new_classifier(language_model, ("ham", "spam"), section.trainable, 0, section.position)
         if section.trainable == "lora":
             add_detours(model, section)
         model.to(device)

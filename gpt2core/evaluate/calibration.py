@@ -14,13 +14,29 @@ COLUMNS = ("from", "to", "n", "mean_probability", "share")
 class Calibration:
     """
     ece: expected calibration error, 0 to 1: the mean over all messages of the distance, in each bin, between what was
-        predicted and what came (Naeini et al. 2015, for the probability of the positive class).
+        predicted and what came (Naeini et al. 2015).
     bins: a row of `COLUMNS` for each bin that is not empty: its edges, how many messages, the mean of their predicted
-        probabilities and the share that is positive.
+        probabilities and the share of them that came.
     """
 
     ece: float
     bins: list[dict[str, float]]
+
+
+def classifier_calibration(
+    y_true: Sequence[str], probabilities: Sequence[Sequence[float]], labels: Sequence[str]
+) -> Calibration:
+    """That of two classes' second one; of more, that of the class predicted (Guo et al. 2017).
+
+    Args:
+        y_true: [n]
+        probabilities: [n, classes]
+        labels: the classes.
+    """
+    if len(labels) == 2:
+        return calibration([p[1] for p in probabilities], [true == labels[1] for true in y_true])
+    right = [true == labels[int(np.argmax(p))] for true, p in zip(y_true, probabilities, strict=True)]
+    return calibration([max(p) for p in probabilities], right)
 
 
 def calibration(probabilities: Sequence[float], is_positive: Sequence[bool], n_bins: int = 10) -> Calibration:

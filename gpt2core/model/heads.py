@@ -18,7 +18,8 @@ class GPTClassifier(nn.Module):
     Args:
         config: the transformer's.
         labels: the classes' names, in the order of the logits.
-        position: what the head reads: the `last` token, as transformers does, the `first`, or the `mean` of all.
+        position: what the head reads: the `last` token, as transformers does; the `first`, which under causal attention
+            has seen nothing but itself: texts that begin alike get one answer; or the `mean` of all.
     """
 
     def __init__(self, config: GPTConfig, labels: tuple[str, ...], position: str = "last"):

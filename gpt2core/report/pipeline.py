@@ -24,7 +24,6 @@ METRICS = ("tokenize", *results.NAMES)
 PROMPT_TOKENS = 16
 MAX_ANSWERS = 10
 MAX_SAMPLES = 8
-LABELS = ("ham", "spam")
 
 
 class Text(NamedTuple):
@@ -159,6 +158,7 @@ def _inside(root: Path, metrics: Mapping[str, Any]) -> Section | None:
 def _classifier(root: Path, metrics: Mapping[str, Any]) -> Section | None:
     if (found := metrics.get("finetune_classify")) is None:
         return None
+    labels = found.get("labels", ["ham", "spam"])  # earlier results had these two
     rows = [
         (name, f"{found[f'{key}_accuracy']:.2%}", f"{found[f'{key}_f1']:.4f}")
         for name, key in (
@@ -170,18 +170,29 @@ def _classifier(root: Path, metrics: Mapping[str, Any]) -> Section | None:
         )
         if f"{key}_accuracy" in found
     ]
-    columns, caption = ("test messages", "accuracy", "F1 of spam"), "Means over the seeds"
-    section = Section("classifier", "Spam or not", tables=[Table(columns, rows, caption, numeric=(1, 2))])
+    f1 = f"F1 of {labels[1]}" if len(labels) == 2 else "F1, mean of the classes"
+    columns, caption = ("test messages", "accuracy", f1), "Means over the seeds"
+    title = "Spam or not" if labels == ["ham", "spam"] else f"Which of {len(labels)} classes"
+    section = Section("classifier", title, tables=[Table(columns, rows, caption, numeric=(1, 2))])
     for name, key in (("before fine-tuning", "before_confusion_matrix"), ("after", "confusion_matrix")):
         caption = f"Confusion {name}, first seed"
-        section.pictures.append(picture(caption, plots.confusion_matrix, found[key], LABELS))
+        section.pictures.append(picture(caption, plots.confusion_matrix, found[key], labels))
     if (curve := root / PLOTS / "finetune_classify.csv").exists():
         section.pictures.append(picture("Accuracy by messages seen, each seed", plots.accuracy_curve, curve))
     bins = _rows(root / PLOTS / "calibration.csv")
     if bins and "test_ece" in found:
         as_numbers = [{key: float(value) for key, value in row.items()} for row in bins]
         caption = "Calibration: what the probabilities are worth"
-        section.pictures.append(picture(caption, plots.reliability, as_numbers, found["test_ece"], "spam"))
+        section.pictures.append(picture(caption, plots.reliability, as_numbers, found["test_ece"], labels))
+    told = labels[1:] if len(labels) == 2 else labels
+    for name, key, draw, caption in (
+        ("roc", "test_roc_auc", plots.roc_curves, "ROC: finds by false alarms"),
+        ("precision_recall", "test_average_precision", plots.precision_recall_curves, "Precision by recall"),
+    ):
+        if (points := _rows(root / PLOTS / f"{name}.csv")) and key in found:
+            areas = dict(zip(told, found.get(f"{key}_by_class", [found[key]]), strict=True))
+            of = "each seed" if len(told) == 1 else "each class against the rest, each seed"
+            section.pictures.append(picture(f"{caption}, {of}", draw, points, areas))
     if mistakes := _rows(root / PLOTS / "mistakes.csv"):
         rows = [(m["text"], m["actual"], f"{m['predicted']} {float(m['probability']):.1%}") for m in mistakes]
         section.tables.append(Table(("message", "is", "was taken for"), rows, "The surest mistakes, of all seeds"))

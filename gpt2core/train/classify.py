@@ -33,8 +33,8 @@ Example = tuple[str, str]  # label, text
 
 @dataclass
 class Classified:
-    """The classifier, its tokenizer, a row for each epoch (see `COLUMNS`), the test labels before and after, and how
-    probable each class of each test message is after, [n, classes]."""
+    """The classifier, its tokenizer, a row for each epoch (see `COLUMNS`), the test labels before and after, how
+    probable each class of each test message is after, [n, classes], and the epoch that the classifier is of."""
 
     model: GPTClassifier
     tokenizer: Tokenizer
@@ -44,6 +44,7 @@ class Classified:
     probabilities: list[list[float]] = field(default_factory=list)
     truncated: int = 0
     trainable_parameters: int = 0
+    kept_epoch: int = 0
 
 
 COLUMNS = ("epoch", "examples", "train_loss", "train_accuracy", "val_loss", "val_accuracy")
@@ -63,16 +64,19 @@ def load_base(path: Path, dropout: float, frozen_dtype: FrozenDtype | None = Non
     return model, tokenizer
 
 
-def new_classifier(base: GPT, labels: tuple[str, ...], trainable: str, seed: int) -> GPTClassifier:
+def new_classifier(
+    base: GPT, labels: tuple[str, ...], trainable: str, seed: int, position: str = "last"
+) -> GPTClassifier:
     """The base's transformer under a new head; only the part that `trainable` names will learn.
 
     Args:
         trainable: head (with the final norm), last_block, last_two_blocks (each with head and final norm), all, or
             lora (the head, and what is added later).
+        position: what the head reads: last, first or mean; see `GPTClassifier`.
     """
     runtime.seed_everything(seed)
     device = base.transformer.wte.weight.device
-    model = GPTClassifier(base.config, labels).to(device)
+    model = GPTClassifier(base.config, labels, position).to(device)
     model.transformer.load_state_dict(base.transformer.state_dict())
     learn_only(model, trainable)
     return model
@@ -106,10 +110,13 @@ def finetune_classify(
 ) -> Classified:
     """Fine-tune once, with one seed (of the head's first weights, the order of the data and dropout).
 
+    With `patience_epochs` the weights of the epoch with the lowest validation loss are kept, the first of equals, and
+    the training ends after so many epochs without a lower one (Prechelt 1998); else those of the last step are.
+
     It goes on from the newest of `states`, and is kept there.
     """
     base, tokenizer = load_base(base_dir, params.dropout)
-    model = new_classifier(base, labels, params.trainable, seed)
+    model = new_classifier(base, labels, params.trainable, seed, params.position)
     if params.trainable == "lora":
         add_detours(model, params)
     model.transformer.activation_checkpointing = params.activation_checkpointing
@@ -132,6 +139,12 @@ def finetune_classify(
     schedule = WarmupCosine(params.warmup_steps, max_steps)
     losses: list[float] = []
 
+    def learning() -> dict[str, Tensor]:
+        return {key: p.detach() for key, p in model.named_parameters() if p.requires_grad}
+
+    # Of the best epoch so far; nothing where the last one is kept.
+    best = {key: tensor.clone() for key, tensor in learning().items()} if params.patience_epochs else {}
+
     def batches(step: int) -> list[Batch]:
         epoch, number = divmod(step, steps_an_epoch)
         rows = epoch_order(lengths, params.batch_size, seed, epoch)[number]
@@ -153,10 +166,18 @@ def finetune_classify(
     def ends_epoch(step: int) -> bool:
         return step % steps_an_epoch == 0 or step == max_steps
 
-    def on_pause(step: int) -> None:
+    def on_pause(step: int) -> bool:
         if ends_epoch(step):
             end_epoch(step)
+            if best and is_over():
+                resume.max_steps = step  # so that this state is the last
         resume.on_pause(step)
+        return resume.max_steps == step
+
+    def is_over() -> bool:
+        """Whether the patience is at its end."""
+        patience = params.patience_epochs
+        return patience is not None and result.curve[-1]["epoch"] - result.kept_epoch >= patience
 
     def end_epoch(step: int) -> None:
         some = np.random.default_rng(seed).permutation(len(lengths))[: len(val_labels)].tolist()
@@ -171,6 +192,10 @@ def finetune_classify(
             "val_accuracy": val_accuracy,
         }
         losses.clear()
+        if best and val_loss < min((earlier["val_loss"] for earlier in result.curve), default=float("inf")):
+            result.kept_epoch = int(row["epoch"])
+            for key, tensor in learning().items():
+                best[key].copy_(tensor)
         result.curve.append(row)
         on_metrics({key: row[key] for key in ("train_accuracy", "val_loss", "val_accuracy")}, step)
 
@@ -178,10 +203,14 @@ def finetune_classify(
     name = f"classify seed {seed}"
     resume = Resume(
         states, model, [optimizer], max_steps,
-        lambda: {"before": result.before, "curve": result.curve, "losses": losses}, name,
+        lambda: {"before": result.before, "curve": result.curve, "losses": losses, "kept_epoch": result.kept_epoch},
+        name, best,
     )  # fmt: skip
     if kept := resume.restore():
         result.before, result.curve, losses = kept["before"], kept["curve"], kept["losses"]
+        result.kept_epoch = kept["kept_epoch"]
+        if result.curve and ends_epoch(resume.step) and is_over():  # it had ended by itself
+            max_steps = resume.step
         on_metrics({}, resume.step)  # what belongs to no step is the last one's
     else:
         result.before = [model.labels[i] for i in test_texts.predict().argmax(-1).tolist()]
@@ -191,6 +220,10 @@ def finetune_classify(
             max_steps=max_steps, grad_clip=params.grad_clip, start_step=resume.step, dtype=dtype,
             on_step=on_step, is_pause=lambda step: ends_epoch(step) or resume.is_pause(step), on_pause=on_pause,
         )  # fmt: skip
+    if best:
+        model.load_state_dict(best, strict=False)
+    else:
+        result.kept_epoch = int(result.curve[-1]["epoch"])
     if params.trainable == "lora":
         merge_lora(model, read_state(base_dir)[0])
     probabilities = test_texts.predict().softmax(-1)  # [n, classes]

@@ -83,7 +83,7 @@ def train(
     dropout_seed: Callable[[int], int] | None = None,
     on_step: Callable[[Step], None] = lambda step: None,
     is_pause: Callable[[int], bool] = lambda step: False,
-    on_pause: Callable[[int], None] = lambda step: None,
+    on_pause: Callable[[int], bool | None] = lambda step: None,
 ) -> None:
     """Train up to `max_steps` steps. Nothing in a step waits for the device; what it did is read some steps later.
 
@@ -104,6 +104,7 @@ def train(
         on_step: called for each update in order, on an accelerator some steps later.
         is_pause: whether to pause after so many steps, to evaluate or to save.
         on_pause: called in a pause with the steps done; all of them were read and finite, the model is as they left it.
+            True ends the training there. With several processes, all must say the same.
 
     Raises:
         UserError: the loss or the gradient of a step is not finite. The weights are spoiled then; no pause follows.
@@ -139,7 +140,8 @@ def train(
                 on_step(done)
             unread.clear()
         if pause:
-            on_pause(step + 1)
+            if on_pause(step + 1):
+                return
             model.train()
 
 

@@ -15,7 +15,7 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime
 from types import FrameType
 from typing import Any
@@ -47,6 +47,7 @@ class Resume:
         max_steps: the last state has no use for the optimizers.
         notes: what else the training knows at a pause, as values of JSON.
         name: of the training, in messages.
+        keeps: further tensors by name, all there from the first step to the last; kept and restored in place.
     """
 
     def __init__(
@@ -57,9 +58,10 @@ class Resume:
         max_steps: int,
         notes: Callable[[], dict[str, Any]],
         name: str = "training",
+        keeps: Mapping[str, Tensor] | None = None,
     ):
         self.states, self.model, self.optimizers, self.name = states, model, optimizers, name
-        self.max_steps, self.notes = max_steps, notes
+        self.max_steps, self.notes, self.keeps = max_steps, notes, keeps or {}
         self.step = 0  # of the newest state
         self._is_kept = distributed.total(states is not None) > 0
         self._fixed_interval_s = save_interval_s()
@@ -74,6 +76,8 @@ class Resume:
         self.step, notes = distributed.told((state.step, state.notes) if state else (0, {}))
         if self.step:
             load_state(state, self.model, self.optimizers)
+            for key, tensor in self.keeps.items():
+                tensor.copy_(distributed.received(state.tensors[f"kept.{key}"] if state else None, tensor))
         if state is None:
             return notes
         when = datetime.fromtimestamp(state.saved_s).strftime("%Y-%m-%d %H:%M:%S")
@@ -109,7 +113,7 @@ class Resume:
     def _save(self, step: int) -> None:
         start_s = time.monotonic()
         optimizers = () if step == self.max_steps else self.optimizers
-        tensors = state_tensors(self.model, optimizers)
+        tensors = state_tensors(self.model, optimizers) | {f"kept.{key}": t for key, t in self.keeps.items()}
         if distributed.total(self.states is not None and self.states.save(step, tensors, self.notes())):
             self.step = step
         self._saved_s = time.monotonic()

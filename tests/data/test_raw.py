@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from gpt2core import config
-from gpt2core.data import instructions, sms_spam
+from gpt2core.data import instructions, labelled
 from gpt2core.data.corpus import Corpus
 from gpt2core.data.raw import prepare_raw
 from gpt2core.data.raw_corpus import EMBEDDED_TALES, cut_gutenberg
@@ -36,8 +36,11 @@ def prepare(
     entries: str = "embedded",
     tokenizer: str = "bpe",
     seed: int = 1,
+    label_column: str | None = None,
 ) -> dict:
-    data = config.Data(corpus=corpus, sms=sms, instructions=entries)
+    data = config.Data(
+        corpus=corpus, sms=sms, instructions=entries, sms_label_column=label_column, sms_text_column=None
+    )
     return prepare_raw(data, tokenizer, seed, project / "raw", project / "own")
 
 
@@ -62,7 +65,7 @@ def test_embedded_data_is_what_the_generators_write(project: Path) -> None:
     pieces = [piece for split in ("train", "val") for piece in corpus.pieces(split)]
     assert sorted(piece.text for piece in pieces) == sorted(generate_tales(7, EMBEDDED_TALES))
     assert all(piece.ends_document for piece in pieces)
-    assert sms_spam.read_jsonl(project / "raw" / "sms.jsonl") == generate_messages(7)
+    assert labelled.read_table(project / "raw" / "sms.jsonl") == generate_messages(7)
     assert instructions.read(project / "raw" / "instructions.json") == generate_instructions(7)
     assert 1e6 < figures["corpus_bytes"] < 2e6
     assert figures["messages"] >= 2000
@@ -88,7 +91,7 @@ def test_the_real_seeds(project: Path, mirror: Path, monkeypatch: pytest.MonkeyP
     }  # fmt: skip
     verdict = (project / "raw" / "corpus" / "train" / "the-verdict.txt").read_bytes()
     assert verdict == (mirror / "the-verdict" / "the-verdict.txt").read_bytes()
-    assert (figures["messages"], figures["spam_messages"], figures["instructions"]) == (5574, 747, 1100)
+    assert (figures["messages"], figures["message_classes"], figures["instructions"]) == (5574, 2, 1100)
     assert not [path for path in (project / ".checkpoints" / "downloads").rglob("*") if path.suffix != ".lock"]
 
 
@@ -147,7 +150,7 @@ def test_own_files(project: Path) -> None:
     figures = prepare(project, text, own(project, "sms.tsv", SMS), own(project, "entries.json", ENTRIES))
     raw = project / "raw"
     assert (raw / "corpus" / "train" / "text.txt").read_bytes() == "one\ntwo é\n<|endoftext|>\nthree\n".encode()
-    assert sms_spam.read_jsonl(raw / "sms.jsonl") == [("ham", "hello"), ("spam", "win now")]
+    assert labelled.read_table(raw / "sms.jsonl") == [("ham", "hello"), ("spam", "win now")]
     assert json.loads((raw / "instructions.json").read_text())[0]["input"] == ""
     assert (figures["corpus_files"], figures["messages"], figures["instructions"]) == (1, 2, 1)
 
@@ -255,9 +258,9 @@ def test_a_text_longer_than_a_block_is_copied_whole(project: Path, monkeypatch: 
         ("corpus", "a.parquet", b"text", "a.parquet: not a Parquet file"),
         ("corpus", "folder/a.md", "text", "folder: no file of documents in this folder (.txt"),
         ("sms", "a.tsv", "", "a.tsv: the file is empty"),
-        ("sms", "a.tsv", "ham\thi\neggs\tho\n", "a.tsv, row 2: unknown label 'eggs'"),
+        ("sms", "a.tsv", "ham\thi\nHam\tho\n", "a.tsv, row 2: label 'Ham' is 'ham' of row 1 but for capitals"),
         ("sms", "a.csv", "a,b\n1,2\n", "a.csv, row 1: no column label"),
-        ("sms", "a.xlsx", "x", "a.xlsx: must be a file of the kind .tsv, .csv, .txt, no suffix"),
+        ("sms", "a.xlsx", "x", "a.xlsx: must be a file of the kind .tsv, .csv, .jsonl, .parquet, .txt, no suffix"),
         ("entries", "a.json", "{}", "a.json: must be a list"),
         ("entries", "a.json", '[{"output": "x"}]', "a.json, entry 1: the key 'instruction' is missing"),
         ("entries", "a.json", "[", "a.json: not JSON"),

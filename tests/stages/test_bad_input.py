@@ -222,14 +222,17 @@ def test_download_data_own_folder_without_texts(folder: Folder, fails: Stage) ->
         ("sms.tsv", "", ["sms.tsv", "empty"]),
         ("sms.tsv", "ham\tTür\n".encode("latin-1"), ["sms.tsv", "UTF-8"]),
         ("sms.tsv", "ham\thi\nspam win now\n", ["sms.tsv", "row 2", "tab"]),
-        ("sms.tsv", "ham\thi\nspam\twin\neggs\tno\n", ["sms.tsv", "row 3", "'eggs'", "ham, spam"]),
+        ("sms.tsv", "ham\thi\nspam\twin\n\tno\n", ["sms.tsv", "row 3", "label is empty"]),
         ("sms.tsv", "ham\thi\nspam\t \n", ["sms.tsv", "row 2", "empty"]),
-        ("sms.tsv", "ham\thi\nham\tho\n", ["sms.tsv", "'spam'"]),
-        ("sms.csv", "label,body\nham,hi\n", ["sms.csv", "row 1", "text", "body"]),
+        ("sms.tsv", "ham\thi\nham\tho\n", ["sms.tsv", "'ham'", "two classes"]),
+        ("sms.csv", "label,body\nham,hi\n", ["sms.csv", "row 1", "text", "body", "data.sms_text_column"]),
         ("sms.csv", "ham,hi\nspam,win\n", ["sms.csv", "row 1", "label"]),
         ("sms.csv", "label,text\nham,hi\nspam\n", ["sms.csv", "row 3", "1 column"]),
         ("sms.csv", 'label,text\nham,"hi\n', ["sms.csv", "quotation mark"]),
-        ("sms.csv", "label,text\nham,hi\nSPAM,win\n", ["sms.csv", "row 3", "'SPAM'"]),
+        ("sms.csv", "label,text\nspam,hi\nSPAM,win\n", ["sms.csv", "row 3", "'SPAM'", "row 2"]),
+        ("sms.jsonl", '{"text": "hi", "tag": 1}\n', ["sms.jsonl", "row 1", "tag", "data.sms_label_column"]),
+        ("sms.jsonl", '{"text": "hi", "label": null}\n', ["sms.jsonl", "row 1", "None"]),
+        ("sms.parquet", "PAR1", ["sms.parquet", "no Parquet file"]),
     ],
 )
 def test_download_data_own_messages(folder: Folder, fails: Stage, name: str, content: Any, words: list[str]) -> None:
@@ -425,11 +428,12 @@ def jsonl(rows: list[Any]) -> str:
         ('{"label": "ham", "text": "hi"}\n{"label": "ham"', ["row 2", "not JSON"]),
         (jsonl([MESSAGES[0], {"label": "ham"}]), ["row 2", "text"]),
         (jsonl([MESSAGES[0], ["ham", "hi"]]), ["row 2"]),
-        (jsonl([*MESSAGES, {"label": "eggs", "text": "hi"}]), ["row 81", "'eggs'"]),
+        (jsonl([*MESSAGES, {"label": "eggs", "text": "hi"}]), ["too few messages", "'eggs' has 1"]),
+        (jsonl([*MESSAGES, {"label": 1.5, "text": "hi"}]), ["row 81", "1.5"]),
         (jsonl([*MESSAGES, {"label": "ham", "text": ""}]), ["row 81", "empty"]),
         (jsonl(MESSAGES[:4]), ["too few messages"]),
-        (jsonl([MESSAGES[0]] * 500), ["too few messages"]),
-        (jsonl(MESSAGES[::2]), ["too few messages", "0 spam"]),
+        (jsonl([MESSAGES[0], MESSAGES[1]] * 500), ["too few messages"]),
+        (jsonl(MESSAGES[::2]), ["every row is labelled 'ham'"]),
     ],
 )
 def test_finetune_classify_messages(with_models: Folder, fails: Stage, content: Any, words: list[str]) -> None:
@@ -526,8 +530,10 @@ def program(folder: Folder) -> Iterator[Callable[[str], subprocess.CompletedProc
 def test_a_stage_ends_with_1_and_its_message(
     folder: Folder, program: Callable[[str], subprocess.CompletedProcess[str]]
 ) -> None:
-    folder.write("data/own/sms.tsv", "ham\thi\neggs\tno\n")
+    folder.write("data/own/sms.tsv", "ham\thi\nHam\tno\n")
     folder.params({"data.sms": "own/sms.tsv"})
     done = program("download_data")
     assert (done.returncode, done.stdout) == (1, "")
-    assert done.stderr == "error: data/own/sms.tsv, row 2: unknown label 'eggs'; allowed: ham, spam\n"
+    assert done.stderr == (
+        "error: data/own/sms.tsv, row 2: label 'Ham' is 'ham' of row 1 but for capitals; write one\n"
+    )

@@ -201,6 +201,8 @@ def test_dvc_plots_show(tracked: Project, tmp_path: Path) -> None:
         ("finetune_classify", {"seed", "epoch", "train_accuracy", "val_accuracy"}),
         ("finetune_instruct", {"epoch", "train_loss", "val_loss"}),
         ("confusion", {"actual", "predicted"}),
+        ("roc", {"seed", "class", "false_positive_rate", "true_positive_rate"}),
+        ("precision_recall", {"seed", "class", "recall", "precision"}),
         ("judge_scores", {"index", "score", "base", "echo", "nearest"}),
     ],
 )
@@ -233,7 +235,7 @@ def test_the_report_is_one_file_of_what_is_there(tracked: Project, metrics: dict
     samples = json.loads((tracked.root / "metrics/samples.json").read_text())
     assert " ".join(samples[-1]["text"].split()) in page.text
     images = page.all("img")
-    assert len(images) == len(page.all("source")) == 13
+    assert len(images) == len(page.all("source")) == 15
     assert all(image["alt"] for image in images)
     (pretrain,) = (run for run in mlflow_runs(tracked) if run.info.run_name == "pretrain")
     assert any(link["href"].endswith(f"/runs/{pretrain.info.run_id}") for link in page.all("a"))
@@ -283,7 +285,7 @@ def test_mlflow_has_a_parent_with_a_child_for_each_stage(tracked: Project, metri
         },
         "finetune-classify": {
             "finetune_classify.csv", "plots/classify_accuracy.svg", "plots/classify_confusion.svg",
-            "plots/classify_reliability.svg",
+            "plots/classify_reliability.svg", "plots/classify_roc.svg", "plots/classify_precision_recall.svg",
         },
         "finetune-instruct": {"finetune_instruct.csv", "plots/instruct_loss.svg"},
         "llm-judge-eval": {"judge_scores.csv", "plots/judge_scores.svg"},

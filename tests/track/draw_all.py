@@ -25,6 +25,14 @@ BINS = [
     {"from": 0.9, "to": 1.0, "n": 320, "mean_probability": 0.98, "share": 0.99},
 ]
 
+ROC = [
+    {"seed": 1, "class": "spam", "false_positive_rate": x, "true_positive_rate": y}
+    for x, y in ((0, 0), (0, 0.5), (0.5, 0.5), (0.5, 1), (1, 1))
+]
+PRECISION_RECALL = [
+    {"seed": 1, "class": "spam", "recall": x, "precision": y} for x, y in ((0, 1), (0.5, 1), (1, 2 / 3))
+]
+
 
 def attention(layers: int, heads: int, tokens: int) -> np.ndarray:
     """Weights that a causal model could have: [L, H, T, T]"""
@@ -45,7 +53,9 @@ def draw_all(folder: Path, suffix: str) -> None:
         "grad_norm_curve": lambda out: plots.grad_norm_curve(curve, out),
         "accuracy_curve": lambda out: plots.accuracy_curve(accuracy, out),
         "confusion_matrix": lambda out: plots.confusion_matrix([[90, 10], [1, 49]], ("ham", "spam"), out),
-        "reliability": lambda out: plots.reliability(BINS, 0.012, "spam", out),
+        "reliability": lambda out: plots.reliability(BINS, 0.012, ("ham", "spam"), out),
+        "roc_curves": lambda out: plots.roc_curves(ROC, {"spam": 0.75}, out),
+        "precision_recall_curves": lambda out: plots.precision_recall_curves(PRECISION_RECALL, {"spam": 5 / 6}, out),
         "score_histogram": lambda out: plots.score_histogram([0, 55.0, None, 100], {"echo": 31.0}, out),
         "token_lengths": lambda out: plots.token_lengths(TOKEN_LENGTHS, DOCUMENT_LENGTHS, out),
         "attention_heatmaps": lambda out: plots.attention_heatmaps(attention(2, 3, len(TOKENS)), TOKENS, out),

@@ -98,8 +98,49 @@ def test_a_confusion_matrix_has_a_row_for_each_actual_label(tmp_path: Path) -> N
         plots.confusion_matrix([[1, 2]], ("ham", "spam"), tmp_path / "wrong.svg")
 
 
+def test_a_confusion_matrix_of_many_labels_still_names_them(tmp_path: Path) -> None:
+    labels = [f"label {i}" for i in range(30)]
+    counts = [[i == j for j in range(30)] for i in range(30)]
+    plots.confusion_matrix(counts, labels, tmp_path / "confusion.svg")
+    shown = texts(tmp_path / "confusion.svg")
+    assert all(shown.count(label) == 2 for label in labels)
+    assert "100.0%" not in shown
+
+
+def rates(seed: int, name: str, columns: tuple[str, str], points: list[tuple[float, float]]) -> list[dict]:
+    return [{"seed": seed, "class": name, **dict(zip(columns, point, strict=True))} for point in points]
+
+
+def test_curves_have_a_line_for_each_class_and_seed(tmp_path: Path) -> None:
+    columns = ("false_positive_rate", "true_positive_rate")
+    points = [(0.0, 0.0), (0.0, 0.5), (1.0, 1.0)]
+    rows = [row for seed in (1, 2) for name in ("a", "b") for row in rates(seed, name, columns, points)]
+    plots.roc_curves(rows, {"a": 0.75, "b": 0.5}, tmp_path / "roc.svg")
+    shown = texts(tmp_path / "roc.svg")
+    assert [text for text in shown if text.startswith("AUC")] == ["AUC 0.750 a", "AUC 0.500 b"]
+    assert {"chance", "false positive rate", "true positive rate (recall)"} <= {*shown}
+    assert lines(tmp_path / "roc.svg", plots.BLUE) == lines(tmp_path / "roc.svg", plots.ORANGE) == [3, 3]
+    # A step goes along the recall first, at the precision of its end: a corner more between two points.
+    rows = rates(1, "_b", ("recall", "precision"), [(0.0, 1.0), (0.5, 1.0), (1.0, 0.6)])
+    plots.precision_recall_curves(rows, {"_b": 0.8}, tmp_path / "curve.svg")
+    shown = texts(tmp_path / "curve.svg")
+    assert {"AP 0.800 _b", "recall", "precision"} <= {*shown} and "chance" not in shown
+
+
+def test_of_many_classes_the_curves_of_least_area_are_named(tmp_path: Path) -> None:
+    columns = ("recall", "precision")
+    areas = {f"class {i}": 0.9 - i / 100 for i in range(9)}
+    rows = [row for name in areas for row in rates(1, name, columns, [(0.0, 1.0), (1.0, 0.5)])]
+    plots.precision_recall_curves(rows, areas, tmp_path / "curve.svg")
+    shown = texts(tmp_path / "curve.svg")
+    assert sorted(text for text in shown if text.startswith("AP")) == [
+        f"AP {0.9 - i / 100:.3f} class {i}" for i in (8, 7, 6, 5)
+    ]
+    assert shown.count("5 more") == 1
+
+
 def test_reliability_has_a_point_for_each_bin(tmp_path: Path) -> None:
-    plots.reliability(BINS, 0.012, "spam", tmp_path / "reliability.svg")
+    plots.reliability(BINS, 0.012, ("ham", "spam"), tmp_path / "reliability.svg")
     shown = texts(tmp_path / "reliability.svg")
     assert {"predicted probability of spam", "messages that are spam (fraction)", "the classifier (ECE 1.2%)"} <= {
         *shown

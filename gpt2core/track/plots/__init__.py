@@ -9,7 +9,13 @@ from gpt2core.track.plots.curves import (
     perplexity_curve,
 )
 from gpt2core.track.plots.figure import BLUE, ORANGE, theme
-from gpt2core.track.plots.scores import confusion_matrix, reliability, score_histogram
+from gpt2core.track.plots.scores import (
+    confusion_matrix,
+    precision_recall_curves,
+    reliability,
+    roc_curves,
+    score_histogram,
+)
 from gpt2core.track.plots.text import attention_heatmaps, temperature_effect, token_lengths, token_loss
 
 __all__ = [
@@ -22,7 +28,9 @@ __all__ = [
     "learning_rate_curve",
     "loss_curve",
     "perplexity_curve",
+    "precision_recall_curves",
     "reliability",
+    "roc_curves",
     "score_histogram",
     "temperature_effect",
     "theme",

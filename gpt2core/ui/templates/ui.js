@@ -117,14 +117,16 @@
     if (!rows.length) throw new Error("There is no text: write one a line.");
     const { labels, probabilities } = await (await ask("api/classify", { model, texts: rows })).json();
     const table = make("table"), head = make("tr");
-    head.append(...["text", "class", ...labels].map((name) => make("th", name)));
+    // Of many classes a column for each would be too wide: the likeliest one's probability alone.
+    const shown = labels.length > 8 ? ["probability"] : labels;
+    head.append(...["text", "class", ...shown].map((name) => make("th", name)));
     table.append(head);
     probabilities.forEach((p, i) => {
       const line = make("tr");
       const text = Object.assign(make("td", rows[i]), { className: "cell" });
-      const best = make("td");
-      best.append(make("strong", labels[p.indexOf(Math.max(...p))]));
-      line.append(text, best, ...p.map((each) => Object.assign(make("td", percent(each)), { className: "number" })));
+      const best = make("td"), most = Math.max(...p);
+      best.append(make("strong", labels[p.indexOf(most)]));
+      line.append(text, best, ...(labels.length > 8 ? [most] : p).map((each) => Object.assign(make("td", percent(each)), { className: "number" })));
       table.append(line);
     });
     find(".result").replaceChildren(table);

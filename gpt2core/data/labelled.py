@@ -1,0 +1,286 @@
+"""Labelled texts of any number of classes: read, check, split. The first were the SMS Spam Collection's messages
+(Almeida, Hidalgo and Yamakami 2011)."""
+
+from __future__ import annotations
+
+import csv
+import io
+import itertools
+import json
+import os
+import random
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from gpt2core import files
+from gpt2core.errors import UserError
+
+# Names of columns that are taken where the params name none; the first of each is taken even where others are there.
+LABEL_COLUMNS = ("label", "class", "category", "target")
+TEXT_COLUMNS = ("text", "message", "sentence", "content")
+SUFFIXES = (".tsv", ".csv", ".jsonl", ".parquet", ".txt", "")
+MIN_TEXTS = 3  # of a class: one each for training, validation and test
+MAX_LISTED = 5  # classes or columns in a message
+
+Row = tuple[int, Any, Any]  # its number, label, text
+
+
+class Message(NamedTuple):
+    label: str
+    text: str
+
+
+class Splits(NamedTuple):
+    train: list[Message]
+    val: list[Message]
+    test: list[Message]
+
+
+def classes(messages: Iterable[Message]) -> tuple[str, ...]:
+    """The labels' names in order, each once: by number where all are whole numbers, else by the alphabet.
+
+    >>> classes([Message("10", "a"), Message("9", "b")]), classes([Message("spam", "a"), Message("ham", "b")])
+    (('9', '10'), ('ham', 'spam'))
+    """
+    names = {message.label for message in messages}
+    if all(name.isdecimal() for name in names):
+        return tuple(sorted(names, key=lambda name: (int(name), name)))
+    return tuple(sorted(names))
+
+
+def read_table(
+    path: str | os.PathLike[str], label_column: str | None = None, text_column: str | None = None
+) -> list[Message]:
+    """Read labelled texts; the classes are those that the labels name.
+
+    `.csv` is read with its quoting and needs a header line; `.jsonl` has an object a line; `.parquet` columns, and the
+    names of numbered classes where the `datasets` library wrote them. Anything else is one `label<TAB>text` a line
+    without quoting (a quotation mark is a character of the text), or has a header line that names its columns.
+
+    Args:
+        path: the file.
+        label_column: the column or key of the labels; None: the one of a name in `LABEL_COLUMNS`.
+        text_column: that of the texts; None: the one of a name in `TEXT_COLUMNS`.
+
+    Raises:
+        UserError: names file and row: empty file, not UTF-8, damaged, missing or ambiguous column, empty label or text,
+            two labels that differ by capitals alone, or a single class.
+    """
+    wanted = (label_column, text_column)
+    suffix = Path(path).suffix.lower()
+    if suffix == ".parquet":
+        rows = _parquet_rows(path, wanted)
+    else:
+        table = files.read_text(path).removeprefix("\ufeff")
+        if not table.strip():
+            raise UserError(f"{path}: the file is empty; it needs rows of label and text")
+        read = {".csv": _csv_rows, ".jsonl": _jsonl_rows}.get(suffix, _tsv_rows)
+        rows = read(path, table, wanted)
+    messages: list[Message] = []
+    first_rows: dict[str, tuple[int, str]] = {}  # by the label in small letters
+    for row, label, text in rows:
+        where = f"{path}, row {row:,}"
+        messages.append(_checked(where, label, text))
+        name = messages[-1].label
+        first_row, first = first_rows.setdefault(name.casefold(), (row, name))
+        if name != first:
+            raise UserError(f"{where}: label {name!r} is {first!r} of row {first_row:,} but for capitals; write one")
+    if len(first_rows) < 2:
+        found = f"every row is labelled {messages[0].label!r}" if messages else "there is no row"
+        raise UserError(f"{path}: {found}; texts of two classes at least are needed")
+    return messages
+
+
+def _tsv_rows(path: str | os.PathLike[str], table: str, wanted: tuple[str | None, str | None]) -> Iterator[Row]:
+    # Only \n and \r\n end a line: str.splitlines would also cut a text at U+0085 or U+2028.
+    lines: Iterator[tuple[int, str]] = (
+        (row, line.removesuffix("\r")) for row, line in enumerate(table.split("\n"), start=1)
+    )
+    lines = ((row, line) for row, line in lines if line.strip())
+    row, line = next(lines)
+    header = [name.strip() for name in line.split("\t")]
+    if any(wanted) or all(any(_is(name, known) for name in header) for known in (LABEL_COLUMNS, TEXT_COLUMNS)):
+        label, text = (header.index(name) for name in _columns(f"{path}, row {row}", header, wanted))
+    else:
+        header, label, text = ["label", "text"], 0, 1
+        lines = itertools.chain([(row, line)], lines)
+    for row, line in lines:
+        cells = line.split("\t", len(header) - 1)  # what is left, tabs too, is the last column's
+        if len(cells) == 1:
+            raise UserError(f"{path}, row {row:,}: {line[:40]!r} has no tab; a row is a label, a tab and the text")
+        if len(cells) < len(header):
+            raise UserError(f"{path}, row {row:,}: {len(cells)} column(s), the header has {len(header)}")
+        yield row, cells[label], cells[text]
+
+
+def _csv_rows(path: str | os.PathLike[str], table: str, wanted: tuple[str | None, str | None]) -> Iterator[Row]:
+    reader = csv.reader(io.StringIO(table, newline=""), strict=True)
+    try:
+        header = [name.strip() for name in next(reader)]
+        label, text = (header.index(name) for name in _columns(f"{path}, row 1", header, wanted))
+        for cells in reader:
+            if not cells:
+                continue
+            if len(cells) <= max(label, text):
+                raise UserError(
+                    f"{path}, row {reader.line_num:,}: {len(cells)} column(s), the header has {len(header)}"
+                )
+            yield reader.line_num, cells[label], cells[text]
+    except csv.Error as error:
+        raise UserError(f"{path}, row {reader.line_num:,}: not CSV: {error}; is a quotation mark left open?") from None
+
+
+def _jsonl_rows(path: str | os.PathLike[str], table: str, wanted: tuple[str | None, str | None]) -> Iterator[Row]:
+    columns: tuple[str, str] | None = None
+    for row, line in enumerate(table.split("\n"), start=1):
+        if not line.strip():
+            continue
+        where = f"{path}, row {row:,}"
+        try:
+            value = json.loads(line)
+        except json.JSONDecodeError as error:
+            raise UserError(f"{where}: not JSON: {error.msg}; a row is one object") from None
+        if not isinstance(value, dict):
+            raise UserError(f'{where}: must be an object such as {{"label": …, "text": …}}, found {line[:60]}')
+        columns = columns or _columns(where, list(value), wanted)
+        if missing := [name for name in columns if name not in value]:
+            raise UserError(f"{where}: has no {' and no '.join(missing)}; it has {_listed(list(value))}")
+        yield row, value[columns[0]], value[columns[1]]
+
+
+def _parquet_rows(path: str | os.PathLike[str], wanted: tuple[str | None, str | None]) -> Iterator[Row]:
+    import pyarrow
+    import pyarrow.parquet
+
+    try:
+        file = pyarrow.parquet.ParquetFile(path)
+        label, text = _columns(str(path), file.schema_arrow.names, wanted)
+        names = _class_names(file.schema_arrow.metadata or {}, label)
+        row = 0
+        for batch in file.iter_batches(columns=[label, text], use_threads=False):
+            for number, content in zip(batch[label].to_pylist(), batch[text].to_pylist(), strict=True):
+                row += 1
+                if names and not (isinstance(number, int) and 0 <= number < len(names)):
+                    raise UserError(f"{path}, row {row:,}: label {number!r} is none of 0 to {len(names) - 1}")
+                yield row, names[number] if names else number, content
+    except (pyarrow.ArrowInvalid, OSError) as error:
+        raise UserError(f"{path}: damaged or no Parquet file ({error})") from None
+
+
+def _class_names(metadata: Mapping[bytes, bytes], column: str) -> list[str]:
+    """The names of numbered classes, which the `datasets` library writes beside the columns; none without it."""
+    try:
+        feature = json.loads(metadata[b"huggingface"])["info"]["features"][column]
+        return [str(name) for name in feature.get("names", [])]
+    except (KeyError, TypeError, ValueError, AttributeError):
+        return []
+
+
+def _columns(where: str, names: Sequence[str], wanted: tuple[str | None, str | None]) -> tuple[str, str]:
+    """The names of the labels' and the texts' column."""
+    found, problems, keys = [], [], []
+    for asked, known, key in zip(
+        wanted, (LABEL_COLUMNS, TEXT_COLUMNS), ("data.sms_label_column", "data.sms_text_column"), strict=True
+    ):
+        if asked is not None:
+            fitting = [name for name in names if name == asked]
+            problem = f"no column {asked!r}"
+        else:
+            fitting = [name for name in names if _is(name, known[:1])] or [name for name in names if _is(name, known)]
+            problem = f"no column {known[0]} (or {', '.join(known[1:])})"
+        if len(fitting) > 1:
+            problem = f"columns {' and '.join(fitting)} may both be the {known[0]}"
+        if len(fitting) != 1:
+            problems.append(problem)
+            keys.append(key)
+        found += fitting[:1]
+    if problems:
+        listed = f"there are: {_listed(names)}; name it by {' and '.join(keys)} in params.yaml"
+        raise UserError(f"{where}: {' and '.join(problems)}; {listed}")
+    if found[0] == found[1]:
+        raise UserError(f"{where}: column {found[0]!r} cannot be both the label and the text")
+    return found[0], found[1]
+
+
+def _is(name: str, known: Sequence[str]) -> bool:
+    return name.strip().lower() in known
+
+
+def _listed(names: Sequence[str]) -> str:
+    more = len(names) - MAX_LISTED
+    return ", ".join(names[:MAX_LISTED]) + (f" and {more:,} more" if more > 0 else "") if names else "none"
+
+
+def _checked(where: str, label: object, text: object) -> Message:
+    if not isinstance(label, str | int):
+        raise UserError(f"{where}: the label must be a text or a whole number, found {label!r:.40}")
+    label = str(label).strip()
+    if not label:
+        raise UserError(f"{where}: the label is empty; a row is a label and a text")
+    if not isinstance(text, str):
+        raise UserError(f"{where}: the text must be a text, found {text!r:.40}")
+    if not text.strip():
+        raise UserError(f"{where}: the text is empty; a row is a label and a text")
+    try:
+        f"{label}{text}".encode()
+    except UnicodeEncodeError:
+        raise UserError(f"{where}: half of a surrogate pair, which no text has; mend or leave out this row") from None
+    return Message(label, text)
+
+
+def write_jsonl(path: str | os.PathLike[str], messages: Iterable[Message]) -> None:
+    """Write one `{"label", "text"}` a line, atomically; `read_table` reads it."""
+    files.write_text(path, "".join(json.dumps(m._asdict(), ensure_ascii=False) + "\n" for m in messages))
+
+
+def split(
+    messages: Sequence[Message],
+    val_fraction: float,
+    test_fraction: float,
+    seed: int,
+    *,
+    balance: bool = True,
+    drop_duplicates: bool = True,
+) -> Splits:
+    """Split into training, validation and test; each has its share of every class, and one text of it at least.
+
+    A text that occurs several times is in one split alone, or the test set would leak into training. The same seed
+    gives the same splits.
+
+    Args:
+        messages: of two classes or more.
+        val_fraction: of the different texts of each class.
+        test_fraction: likewise.
+        seed: of the draw.
+        balance: whether the more frequent classes are sampled down to the least frequent one.
+        drop_duplicates: whether repeats of a text are left out; the first one's label counts.
+
+    Raises:
+        UserError: a class has fewer than `MIN_TEXTS` different texts.
+    """
+    rng = random.Random(f"sms-spam {seed}")
+    groups: dict[str, list[Message]] = {}
+    for message in messages:
+        groups.setdefault(message.text, []).append(message)
+    by_class: dict[str, list[list[Message]]] = {label: [] for label in classes(messages)}
+    for group in groups.values():
+        by_class[group[0].label].append(group[:1] if drop_duplicates else group)
+    if few := sorted((len(found), label) for label, found in by_class.items() if len(found) < MIN_TEXTS):
+        raise UserError(
+            f"too few messages to split: class {_listed([f'{label!r} has {n}' for n, label in few])}, without repeats; "
+            f"each of the {len(by_class):,} classes needs {MIN_TEXTS}, for training, validation and test; add some, or "
+            "rename or remove the class, or name another column by data.sms_label_column"
+        )
+    least = min(map(len, by_class.values()))
+    splits = Splits([], [], [])
+    for found in by_class.values():
+        n = least if balance else len(found)
+        n_test, n_val = max(1, round(n * test_fraction)), max(1, round(n * val_fraction))
+        drawn = rng.sample(found, n)
+        cuts = (drawn[n_test + n_val :], drawn[n_test : n_test + n_val], drawn[:n_test])
+        for part, groups_of_part in zip(splits, cuts, strict=True):
+            part.extend(message for group in groups_of_part for message in group)
+    for part in splits:
+        rng.shuffle(part)
+    return splits
