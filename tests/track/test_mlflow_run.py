@@ -207,7 +207,7 @@ def step():
 start_s = time.process_time()
 with stage_run("pretrain", Params.model_construct(seed=7)) as run:
     started_s = time.process_time()
-    for number in range(1500):
+    for number in range(500):
         step()
         run.log_metrics({"loss": 1.0, "lr": 0.1, "grad_norm": 2.0, "tokens": number}, number)
     ended_s = time.process_time()
@@ -229,19 +229,23 @@ print(time.process_time() - start_s)
 
 @pytest.mark.slow
 def test_tracking_costs_three_percent_and_mlflows_own_start(root):
-    """By the processor's time, which other work on the machine changes little. 1,500 steps of 10 ms."""
+    """By the processor's time, which other work on the machine changes little. 500 steps of 10 ms."""
 
     def seconds(code: str, tracking: str = "on") -> list[float]:
         done = in_new_process("-c", code, env={**os.environ, "GPT2CORE_TRACKING": tracking})
         assert (done.returncode, done.stderr) == (0, "")
         return [float(word) for word in done.stdout.split()]
 
-    (bare_s,), (untracked_s, _), (tracked_s, fixed_s) = seconds(BARE), seconds(COST, "off"), seconds(COST)
-    print(
-        f"steps {untracked_s:.2f} s, tracked {tracked_s:.2f} s; start and end {fixed_s:.2f} s, MLflow's {bare_s:.2f} s"
-    )
-    assert tracked_s / untracked_s < 1.03
-    assert fixed_s < 1.5 * bare_s
+    bare_s, untracked_s, tracked_s, fixed_s = [], [], [], []
+    for _ in range(3):  # other work on the machine can only add to a figure: the least of each is the nearest
+        bare_s += seconds(BARE)
+        untracked_s.append(seconds(COST, "off")[0])
+        steps_s, start_and_end_s = seconds(COST)
+        tracked_s.append(steps_s)
+        fixed_s.append(start_and_end_s)
+    print(f"steps {untracked_s} s, tracked {tracked_s} s; start and end {fixed_s} s, MLflow's {bare_s} s")
+    assert min(tracked_s) / min(untracked_s) < 1.03
+    assert min(fixed_s) < 1.5 * min(bare_s)
 
 
 def test_only_numbers_are_metrics():
