@@ -13,6 +13,7 @@ from gpt2core import __version__
 from gpt2core.cli.classify import classify
 from gpt2core.cli.convert import convert
 from gpt2core.cli.doctor import doctor
+from gpt2core.cli.evaluate import evaluate
 from gpt2core.cli.export_openai import export_openai
 from gpt2core.cli.generate import generate
 from gpt2core.cli.inspect import inspect
@@ -46,7 +47,7 @@ def cli() -> None:
 
 COMMANDS = (
     generate, classify, respond, inspect, perplexity, ui, convert, export_openai, verify, summary, report,
-    doctor, sync_mlflow, seeds, rate,
+    doctor, sync_mlflow, seeds, rate, evaluate,
 )  # fmt: skip
 for command in COMMANDS:
     cli.add_command(command)
