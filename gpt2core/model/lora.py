@@ -50,9 +50,9 @@ class LoRALinear(nn.Module):
 
     @torch.no_grad()
     def merged(self, weight: Tensor) -> nn.Linear:
-        """One linear layer that does both: `weight` [out, in] + alpha / rank · B A, and the bias."""
+        """One linear layer that does both: `weight` [out, in] + alpha / rank · B A, laid out as `weight`; the bias."""
         detour = self.lora_B @ self.lora_A * self.scaling  # [out, in]
-        return _plain(weight.to(detour) + detour, self.base.bias)
+        return _plain(weight.to(detour.device, copy=True).add_(detour), self.base.bias)
 
 
 def add_lora(
@@ -82,20 +82,20 @@ def lora_layers(model: nn.Module) -> Iterator[tuple[str, LoRALinear]]:
             yield name, module
 
 
-def merge_lora(model: nn.Module, weights: Mapping[str, Tensor]) -> None:
+def merge_lora(model: nn.Module, weights: Mapping[str, Tensor] | None = None) -> None:
     """Make the model a plain one again, in place, all of it trainable.
 
     Args:
         model: with detours.
-        weights: the base's, by their names in it: those that the model has may be rounded ones (see `frozen.py`).
+        weights: the base's, by their names in it, where those that the model has are rounded ones (see `frozen.py`).
     """
     for name, module in list(model.named_modules()):
         parent, _, child = name.rpartition(".")
         if isinstance(module, LoRALinear):
-            setattr(model.get_submodule(parent), child, module.merged(weights[f"{name}.weight"]))
-        elif isinstance(module, FrozenLinear) and child != "base":  # rounded, but without a detour
-            weight = weights[f"{name}.weight"].to(module.weight.device)
-            setattr(model.get_submodule(parent), child, _plain(weight, module.bias))
+            weight = weights[f"{name}.weight"] if weights else module.base.weight
+            setattr(model.get_submodule(parent), child, module.merged(weight))
+        elif weights and isinstance(module, FrozenLinear) and child != "base":  # rounded, but without a detour
+            setattr(model.get_submodule(parent), child, _plain(weights[f"{name}.weight"], module.bias))
     model.requires_grad_(True)
 
 
@@ -103,7 +103,7 @@ def _plain(weight: Tensor, bias: Tensor | None) -> nn.Linear:
     """A linear layer of these: [out, in], [out]"""
     out_features, in_features = weight.shape
     linear = nn.Linear(in_features, out_features, bias is not None, device="meta")
-    linear.weight = nn.Parameter(weight.contiguous())
+    linear.weight = nn.Parameter(weight)
     if bias is not None:
         linear.bias = nn.Parameter(bias.detach())
     return linear

@@ -26,7 +26,7 @@ from gpt2core.train.schedule import WarmupCosine
 from gpt2core.train.states import States
 from gpt2core.train.texts import HalfReadTexts, Texts
 from gpt2core.train.trainable import add_detours, frozen_blocks, learn_only, trainable_parameters
-from gpt2core.weights.model_dir import load, read_state
+from gpt2core.weights.model_dir import load
 
 Example = tuple[str, str]  # label, text
 
@@ -225,7 +225,7 @@ def finetune_classify(
     else:
         result.kept_epoch = int(result.curve[-1]["epoch"])
     if params.trainable == "lora":
-        merge_lora(model, read_state(base_dir)[0])
+        merge_lora(model)
     probabilities = test_texts.predict().softmax(-1)  # [n, classes]
     result.after = [model.labels[i] for i in probabilities.argmax(-1).tolist()]
     result.probabilities = probabilities.tolist()

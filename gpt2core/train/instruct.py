@@ -172,6 +172,11 @@ def finetune_instruct(
             for some in micro_batches
         ]
 
+    def answers() -> list[str]:
+        # Keys and values of 32 answers of 1558M take 7 GB, which is what rounded weights are to save.
+        batch_size = 8 if frozen_dtype else 32
+        return respond(model, tokenizer, test_entries, params.max_new_tokens, batch_size, form)
+
     def on_step(done: Step) -> None:
         losses.append(done.loss)
         progress.update()
@@ -212,7 +217,7 @@ def finetune_instruct(
     else:
         result.before_val_loss = mean_loss(model, val_examples, tokenizer.eot_id)
         result.before_test_loss = mean_loss(model, test_examples, tokenizer.eot_id)
-        result.base_responses = respond(model, tokenizer, test_entries, params.max_new_tokens, form=form)
+        result.base_responses = answers()
         resume.save_notes()  # to answer takes minutes
     with resume, tqdm(total=max_steps, initial=resume.step, desc="instruct", unit="step", disable=None) as progress:
         train(
@@ -225,8 +230,11 @@ def finetune_instruct(
         result.adapter = Adapter(
             adapter_tensors(model), params.lora_rank, params.lora_alpha, params.lora_dropout, params.lora_targets
         )
-        merge_lora(model, read_state(base_dir)[0])
+    if result.adapter and not frozen_dtype:  # what is measured is what is kept
+        merge_lora(model)
     model.eval()
     result.test_loss = mean_loss(model, test_examples, tokenizer.eot_id)
-    result.responses = respond(model, tokenizer, test_entries, params.max_new_tokens, form=form)
+    result.responses = answers()
+    if frozen_dtype:  # the merged model may not fit where this one does, so it is not computed with
+        merge_lora(model.cpu(), read_state(base_dir)[0])
     return result
