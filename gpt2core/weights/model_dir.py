@@ -129,6 +129,8 @@ def read_described(path: Path, dropout: float | None = None) -> Described:
     """What a model directory's `config.json` says. Raises UserError if there is none."""
     if not path.is_dir():
         raise UserError(f"{path}: no such model directory; `dvc repro` makes models/pretrained and others")
+    if (path / "adapter_config.json").exists() and not (path / "config.json").exists():
+        raise UserError(f"{path}: is a LoRA adapter, which PEFT reads; the merged model is beside it: models/instruct")
     if not (path / "config.json").exists():
         raise UserError(f"{path}: not a model directory, it has no config.json")
     return read_config_json(path / "config.json", dropout)

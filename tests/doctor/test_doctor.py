@@ -277,6 +277,19 @@ def test_a_deep_model_measured_by_few_blocks_needs_what_the_whole_one_does() -> 
     assert 0.3 < scaled.step_s / whole.step_s < 3  # other work shares the machine
 
 
+@pytest.mark.slow
+def test_lora_is_measured_as_it_trains() -> None:
+    params = config.load_params(ROOT / "profiles/embedded.yaml")
+    wide = replace(SMALL, stage="finetune-instruct", n_layer=4, n_embd=512)
+    lora = params.finetune_instruct.model_copy(update={"trainable": "lora", "lora_base_dtype": "int8"})
+    all_bytes, lora_bytes = (
+        step.measure(wide, params.model_copy(update={"finetune_instruct": section})).memory_bytes
+        for section in (params.finetune_instruct, lora)
+    )
+    blocks_bytes = 4 * 4 * 12 * 512**2
+    assert all_bytes - lora_bytes > 1.5 * blocks_bytes  # neither gradients nor AdamW's two moments of theirs
+
+
 def test_a_step_that_memory_does_not_hold_is_a_users_error() -> None:
     params = config.load_params(ROOT / "profiles/embedded.yaml")
     with pytest.raises(UserError, match="a single step"):

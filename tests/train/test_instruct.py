@@ -13,6 +13,7 @@ import torch.nn.functional as F
 import gpt2core
 from gpt2core import config, prompts
 from gpt2core.data.synthetic import generate_instructions
+from gpt2core.errors import UserError
 from gpt2core.model import GPT, GPTConfig
 from gpt2core.tokenizer.train import train_bpe
 from gpt2core.train import instruct
@@ -89,6 +90,8 @@ def test_an_adapter_has_the_same_bytes_each_time(base: Path, tmp_path: Path) -> 
         save_adapter(tmp_path / "a", run(base, **LORA, max_steps=2).adapter, "models/base")
         made.append({path.name: path.read_bytes() for path in (tmp_path / "a").iterdir()})
     assert made[0] == made[1] and made[0].keys() == {"README.md", "adapter_config.json", "adapter_model.safetensors"}
+    with pytest.raises(UserError, match="a: is a LoRA adapter, which PEFT reads; the merged model is beside it"):
+        load(tmp_path / "a")
     described = json.loads(made[0]["adapter_config.json"])
     assert (described["r"], described["lora_alpha"], described["fan_in_fan_out"]) == (3, 5, True)
 
@@ -180,6 +183,12 @@ def test_micro_batches_add_up_to_one_step(base: Path, changes: dict[str, object]
     assert not torch.equal(
         weights(several)["transformer.h.0.mlp.c_fc.weight"], weights(one)["transformer.h.0.mlp.c_fc.weight"]
     )
+
+
+def test_activations_computed_again_change_nothing(base: Path) -> None:
+    changes = {**LORA, "lora_base_dtype": "int8", "lora_dropout": 0.3, "max_steps": 3}
+    kept, again = (weights(run(base, **changes, activation_checkpointing=again)) for again in (False, True))
+    assert all(torch.equal(tensor, again[name]) for name, tensor in kept.items())
 
 
 def test_another_prompt_is_learned_and_asked(base: Path) -> None:
