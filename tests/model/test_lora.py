@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from gpt2core.errors import UserError
 from gpt2core.learn import LinearWithLoRA
-from gpt2core.model import GPT, GPTClassifier, GPTConfig
+from gpt2core.model import GPT, GPTClassifier, GPTConfig, frozen
 from gpt2core.model.frozen import FrozenDtype, FrozenLinear, freeze_linears
 from gpt2core.model.lora import TARGETS, LoRALinear, add_lora, lora_layers, merge_lora
 from gpt2core.train.trainable import learn_only
@@ -108,7 +108,10 @@ def rounded(weight: Tensor, dtype: FrozenDtype) -> Tensor:
 
 @pytest.mark.parametrize("bias", [True, False])
 @pytest.mark.parametrize("dtype", ["bfloat16", "int8"])
-def test_a_frozen_layer_is_pytorchs_with_rounded_weights(dtype: FrozenDtype, bias: bool) -> None:
+def test_a_frozen_layer_is_pytorchs_with_rounded_weights(
+    dtype: FrozenDtype, bias: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(frozen, "ROWS", 20)
     torch.manual_seed(0)
     linear, x = nn.Linear(64, 48, bias), torch.randn(2, 5, 64, requires_grad=True)
     with torch.no_grad():
