@@ -73,7 +73,7 @@ class _FrozenProduct(torch.autograd.Function):
 def rounded(weight: Tensor, dtype: FrozenDtype) -> tuple[Tensor, Tensor | None]:
     """[out, in] float32 -> the weights in `dtype` and, for int8, what each row is to be multiplied by: [out]
 
-    A few rows at a time: what is large and short-lived leaves holes in the memory between the layers, which took 2.5 GB
+    A few rows at a time: what is large and short-lived leaves holes in the memory between the layers, which took 2 GB
     of 1558M.
     """
     made = torch.empty(weight.shape, dtype=getattr(torch, dtype), device=weight.device)

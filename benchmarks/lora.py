@@ -1,0 +1,90 @@
+"""The memory that fine-tuning takes: all weights, and LoRA over a base in float32, bfloat16 and int8.
+
+    python -m benchmarks.lora [--size 355M] [--model DIR] [--kinds all float32 bfloat16 int8] [--batch-size 2]
+                              [--tokens 100] [--steps 2]
+
+Each kind is a process of its own that reads the model directory, takes some steps on random ids with AdamW, and ends. A
+generated directory has random weights of OpenAI's sizes. Anonymous memory leaves out mapped files: the embeddings are
+read from the file where it lies, 4 bytes a weight.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+import torch
+
+from benchmarks.machine import GB, description, run_measured
+from gpt2core.config import PRESETS
+from gpt2core.model import GPT
+from gpt2core.model.lora import add_lora
+from gpt2core.train.batches import next_token_batch
+from gpt2core.train.loop import train
+from gpt2core.train.optim import adamw
+from gpt2core.train.trainable import learn_only, trainable_parameters
+from gpt2core.weights.model_dir import load
+
+ROOT = Path(__file__).parents[1]
+KINDS = ("all", "float32", "bfloat16", "int8")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--size", choices=list(PRESETS), default="355M")
+    parser.add_argument("--model", type=Path, help="a model directory, in place of a generated one")
+    parser.add_argument("--kinds", nargs="+", choices=KINDS, default=KINDS)
+    parser.add_argument("--batch-size", type=int, default=2)
+    parser.add_argument("--tokens", type=int, default=100)
+    parser.add_argument("--steps", type=int, default=2)
+    parser.add_argument("--worker", choices=KINDS, help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    if arguments.worker:
+        print(steps(arguments.model, arguments.worker, arguments.batch_size, arguments.tokens, arguments.steps))
+        return
+    print(description())
+    with tempfile.TemporaryDirectory() as folder:
+        model_dir = arguments.model or generated(arguments.size, Path(folder))
+        n_bytes = sum(path.stat().st_size for path in model_dir.glob("*.safetensors"))
+        print(f"{n_bytes / GB:.2f} GB of weights, {arguments.batch_size} × {arguments.tokens} tokens a step")
+        for kind in arguments.kinds:
+            worker = [sys.executable, "-m", "benchmarks.lora", "--worker", kind, "--model", model_dir]
+            sizes = [
+                f"--{name}={getattr(arguments, name.replace('-', '_'))}" for name in ("batch-size", "tokens", "steps")
+            ]
+            used = run_measured([*worker, *sizes], dict(os.environ))
+            name = "all weights" if kind == "all" else f"LoRA, base in {kind}"
+            print(f"  {name:<22} {used.peak_anonymous_bytes / GB:5.2f} GB anonymous, {used.time_s:6.1f} s")
+
+
+def generated(size: str, folder: Path) -> Path:
+    """A model directory of random weights."""
+    script = ROOT / "scripts/make_random_checkpoint.py"
+    subprocess.run([sys.executable, script, size, folder / "openai"], check=True)
+    subprocess.run([sys.executable, "-m", "gpt2core", "convert", folder / "openai", folder / "model"], check=True)
+    return folder / "model"
+
+
+def steps(model_dir: Path, kind: str, batch_size: int, n_tokens: int, max_steps: int) -> int:
+    """Take the steps; returns how many weights learned."""
+    model, _ = load(model_dir, frozen_dtype=kind if kind in ("bfloat16", "int8") else None)  # type: ignore[arg-type]
+    assert isinstance(model, GPT)
+    if kind != "all":
+        learn_only(model, "lora")
+        add_lora(model, rank=8, alpha=16.0, dropout=0.0)
+    rows = torch.randint(model.config.vocab_size, (batch_size, n_tokens)).tolist()
+    batch = next_token_batch(rows, rows, pad_id=0)
+    train(
+        model, [adamw(model.parameters(), lr=1e-4, weight_decay=0.1, beta2=0.95)], lambda step: 1.0,
+        lambda step: [batch], lambda batch: model.loss_sum(batch.inputs[0], batch.targets, batch.inputs[1]),
+        max_steps=max_steps, grad_clip=1.0,
+    )  # fmt: skip
+    return trainable_parameters(model)
+
+
+if __name__ == "__main__":
+    main()
