@@ -1,0 +1,111 @@
+"""MLflow's own pages of a project's store in Chromium: opened as a person would, and a picture for the docs.
+
+python -m tests.track.mlflow_pages PROJECT docs/img
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+from urllib.parse import urlencode
+
+from tests.ui.chromium import Tab, tab
+
+START_S = 300
+PAGE_S = 120
+SETTLE_S = 5  # until everything is drawn
+
+
+@contextlib.contextmanager
+def server(root: Path) -> Iterator[str]:
+    """The address of `mlflow ui` over the project's store, as `make mlflow` starts it."""
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    environment = {k: v for k, v in os.environ.items() if not k.startswith("MLFLOW_")}
+    process = subprocess.Popen(
+        [sys.executable, "-m", "mlflow", "ui", "--host", "127.0.0.1", "--port", str(port), "--workers", "1",
+         "--backend-store-uri", f"sqlite:///{root / 'mlflow.db'}"],
+        cwd=root, env=environment | {"MLFLOW_DISABLE_TELEMETRY": "true"}, start_new_session=True,
+        stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+    )  # fmt: skip
+    try:
+        end_s = time.monotonic() + START_S
+        while True:
+            try:
+                urllib.request.urlopen(f"http://127.0.0.1:{port}/health", timeout=5).close()
+                break
+            except OSError:
+                assert time.monotonic() < end_s and process.poll() is None, "mlflow ui does not start"
+                time.sleep(0.3)
+        yield f"http://127.0.0.1:{port}"
+    finally:
+        os.killpg(process.pid, 15)
+        process.wait(30)
+
+
+# What the browser keeps of an earlier visit: the assistant was closed, and the side bar is that of training.
+VISITED = """
+localStorage.setItem("mlflow.assistant.fab.autoOpenedOnFirstLoad_v1", "true");
+localStorage.setItem("mlflow.workflowType_v1", '"machine_learning"');
+"""
+WIDTH = 1200
+
+
+class Pages:
+    """The pages of one store. Each method opens one, and waits until all the texts that it is given are on it."""
+
+    def __init__(self, page: Tab, address: str) -> None:
+        from mlflow import MlflowClient
+
+        self.page, self.address = page, address
+        self.client = MlflowClient(tracking_uri=address)
+        self.experiment_id = self.client.get_experiment_by_name("gpt2core").experiment_id
+        page.call("Page.addScriptToEvaluateOnNewDocument", source=VISITED)
+
+    def open(self, path: str, *texts: str) -> None:
+        self.page.open("about:blank", WIDTH)  # from one page to the next by what follows the # alone nothing is loaded
+        self.page.open(f"{self.address}/#/{path}", WIDTH)
+        for text in texts:
+            self.page.wait(f"document.body.innerText.includes({json.dumps(text)})", PAGE_S)
+
+    def runs(self, *texts: str) -> None:
+        self.open(f"experiments/{self.experiment_id}/runs", *texts)
+
+    def charts(self, *texts: str) -> None:
+        self.open(f"experiments/{self.experiment_id}/runs?compareRunsMode=CHART", *texts)
+
+    def compare(self, run_ids: list[str], *texts: str) -> None:
+        asked = urlencode({"runs": json.dumps(run_ids), "experiments": json.dumps([self.experiment_id])})
+        self.open(f"compare-runs?{asked}", *texts)
+
+    def model(self, model_id: str, *texts: str) -> None:
+        self.open(f"experiments/{self.experiment_id}/models/{model_id}", *texts)
+
+    def registered(self, name: str, *texts: str) -> None:
+        self.open(f"models/{name}", *texts)
+
+
+@contextlib.contextmanager
+def pages(address: str) -> Iterator[Pages]:
+    with tab() as page:
+        yield Pages(page, address)
+
+
+def main(root: Path, out: Path) -> None:
+    """Take the docs' picture of a project's runs."""
+    with server(root) as address, pages(address) as shown:
+        shown.runs("Run Name")
+        time.sleep(SETTLE_S)
+        shown.page.screenshot(out / "mlflow-runs.png")
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]).resolve(), Path(sys.argv[2]))
