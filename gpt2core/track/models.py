@@ -57,17 +57,17 @@ def _classifier() -> ModelSignature:
     from mlflow.types import ColSpec, DataType, Schema
     from mlflow.types.schema import Map
 
-    outputs = [ColSpec(DataType.string, "label"), ColSpec(Map(DataType.double), "probabilities")]
-    return ModelSignature(Schema([ColSpec(DataType.string, "text")]), Schema(outputs))
+    outputs = Schema([ColSpec(DataType.string, "label"), ColSpec(Map(DataType.double), "probabilities")])
+    return ModelSignature(Schema([ColSpec(DataType.string, "text")]), outputs)
 
 
 def _instruct() -> ModelSignature:
     from mlflow.models import ModelSignature
     from mlflow.types import ColSpec, DataType, ParamSchema, ParamSpec, Schema
 
-    inputs = [ColSpec(DataType.string, "instruction"), ColSpec(DataType.string, "input", required=False)]
+    inputs = Schema([ColSpec(DataType.string, "instruction"), ColSpec(DataType.string, "input", required=False)])
     params = ParamSchema([ParamSpec("max_new_tokens", DataType.long, MAX_NEW_TOKENS)])
-    return ModelSignature(Schema(inputs), Schema([ColSpec(DataType.string, "response")]), params)
+    return ModelSignature(inputs, Schema([ColSpec(DataType.string, "response")]), params)
 
 
 OF_STAGE = {"finetune-classify": "classifier", "finetune-instruct": "instruct"}  # in models/, by the kind's name
