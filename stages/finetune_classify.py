@@ -100,7 +100,7 @@ def main() -> None:
         calibrated = classifier_calibration([row["actual"] for row in predictions], probabilities, labels)
         areas = {key: _means([row[key] for row in ranking]) for key in ("roc_auc", "average_precision")}
         accuracies = [row["accuracy"] for row in scores["test"]]
-        metrics = {
+        metrics: dict[str, Any] = {
             "labels": list(labels),
             **{f"{whose}_{key}": round(mean(row[key] for row in rows), 6)
                for whose, rows in scores.items() for key in ("accuracy", "f1")},

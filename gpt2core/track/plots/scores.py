@@ -117,7 +117,7 @@ def _curves(
     with one_plot(out_path, (4.8, 4.8)) as axes:
         if columns[0] == "false_positive_rate":
             axes.plot([0, 1], [0, 1], color="0.5", linestyle=":", label="chance")
-        labelled = set()
+        labelled: set[str] = set()
         for (name, _), group in groupby(rows, key=lambda row: (row["class"], row["seed"])):
             x, y = zip(*((float(row[columns[0]]), float(row[columns[1]])) for row in group), strict=True)
             if name in colours:
