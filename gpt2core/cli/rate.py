@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from gpt2core import files
+from gpt2core import config, files
 from gpt2core.cli import options
 from gpt2core.errors import UserError
 
@@ -103,9 +103,7 @@ def default_ratings_file(responses_file: Path) -> Path:
 
 
 def _outs(dvc_yaml: Path) -> list[str]:
-    import yaml
-
-    content = yaml.safe_load(files.read_text(dvc_yaml)) or {}
+    content = config.read_yaml(dvc_yaml) or {}
     stages = [stage.get("do", stage) for stage in content.get("stages", {}).values()]
     outs = [out for stage in stages for out in stage.get("outs", [])]
     return [out if isinstance(out, str) else next(iter(out)) for out in outs]

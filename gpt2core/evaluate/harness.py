@@ -96,7 +96,9 @@ class Adapter(TemplateLM):  # type: ignore[misc]  # lm-eval has no types
             ids = pad_sequence([torch.tensor(row) for row in few], batch_first=True)  # [B, T]; what follows is not seen
             hidden = self._model.transformer(ids.to(device))  # [B, T, C]
             # The n places to look at: in the flattened [B * T], which token comes next, for which request.
-            places, targets, owners = [], [], []
+            places: list[int] = []
+            targets: list[int] = []
+            owners: list[int] = []
             for row, tokens in enumerate(few):
                 for number in same[tokens]:
                     continuation = requests[number][2]
