@@ -143,8 +143,13 @@ def test_transformers_opens_the_models_as_they_stand(tracked: Project, name: str
 
 @pytest.mark.slow
 def test_no_file_is_a_pickle(tracked: Project) -> None:
-    suffixes = {path.suffix for path in (tracked.root / "models").rglob("*") if path.is_file()}
-    assert suffixes == {".json", ".txt", ".safetensors"}
+    """Neither in the model directories nor in what MLflow keeps of them."""
+    kept = [path for name in ("models", "mlartifacts") for path in (tracked.root / name).rglob("*") if path.is_file()]
+    assert {path.suffix for path in kept if path.is_relative_to(tracked.root / "models")} == {
+        ".json", ".md", ".safetensors", ".txt"
+    }  # fmt: skip
+    assert any(path.suffix == ".safetensors" and path.is_relative_to(tracked.root / "mlartifacts") for path in kept)
+    assert [path for path in kept if re.match(rb"\x80[\x02-\x05]", path.read_bytes()[:2])] == []  # of every protocol
 
 
 # -- Ways to look at it ----------------------------------------------------------------------------------------------
