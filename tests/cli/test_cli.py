@@ -22,11 +22,11 @@ import gpt2core
 from gpt2core import cli, prompts
 from gpt2core.generate import generate
 from gpt2core.model import GPT, GPTClassifier, GPTConfig
-from gpt2core.tokenizer.train import train_bpe, train_char
+from gpt2core.tokenizer.train import train_char
 from gpt2core.weights.model_dir import save_model
+from tests.small import TEXT, config_and_tokenizer
 
 ROOT = Path(__file__).parents[2]
-TEXT = "The keeper of the harbour took the lamp to the tower, and the lamp was lit. " * 4
 COMMANDS = ("generate", "classify", "inspect", "respond", "convert", "export-openai", "verify", "summary")
 
 
@@ -59,9 +59,7 @@ def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> 
 def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A random language model `lm`, a classifier `classifier`, and `lm` without its tokenizer, `mute`."""
     folder = tmp_path_factory.mktemp("models")
-    tokenizer = train_bpe([TEXT], 280)
-    config = GPTConfig(tokenizer.vocab_size, n_positions=320, n_embd=16, n_layer=2, n_head=2, initializer_range=0.3)
-    torch.manual_seed(0)
+    config, tokenizer = config_and_tokenizer()
     save_model(folder / "lm", GPT(config), tokenizer)
     save_model(folder / "classifier", GPTClassifier(config, ("ham", "spam")), tokenizer)
     shutil.copytree(folder / "lm", folder / "mute")

@@ -6,15 +6,13 @@ import shutil
 from pathlib import Path
 
 import pytest
-import torch
 
 from gpt2core import prompts
-from gpt2core.model import GPT, GPTClassifier, GPTConfig
-from gpt2core.tokenizer.train import train_bpe
+from gpt2core.model import GPT, GPTClassifier
 from gpt2core.track import store
 from gpt2core.weights.model_dir import save_model
+from tests.small import config_and_tokenizer
 
-TEXT = "The keeper of the harbour took the lamp to the tower, and the lamp was lit. " * 4
 LABELS = ("ham", "odd", "spam")
 ENVIRONMENT = (
     "DVC_ROOT", "DVC_STAGE", "DVC_EXP_NAME", "DVC_EXP_BASELINE_REV", "GPT2CORE_TRACKING", "MLFLOW_RUN_ID",
@@ -51,9 +49,7 @@ def root(fresh_root: Path, empty_store: Path) -> Path:
 @pytest.fixture(scope="session")
 def models_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("models")
-    tokenizer = train_bpe([TEXT], 280)
-    sizes = GPTConfig(tokenizer.vocab_size, n_positions=320, n_embd=16, n_layer=2, n_head=2, initializer_range=0.3)
-    torch.manual_seed(0)
+    sizes, tokenizer = config_and_tokenizer()
     save_model(folder / "classifier", GPTClassifier(sizes, LABELS), tokenizer)
     save_model(folder / "instruct", GPT(sizes), tokenizer, chat_template=prompts.chat_template(prompts.phi3))
     return folder

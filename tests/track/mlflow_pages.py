@@ -7,19 +7,15 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
-import socket
-import subprocess
 import sys
 import time
-import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 from urllib.parse import urlencode
 
+from tests.track.mlflow_server import mlflow_server
 from tests.ui.chromium import Tab, tab
 
-START_S = 300
 PAGE_S = 120
 SETTLE_S = 5  # until everything is drawn
 
@@ -27,28 +23,8 @@ SETTLE_S = 5  # until everything is drawn
 @contextlib.contextmanager
 def server(root: Path) -> Iterator[str]:
     """The address of `mlflow ui` over the project's store, as `make mlflow` starts it."""
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port = free.getsockname()[1]
-    environment = {k: v for k, v in os.environ.items() if not k.startswith("MLFLOW_")}
-    process = subprocess.Popen(
-        [sys.executable, "-m", "mlflow", "ui", "--host", "127.0.0.1", "--port", str(port), "--workers", "1",
-         "--backend-store-uri", f"sqlite:///{root / 'mlflow.db'}"],
-        cwd=root, env=environment | {"MLFLOW_DISABLE_TELEMETRY": "true"}, start_new_session=True,
-        stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
-    )  # fmt: skip
-    try:
-        end_s = time.monotonic() + START_S
-        while True:
-            try:
-                urllib.request.urlopen(f"http://127.0.0.1:{port}/health", timeout=5).close()
-                break
-            except OSError:
-                assert time.monotonic() < end_s and process.poll() is None, "mlflow ui does not start"
-                time.sleep(0.3)
+    with mlflow_server("ui", root) as port:
         yield f"http://127.0.0.1:{port}"
-    finally:
-        os.killpg(process.pid, 15)
-        process.wait(30)
 
 
 # What the browser keeps of an earlier visit: the assistant was closed, and the side bar is that of training.

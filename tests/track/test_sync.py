@@ -7,8 +7,6 @@ import os
 import socket
 import subprocess
 import sys
-import time
-import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -18,6 +16,7 @@ import pytest
 from gpt2core.errors import UserError
 from gpt2core.track import store
 from gpt2core.track.sync import sync
+from tests.track.mlflow_server import mlflow_server
 from tests.track.proxy import proxy
 
 pytestmark = pytest.mark.slow
@@ -223,29 +222,8 @@ def test_untracked_experiments_are_filled_in_with_the_stages_that_ran(untracked:
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[int]:
     """The port of a real `mlflow server`."""
     folder = tmp_path_factory.mktemp("server")
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    environment = {k: v for k, v in os.environ.items() if not k.startswith("MLFLOW_")}
-    process = subprocess.Popen(
-        [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(port), "--workers", "1",
-         "--backend-store-uri", f"sqlite:///{folder}/mlflow.db", "--artifacts-destination", str(folder / "artifacts")],
-        cwd=folder, env=environment | {"MLFLOW_DISABLE_TELEMETRY": "true"}, start_new_session=True,
-        stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
-    )  # fmt: skip
-    try:
-        deadline_s = time.monotonic() + 120
-        while True:
-            try:
-                urllib.request.urlopen(f"http://127.0.0.1:{port}/health", timeout=5).close()
-                break
-            except OSError:
-                assert time.monotonic() < deadline_s and process.poll() is None, "mlflow server does not start"
-                time.sleep(0.3)
+    with mlflow_server("server", folder, "--artifacts-destination", str(folder / "artifacts")) as port:
         yield port
-    finally:
-        os.killpg(process.pid, 15)
-        process.wait(30)
 
 
 @pytest.mark.parametrize("mode", ["dies", "fails", "hangs"])

@@ -6,10 +6,8 @@ import csv
 import json
 import os
 import signal
-import socket
 import subprocess
 import sys
-import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -18,7 +16,6 @@ from urllib.parse import urlsplit
 
 import pytest
 import requests
-import uvicorn
 
 from gpt2core.evaluate.judges import Item
 from gpt2core.evaluate.judges.chrf import ChrfJudge
@@ -26,6 +23,7 @@ from gpt2core.evaluate.ratings import QUESTIONS, Ratings, read_responses
 from gpt2core.ui.rating import make_app
 from tests.cli.test_cli import Run, refused, run
 from tests.ui.chromium import Tab, tab
+from tests.ui.running import running
 
 __all__ = ["run"]  # fixtures
 
@@ -54,15 +52,8 @@ class Served:
 def served(tmp_path: Path) -> Iterator[Served]:
     (tmp_path / "test.json").write_text(json.dumps(ENTRIES))
     app = make_app(read_responses(tmp_path / "test.json"), Ratings(tmp_path / "ratings.csv"), seed=0)
-    with socket.create_server(("127.0.0.1", 0)) as listening:
-        server = uvicorn.Server(uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=1))
-        thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]})
-        thread.start()
-        while not server.started:
-            time.sleep(0.01)
-        yield Served(f"http://127.0.0.1:{listening.getsockname()[1]}", tmp_path)
-        server.should_exit = True
-        thread.join(timeout=30)
+    with running(app) as address:
+        yield Served(address, tmp_path)
 
 
 # -- Over HTTP ---------------------------------------------------------------------------------------------------------

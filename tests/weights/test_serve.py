@@ -18,22 +18,19 @@ import torch
 import gpt2core
 from gpt2core import prompts
 from gpt2core.generate import generate
-from gpt2core.model import GPT, GPTConfig
-from gpt2core.tokenizer.train import train_bpe
+from gpt2core.model import GPT
 from gpt2core.train.instruct import respond
 from gpt2core.weights.model_dir import save_model
+from tests.small import config_and_tokenizer
 
 pytestmark = pytest.mark.slow
-TEXT = "The keeper of the harbour took the lamp to the tower, and the lamp was lit. " * 4
 START_S = 180
 
 
 @pytest.fixture(scope="module")
 def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("models")
-    tokenizer = train_bpe([TEXT], 280)
-    config = GPTConfig(tokenizer.vocab_size, n_positions=400, n_embd=32, n_layer=2, n_head=2, initializer_range=0.5)
-    torch.manual_seed(0)
+    config, tokenizer = config_and_tokenizer(n_positions=400, n_embd=32, initializer_range=0.5)
     save_model(folder / "pretrained", GPT(config), tokenizer)
     save_model(folder / "instruct", GPT(config), tokenizer, chat_template=prompts.chat_template())
     return folder
