@@ -87,7 +87,8 @@ def roc_curves(rows: Sequence[Mapping[str, Any]], areas: Mapping[str, float], ou
         out_path: the file to write.
     """
     columns = ("false_positive_rate", "true_positive_rate")
-    _curves(rows, columns, "default", areas, "AUC", ("false positive rate", "true positive rate (recall)"), out_path)
+    axis_labels = ("false positive rate", "true positive rate (recall)")
+    _curves(rows, columns, "default", areas, "AUC", axis_labels, out_path, diagonal="chance")
 
 
 def precision_recall_curves(rows: Sequence[Mapping[str, Any]], areas: Mapping[str, float], out_path: AnyPath) -> None:
@@ -110,13 +111,15 @@ def _curves(
     area: str,
     axis_labels: tuple[str, str],
     out_path: AnyPath,
+    diagonal: str | None = None,
 ) -> None:
-    """Lines in the unit square. Of more classes than there are colours, those of the least area are named."""
+    """Lines in the unit square, on request with its named diagonal. Of more classes than there are colours, those of
+    the least area are named."""
     named = sorted(areas, key=lambda name: areas[name])[:COLOURED] if len(areas) > COLOURED else list(areas)
     colours = {name: f"C{number}" for number, name in enumerate(named)}
     with one_plot(out_path, (4.8, 4.8)) as axes:
-        if columns[0] == "false_positive_rate":
-            axes.plot([0, 1], [0, 1], color="0.5", linestyle=":", label="chance")
+        if diagonal:
+            axes.plot([0, 1], [0, 1], color="0.5", linestyle=":", label=diagonal)
         labelled: set[str] = set()
         for (name, _), group in groupby(rows, key=lambda row: (row["class"], row["seed"])):
             x, y = zip(*((float(row[columns[0]]), float(row[columns[1]])) for row in group), strict=True)
