@@ -19,14 +19,12 @@ import argparse
 import itertools
 import statistics
 import tempfile
-import time
 from pathlib import Path
-from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 
-from benchmarks.machine import description
+from benchmarks.machine import Seconds, description, now
 from gpt2core import config
 from gpt2core.data import labelled
 from gpt2core.evaluate.classification import tfidf_baseline
@@ -76,15 +74,6 @@ def main() -> None:
             f"{name:<4} {step_s:.3f} s a step, {forward_s:.3f} s a forward pass, in all {all_s:.0f} s; "
             f"gpt2core {ours_s:.0f} s: {all_s / ours_s:.1f} times as fast"
         )
-
-
-class Seconds(NamedTuple):
-    wall: float
-    cpu: float
-
-
-def now() -> Seconds:
-    return Seconds(time.perf_counter(), time.process_time())
 
 
 def evaluated_batches(section: config.FinetuneClassify, splits: labelled.Splits, n_steps: int) -> int:

@@ -77,8 +77,8 @@ def load(path: Path | None, size: str) -> GPT:
     return model
 
 
-def transformers_way(model: GPT) -> Generate:
-    """transformers' generate on the same weights; it never stops early."""
+def transformers_peer(model: GPT) -> Any:
+    """transformers' model on the same weights, without a copy."""
     import transformers
 
     config = {key: value for key, value in model.config.to_dict().items() if key != "qkv_bias"}
@@ -87,7 +87,14 @@ def transformers_way(model: GPT) -> Generate:
     head = head_name(model.config, is_classifier=False)
     peer.load_state_dict(to_hf(model.state_dict(), model.config, head), strict=False, assign=True)
     peer.tie_weights()
-    peer.eval()
+    return peer.eval()
+
+
+def transformers_way(model: GPT) -> Generate:
+    """transformers' generate on the same weights; it never stops early."""
+    import transformers
+
+    peer = transformers_peer(model)
 
     @torch.inference_mode()
     def way(ids: Tensor, new: int) -> Tensor:

@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 
@@ -47,6 +48,17 @@ def best_time_s(work: Callable[[], object], repeats: int) -> float:
         work()
         times_s.append(time.perf_counter() - start_s)
     return min(times_s)
+
+
+class Seconds(NamedTuple):
+    """By the clock, and of all threads together."""
+
+    wall: float
+    cpu: float
+
+
+def now() -> Seconds:
+    return Seconds(time.perf_counter(), time.process_time())
 
 
 @dataclass(frozen=True)

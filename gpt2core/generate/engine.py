@@ -6,7 +6,7 @@ right: a shorter one starts in a later column, and positions and mask make it wh
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
 
 import torch
 from torch import Tensor
@@ -17,6 +17,7 @@ from gpt2core.model.kv_cache import KVCache
 from gpt2core.model.packed import Packed
 
 GREEDY = Sampling()
+KEPT_SHARE = 3 / 4  # of the rows; not at each end, since to leave rows out copies the keys and values of the others
 
 
 @torch.inference_mode()
@@ -72,7 +73,7 @@ def generate(
 def generate_batch(
     model: Packed,
     prompts: Sequence[Sequence[int]],
-    max_new_tokens: int,
+    max_new_tokens: int | Sequence[int],
     *,
     eos_id: int | None,
     sampling: Sampling = GREEDY,
@@ -82,8 +83,11 @@ def generate_batch(
     on_answer: Callable[[], object] = lambda: None,
 ) -> list[list[int]]:
     """Continue prompts of unequal length; each answer ends before its `eos_id`, and unless `slide` where the context
-    is full. Prompts of like length are computed together; a row's answer does not depend on its neighbours.
-    `on_answer` is called when one has ended.
+    is full. Prompts of like length are computed together, and what has ended is soon left out; a row's answer does not
+    depend on its neighbours. `on_answer` is called when one has ended.
+
+    Args:
+        max_new_tokens: of every answer, or one number for each.
 
     Returns:
         The new ids of each prompt, in the order of `prompts`.
@@ -99,7 +103,9 @@ def generate_batch(
                 "token and room for one more: shorten it"
             )
     seeds = seed_of_each_row(seed, len(prompts))
-    limits = [max_new_tokens if slide else min(max_new_tokens, n_positions - len(prompt)) for prompt in prompts]
+    limits = [max_new_tokens] * len(prompts) if isinstance(max_new_tokens, int) else list(max_new_tokens)
+    if not slide:
+        limits = [min(limit, n_positions - len(prompt)) for limit, prompt in zip(limits, prompts, strict=True)]
     answers: list[list[int]] = [[] for _ in prompts]
     order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
     for start in range(0, len(order), batch_size):
@@ -118,13 +124,18 @@ def generate_batch(
 
 
 def _cut(
-    columns: Iterable[Tensor], limits: list[int], eos_id: int | None, on_answer: Callable[[], object]
+    columns: Generator[Tensor, Sequence[int] | None, None],
+    limits: list[int],
+    eos_id: int | None,
+    on_answer: Callable[[], object],
 ) -> list[list[int]]:
     """Each row's ids before `eos_id`, at most its limit; takes no more columns than the last row needs."""
     answers: list[list[int]] = [[] for _ in limits]
     running = {row for row, limit in enumerate(limits) if limit > 0}
-    for column in columns:
-        for row, token in enumerate(column.tolist()):
+    rows = list(range(len(limits)))  # those that are computed
+    kept: list[int] | None = None  # which of them to go on with
+    while running:
+        for row, token in zip(rows, columns.send(kept).tolist(), strict=True):
             if row not in running:
                 continue
             if token != eos_id:
@@ -132,8 +143,10 @@ def _cut(
             if token == eos_id or len(answers[row]) == limits[row]:
                 running.discard(row)
                 on_answer()
-        if not running:
-            break
+        kept = None
+        if len(running) <= KEPT_SHARE * len(rows):
+            kept = [place for place, row in enumerate(rows) if row in running]
+            rows = [rows[place] for place in kept]
     return answers
 
 
@@ -146,10 +159,11 @@ def stream(
     seed: int | Sequence[int | None] | None = None,
     *,
     slide: bool = True,
-) -> Iterator[Tensor]:
+) -> Generator[Tensor, Sequence[int] | None, None]:
     """The next token of every row, column by column, as they are computed.
 
-    A column's work is done when it is asked for: whoever stops iterating stops the model.
+    A column's work is done when it is asked for: whoever stops iterating stops the model. Who sends the numbers of some
+    rows goes on with these alone, numbered anew.
 
     Args:
         model: in eval mode.
@@ -175,12 +189,17 @@ def stream(
         columns = min(columns, model.config.n_positions)
     cache = KVCache(model.config, B, columns, device=device, dtype=dtype)
     chance = uniforms(seed_of_each_row(seed, B), device)
+    rows = torch.arange(B, device=device)  # [B], of those that were given
     for _ in range(max_new_tokens):
         hidden = _last_hidden(model, ids, starts, cache)  # [B, C]
         logits = sampling.penalize(model.lm_head(hidden), ids)  # [B, V]
-        column = sampling.draw(logits, None if sampling.greedy else next(chance))  # [B]
-        yield column
+        column = sampling.draw(logits, None if sampling.greedy else next(chance)[rows])  # [B]
+        kept = yield column
         ids = torch.cat([ids, column[:, None]], dim=1)  # [B, S + 1]
+        if kept is not None:
+            index = torch.tensor(kept, device=device)
+            ids, rows, starts = ids[index], rows[index], None if starts is None else starts[index]
+            cache.keep(index)
 
 
 def placement(model: Packed) -> tuple[torch.device, torch.dtype]:

@@ -23,6 +23,14 @@ class LayerCache:
         self.v[:, :, start : self.length] = v
         return self.k[:, :, : self.length], self.v[:, :, : self.length]
 
+    def keep(self, rows: Tensor) -> None:
+        """Forget all sequences but these: [rows]"""
+        for name in ("k", "v"):
+            all_rows = getattr(self, name)
+            kept = all_rows[: len(rows)]  # a view: what is forgotten stays allocated, but is copied nowhere
+            kept[:, :, : self.length] = all_rows[rows, :, : self.length]
+            setattr(self, name, kept)
+
 
 class KVCache:
     """The caches of all layers; B sequences of at most `max_tokens`."""
@@ -38,3 +46,8 @@ class KVCache:
     def length(self) -> int:
         """Tokens held so far."""
         return self.layers[0].length
+
+    def keep(self, rows: Tensor) -> None:
+        """Forget all sequences but these, which get the numbers from 0 on: [rows]"""
+        for layer in self.layers:
+            layer.keep(rows)

@@ -124,6 +124,26 @@ def test_answers_end_at_the_end_of_text_or_with_the_context(model: GPT, batch_si
     assert any(len(prompt) + len(answer) == SMALL.n_positions for prompt, answer in zip(prompts, answers, strict=True))
 
 
+@KINDS
+@pytest.mark.parametrize("slide", [False, True])
+def test_rows_that_have_ended_are_left_out(model: GPT, slide: bool, sampling: Sampling) -> None:
+    prompts, limits = random_prompts(LENGTHS), [2, 12, 0, 4 + 3 * slide, 9, 2]  # the fourth fills or leaves the context
+    n_rows: list[int] = []
+    ended: list[int] = []
+    hook = model.transformer.register_forward_hook(lambda module, args, output: n_rows.append(args[0].size(0)))
+    try:
+        answers = generate_batch(
+            model, prompts, limits, eos_id=None, sampling=sampling, seed=7, slide=slide,
+            on_answer=lambda: ended.append(len(n_rows)),
+        )  # fmt: skip
+    finally:
+        hook.remove()
+    for row, (prompt, limit, answer) in enumerate(zip(prompts, limits, answers, strict=True)):
+        assert prompt + answer == slowly(model, prompt, limit, sampling, 7 + row)
+    assert sorted(ended) == sorted(limit for limit in limits if limit)
+    assert n_rows == [6] * 2 + [3] * (limits[3] - 2) + [2] * (9 - limits[3]) + [1] * 3
+
+
 def test_no_prompts_have_no_answers(model: GPT) -> None:
     assert generate_batch(model, [], 4, eos_id=0) == []
 

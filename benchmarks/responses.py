@@ -1,0 +1,140 @@
+"""Greedy responses to the instructions' test set: all together as the stage gives them, beside transformers one by one.
+
+    python -m benchmarks.responses MIRROR [--size 124M] [--rounds 3] [--dtypes float32 int8]
+
+The 110 entries, prompt and split are those of profiles/gpt2-124m.yaml. Weights are random and never say
+`<|endoftext|>`: each response gets the length of its reference and the one token more that would end it, so both sides
+make the same number of tokens, and in float32 the same tokens. The lengths are used as an end of text would be, when it
+has come: prompts are batched as in the stage, by their own lengths alone.
+
+Every round answers all prompts our ways, and by transformers a part of them: after all rounds it has answered each
+once. So what else the machine does meets all alike, and nothing is extrapolated. Encoding the prompts is not counted.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import torch
+
+from benchmarks.generate import load, transformers_peer
+from benchmarks.machine import Seconds, description, now
+from gpt2core import config
+from gpt2core.data import instructions
+from gpt2core.generate import generate_batch
+from gpt2core.model import GPT
+from gpt2core.model.packed import Packed, pack
+from gpt2core.prompts import PROMPTS
+from gpt2core.runtime import DECODING_DTYPES
+from gpt2core.tokenizer import Tokenizer
+
+ROOT = Path(__file__).parents[1]
+Ids = list[int]
+Respond = Callable[[Sequence[Ids], Sequence[int]], list[Ids]]  # prompts, how many new tokens each -> new tokens
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("mirror", type=Path, help="the folder that holds instruction-data and gpt2-bpe")
+    parser.add_argument("--size", choices=list(config.PRESETS), default="124M")
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--dtypes", nargs="*", choices=DECODING_DTYPES, default=["float32", "int8"], help="packed ones")
+    given = parser.parse_args()
+    prompts, lengths = work(given.mirror)
+    model = load(None, given.size)
+    ours = {"gpt2core, as the stage": our_way(model)}
+    ours |= {f"gpt2core, packed {dtype}": our_way(pack(model, dtype)) for dtype in given.dtypes}
+    print(description())
+    print(
+        f"{given.size}, {len(prompts)} prompts of {min(map(len, prompts))} to {max(map(len, prompts))} tokens, "
+        f"{sum(lengths)} new tokens, {min(lengths)} to {max(lengths)} a response"
+    )
+    theirs, answered, times, answers = compare(transformers_way(model), ours, prompts, lengths, given.rounds)
+    print(f"{'transformers, one by one':<24} {theirs.wall:6.1f} s (CPU {theirs.cpu:.1f} s)")
+    for name, rounds in times.items():
+        wall_s, cpu_s = (statistics.median(column) for column in zip(*rounds, strict=True))
+        same = sum(map(same_tokens, answers[name], answered)) / sum(lengths)
+        print(
+            f"{name:<24} {wall_s:6.1f} s (CPU {cpu_s:.1f} s), {theirs.wall / wall_s:.1f} times as fast "
+            f"(CPU {theirs.cpu / cpu_s:.1f}); {same:.0%} of the tokens are the same"
+        )
+
+
+def work(mirror: Path) -> tuple[list[Ids], list[int]]:
+    """The test set's prompts, and how many tokens each response has, with its end."""
+    params = config.load_params(ROOT / "profiles/gpt2-124m.yaml")
+    section = params.finetune_instruct
+    entries = instructions.read(mirror / "instruction-data/instruction-data.json")
+    test = instructions.split(entries, section.val_fraction, section.test_fraction, params.seed).test
+    tokenizer = Tokenizer.from_files(mirror / "gpt2-bpe/encoder.json", mirror / "gpt2-bpe/vocab.bpe")
+    form = PROMPTS[section.prompt]
+    prompts = [tokenizer.encode(form(entry["instruction"], entry["input"])) for entry in test]
+    return prompts, [len(tokenizer.encode(entry["output"])) + 1 for entry in test]
+
+
+def our_way(model: Packed) -> Respond:
+    return lambda prompts, lengths: generate_batch(model, prompts, lengths, eos_id=None)
+
+
+def transformers_way(model: GPT) -> Respond:
+    """transformers' generate, a prompt at a time."""
+    import transformers
+
+    peer = transformers_peer(model)
+
+    @torch.inference_mode()
+    def way(prompts: Sequence[Ids], lengths: Sequence[int]) -> list[Ids]:
+        answers = []
+        for prompt, length in zip(prompts, lengths, strict=True):
+            ids = torch.tensor([prompt])
+            settings = transformers.GenerationConfig(max_new_tokens=length, do_sample=False, pad_token_id=0)
+            out = peer.generate(ids, generation_config=settings, attention_mask=torch.ones_like(ids))
+            answers.append(out[0, len(prompt) :].tolist())
+        return answers
+
+    return way
+
+
+def compare(
+    theirs: Respond, ours: dict[str, Respond], prompts: Sequence[Ids], lengths: Sequence[int], rounds: int
+) -> tuple[Seconds, list[Ids], dict[str, list[Seconds]], dict[str, list[Ids]]]:
+    """In turn, after a short warm-up: what theirs takes for all prompts and answers; what each of ours takes in each
+    round and answers.
+
+    Raises:
+        RuntimeError: an answer has not the length asked for.
+    """
+    parts: list[Seconds] = []
+    answered: list[Ids] = [[]] * len(prompts)
+    times: dict[str, list[Seconds]] = {name: [] for name in ours}
+    answers: dict[str, list[Ids]] = {}
+    for way in (theirs, *ours.values()):
+        way(prompts[:2], [4, 4])
+    for part in range(rounds):
+        took, answered[part::rounds] = timed(theirs, prompts[part::rounds], lengths[part::rounds])
+        parts.append(took)
+        for name, way in ours.items():
+            took, answers[name] = timed(way, prompts, lengths)
+            times[name].append(took)
+    return Seconds(*map(sum, zip(*parts, strict=True))), answered, times, answers
+
+
+def timed(way: Respond, prompts: Sequence[Ids], lengths: Sequence[int]) -> tuple[Seconds, list[Ids]]:
+    """What it took, and the answers; raises RuntimeError if one has another length."""
+    start = now()
+    answers = way(prompts, lengths)
+    took = Seconds(*(end - begin for end, begin in zip(now(), start, strict=True)))
+    if [len(answer) for answer in answers] != list(lengths):
+        raise RuntimeError("an answer has not the length asked for: the times say nothing")
+    return took, answers
+
+
+def same_tokens(one: Ids, other: Ids) -> int:
+    return sum(a == b for a, b in zip(one, other, strict=True))
+
+
+if __name__ == "__main__":
+    main()
