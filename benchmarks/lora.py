@@ -1,7 +1,7 @@
-"""The memory that fine-tuning takes: all weights, and LoRA over a base in float32, bfloat16 and int8.
+"""The memory that fine-tuning takes: all weights, and LoRA over a base in float32, bfloat16, int8 and nf4.
 
-    python -m benchmarks.lora [--size 355M] [--model DIR] [--kinds all float32 bfloat16 int8] [--batch-size 2]
-                              [--tokens 100] [--steps 2]
+    python -m benchmarks.lora [--size 355M] [--model DIR] [--kinds all float32 bfloat16 int8 nf4]
+                              [--batch-size 2] [--tokens 100] [--steps 2]
 
 Each kind is a process of its own that reads the model directory, takes some steps on random ids with AdamW, and ends. A
 generated directory has random weights of OpenAI's sizes. Anonymous memory leaves out mapped files: the embeddings are
@@ -30,7 +30,7 @@ from gpt2core.train.trainable import learn_only, trainable_parameters
 from gpt2core.weights.model_dir import load
 
 ROOT = Path(__file__).parents[1]
-KINDS = ("all", "float32", "bfloat16", "int8")
+KINDS = ("all", "float32", "bfloat16", "int8", "nf4")
 
 
 def main() -> None:
@@ -71,7 +71,7 @@ def generated(size: str, folder: Path) -> Path:
 
 def steps(model_dir: Path, kind: str, batch_size: int, n_tokens: int, max_steps: int) -> int:
     """Take the steps; returns how many weights learned."""
-    model, _ = load(model_dir, frozen_dtype=kind if kind in ("bfloat16", "int8") else None)  # type: ignore[arg-type]
+    model, _ = load(model_dir, frozen_dtype=None if kind in ("all", "float32") else kind)  # type: ignore[arg-type]
     assert isinstance(model, GPT)
     if kind != "all":
         learn_only(model, "lora")

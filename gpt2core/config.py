@@ -199,7 +199,7 @@ class FinetuneClassify(Lora):
 class FinetuneInstruct(Lora):
     base: BaseName
     trainable: Literal["last_two_blocks", "blocks", "all", "lora"]
-    lora_base_dtype: Literal["float32", "bfloat16", "int8"]
+    lora_base_dtype: Literal["float32", "bfloat16", "int8", "nf4"]
     prompt: Literal["alpaca", "phi3"]
     mask_prompt: bool
     val_fraction: Annotated[float, Field(gt=0, lt=0.5)]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+import math
 from collections.abc import Sequence
 
 import pytest
@@ -12,7 +14,7 @@ from torch import Tensor, nn
 from gpt2core.errors import UserError
 from gpt2core.learn import LinearWithLoRA
 from gpt2core.model import GPT, GPTClassifier, GPTConfig, frozen
-from gpt2core.model.frozen import FrozenDtype, FrozenLinear, freeze_linears
+from gpt2core.model.frozen import FrozenDtype, FrozenLinear, freeze_linears, from_nf4, nf4_levels, to_nf4
 from gpt2core.model.lora import TARGETS, LoRALinear, add_lora, lora_layers, merge_lora
 from gpt2core.train.trainable import learn_only
 
@@ -98,16 +100,30 @@ def test_an_unknown_target_is_refused() -> None:
         add_lora(random_gpt(), rank=2, alpha=2.0, dropout=0.0, targets=("lm_head",))
 
 
+# Dettmers et al. 2023, "QLoRA", appendix E.
+NF4 = (
+    -1.0, -0.6961928009986877, -0.5250730514526367, -0.39491748809814453, -0.28444138169288635, -0.18477343022823334,
+    -0.09105003625154495, 0.0, 0.07958029955625534, 0.16093020141124725, 0.24611230194568634, 0.33791524171829224,
+    0.44070982933044434, 0.5626170039176941, 0.7229568362236023, 1.0,
+)  # fmt: skip
+
+
 def rounded(weight: Tensor, dtype: FrozenDtype) -> Tensor:
-    """The weights that a frozen layer stands for, by PyTorch's own quantisation."""
+    """The weights that a frozen layer stands for: by PyTorch's own quantisation, or by looking at all 16 levels."""
     if dtype == "bfloat16":
         return weight.bfloat16().float()
+    if dtype == "nf4":
+        made = torch.zeros(weight.numel())
+        for block, own in zip(weight.flatten().split(64), made.split(64), strict=True):
+            levels = torch.tensor(NF4) * block.abs().max()
+            own.copy_(levels[(block[:, None] - levels).abs().argmin(1)])
+        return made.view_as(weight)
     scales = weight.abs().amax(1) / 127
     return torch.fake_quantize_per_channel_affine(weight, scales, torch.zeros(len(scales)), 0, -127, 127)
 
 
 @pytest.mark.parametrize("bias", [True, False])
-@pytest.mark.parametrize("dtype", ["bfloat16", "int8"])
+@pytest.mark.parametrize("dtype", ["bfloat16", "int8", "nf4"])
 def test_a_frozen_layer_is_pytorchs_with_rounded_weights(
     dtype: FrozenDtype, bias: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -129,8 +145,39 @@ def test_a_frozen_layer_is_pytorchs_with_rounded_weights(
     assert torch.autograd.grad(y, x, grad.bfloat16())[0].dtype == torch.float32
 
 
-@pytest.mark.parametrize(("dtype", "n_bytes"), [("bfloat16", 2), ("int8", 1)])
-def test_a_frozen_layer_keeps_few_bytes_for_the_backward_pass(dtype: FrozenDtype, n_bytes: int) -> None:
+def test_the_levels_of_nf4_are_the_papers() -> None:
+    assert nf4_levels() == pytest.approx(NF4, abs=1e-6)
+
+
+@pytest.mark.parametrize("shape", [(300, 64), (7, 33), (600, 3), (1, 1), (64, 100)], ids=str)
+def test_a_weight_in_nf4_is_at_most_half_a_gap_away(shape: tuple[int, int]) -> None:
+    torch.manual_seed(0)
+    weight = torch.randn(shape).t().contiguous().t()  # as a checkpoint has it
+    weight[0] *= 1000  # its blocks alone are coarse
+    packed, scales = to_nf4(weight)
+    n_blocks = math.ceil(weight.numel() / 64)
+    assert (packed.dtype, len(packed), len(scales)) == (torch.uint8, 32 * n_blocks, n_blocks)
+    read = from_nf4(packed, scales, shape, torch.float32)
+    widest = max(b - a for a, b in itertools.pairwise(NF4))
+    for block, own, scale in zip(weight.flatten().split(64), read.flatten().split(64), scales, strict=True):
+        m = block.abs().max()
+        assert m == scale and own[block.abs() == m].abs() == m  # the largest stays
+        assert (own - block).abs().max() <= m * widest / 2 * (1 + 1e-5)
+    torch.testing.assert_close(read, rounded(weight, "nf4"), atol=0, rtol=1e-5)
+    again = from_nf4(*to_nf4(read), shape, torch.float32)
+    torch.testing.assert_close(again, read, atol=0, rtol=1e-6)
+    assert torch.equal(from_nf4(packed, scales, shape, torch.bfloat16), read.bfloat16())
+
+
+def test_weights_of_zero_stay_zero_in_nf4() -> None:
+    weight = torch.zeros(3, 64)
+    weight[1, ::2] = 1e-30
+    read = from_nf4(*to_nf4(weight), (3, 64), torch.float32)
+    torch.testing.assert_close(read, weight, atol=0, rtol=1e-6)
+
+
+@pytest.mark.parametrize(("dtype", "n_bytes"), [("bfloat16", 2), ("int8", 1), ("nf4", 0.5)])
+def test_a_frozen_layer_keeps_few_bytes_for_the_backward_pass(dtype: FrozenDtype, n_bytes: float) -> None:
     layer, x = FrozenLinear(nn.Linear(64, 256), dtype), torch.randn(3, 64, requires_grad=True)
     assert layer.weight.nbytes == n_bytes * 64 * 256
     kept: list[Tensor] = []
@@ -141,7 +188,7 @@ def test_a_frozen_layer_keeps_few_bytes_for_the_backward_pass(dtype: FrozenDtype
     assert sum(tensor.nbytes for tensor in others) <= 4 * 256
 
 
-@pytest.mark.parametrize(("dtype", "far"), [("bfloat16", 0.02), ("int8", 0.06)])
+@pytest.mark.parametrize(("dtype", "far"), [("bfloat16", 0.02), ("int8", 0.06), ("nf4", 0.6)])
 def test_gradients_over_a_rounded_base_are_near_those_over_the_whole_one(dtype: FrozenDtype, far: float) -> None:
     gradients = []
     for rounds in (False, True):
