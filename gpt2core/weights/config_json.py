@@ -2,6 +2,9 @@
 
 What transformers' GPT-2 cannot express gets a `model_type` that transformers does not know, so that it refuses the
 directory instead of computing something else. So far that is a classifier that reads another position than the last.
+
+Versions of this project: what an older one wrote is read as it stands (tests/weights/older). A newer one adds what this
+one cannot compute under `model_type` gpt2core alone, where an unknown key or value is refused as newer.
 """
 
 from __future__ import annotations
@@ -86,9 +89,12 @@ def read_config_json(path: Path, dropout: float | None = None) -> Described:
         dropout: replaces its three dropout rates.
 
     Raises:
-        UserError: it describes no GPT-2, or one that this model cannot compute; the message names the key.
+        UserError: it describes no GPT-2, one that this model cannot compute, or one of a newer version of this project;
+            the message names the key.
     """
     hf = files.read_json(path)
+    if isinstance(hf, dict) and str(hf.get("model_type")).startswith(OWN_TYPE):
+        _refuse_newer(hf, path)
     if not isinstance(hf, dict) or hf.get("model_type") not in (TRANSFORMERS_TYPE, OWN_TYPE):
         raise UserError(f"{path}: model_type must be {TRANSFORMERS_TYPE!r} or {OWN_TYPE!r}")
     activation = hf.get("activation_function", "gelu_new")
@@ -118,6 +124,24 @@ def read_config_json(path: Path, dropout: float | None = None) -> Described:
         special_ids=special_ids,
         model_type=hf["model_type"],
     )
+
+
+def _refuse_newer(hf: dict[str, Any], path: Path) -> None:
+    """Raises UserError if a directory of our own type says what this version does not know."""
+    known = config_json(GPTConfig(vocab_size=1), 0, labels=("",), position="mean").keys()
+    unknown = [f"the key {key!r}" for key in sorted(hf.keys() - known)]
+    architectures = hf.get("architectures")
+    for name in architectures if isinstance(architectures, list) else ():
+        if name not in CLASSIFIERS:
+            unknown.append(f"architectures {name!r}")
+    for key, allowed in (("model_type", (OWN_TYPE,)), ("position", POSITIONS)):
+        if hf.get(key, allowed[0]) not in allowed:
+            unknown.append(f"{key} {hf[key]!r}")
+    if unknown:
+        raise UserError(
+            f"{path}: {', '.join(unknown)}: unknown to this version of gpt2core, so a newer one made the directory; "
+            "update this one (git pull), or make the directory again with it (dvc repro)"
+        )
 
 
 def _sizes(hf: dict[str, Any], path: Path, dropout: float | None) -> GPTConfig:
