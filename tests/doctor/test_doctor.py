@@ -163,6 +163,26 @@ def test_a_compiler_is_missed_only_where_it_is_wanted(monkeypatch: pytest.Monkey
         assert finding.level == level
 
 
+def test_too_many_threads_and_too_few_are_told_with_their_remedy(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("os.sched_getaffinity", lambda _: set(range(4)))
+    monkeypatch.setenv("GPT2CORE_DEVICE", "cpu")
+    for threads, level, remedy in (
+        (4, "ok", ""),
+        (2, "note", "unset OMP_NUM_THREADS for all 4; other bits then"),
+        (8, "warning", "export OMP_NUM_THREADS=4"),
+    ):
+        monkeypatch.setattr("torch.get_num_threads", lambda threads=threads: threads)
+        (finding,) = [finding for finding in machine.torch_and_devices() if finding.area == "threads"]
+        assert (finding.level, finding.remedy) == (level, remedy)
+
+
+def test_an_old_torch_and_a_device_that_is_not_there_are_problems(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("torch.__version__", "2.8.1+cu128")
+    monkeypatch.setenv("GPT2CORE_DEVICE", "tpu")
+    problems = {f.area: f.remedy for f in machine.torch_and_devices() if f.level == "problem"}
+    assert problems == {"torch": "pip install 'torch>=2.9'", "device": "unset GPT2CORE_DEVICE"}
+
+
 # -- Stores and sources ----------------------------------------------------------------------------------------------
 
 
