@@ -215,6 +215,26 @@ def test_untracked_experiments_are_filled_in_with_the_stages_that_ran(untracked:
         sync(project.root, ["nobody"])
 
 
+def test_a_grid_in_the_queue_of_two_workers_loses_nothing(untracked: Project, tmp_path: Path) -> None:
+    project = copy(untracked, tmp_path / "project")
+    project.dvc("exp", "run", "--queue", "-S", "three.x=3,4,5")
+    try:
+        project.dvc("exp", "run", "--run-all", "--jobs", "2")
+        said = project.dvc("queue", "status")
+    finally:
+        project.dvc("queue", "stop", "--kill")
+    assert said.count("Success") == 3, said
+    parents, children = runs(project.root)
+    by_x = {parent.data.params["three.x"]: parent for parent in parents}
+    assert by_x.keys() == {"3", "4", "5"} and len(parents) == 3
+    assert {parent.info.run_name for parent in parents} <= set(project.dvc("exp", "list", "--name-only").split())
+    for x, parent in by_x.items():
+        assert without_durations(parent.data.metrics) == table(three=int(x)), "those of the cached stages, too"
+        assert parent.info.status == "FINISHED"
+        assert set(children[parent.info.run_id]) == {"three"}
+    assert all(shown.done == [] for shown in sync(project.root, [run.info.run_name for run in parents]))
+
+
 # -- A tracking server that breaks -----------------------------------------------------------------------------------
 
 
