@@ -1,4 +1,4 @@
-"""MLflow's own pages of a project's store in Chromium: opened as a person would, and a picture for the docs.
+"""MLflow's own pages of a project's store in Chromium: opened as a person would, and pictures for the docs.
 
 python -m tests.track.mlflow_pages PROJECT docs/img
 """
@@ -75,12 +75,40 @@ def pages(address: str) -> Iterator[Pages]:
         yield Pages(page, address)
 
 
-def main(root: Path, out: Path) -> None:
-    """Take the docs' picture of a project's runs."""
-    with server(root) as address, pages(address) as shown:
-        shown.runs("Run Name")
+HEADLINES = "pretrain.val_loss|classify.test_accuracy$|mean_score"
+NO_TOOLBARS = "document.head.insertAdjacentHTML('beforeend', '<style>.modebar { display: none }</style>')"
+
+
+def take(shown: Pages, out: Path) -> None:
+    """The docs' pictures: list, charts and comparison of the pipeline runs, and the newest classifier's page."""
+    page = shown.page
+    found = shown.client.search_runs([shown.experiment_id], order_by=["attributes.start_time DESC"])
+    parents = [run.info for run in found if "mlflow.parentRunId" not in run.data.tags]
+    models = shown.client.search_logged_models([shown.experiment_id], filter_string="name = 'classifier'")
+
+    def picture(name: str, height: int, width: int = WIDTH) -> None:
+        page.call("Emulation.setDeviceMetricsOverride", width=width, height=height, deviceScaleFactor=1, mobile=False)
         time.sleep(SETTLE_S)
-        shown.page.screenshot(out / "mlflow-runs.png")
+        page.screenshot(out / f"{name}.png")
+
+    shown.runs("Run Name")
+    picture("mlflow-runs", 500)
+    shown.charts("Model metrics", *(run.run_name for run in parents))
+    page.run("document.querySelector('input[placeholder=\"Search metric charts\"]').focus()")
+    page.call("Input.insertText", text=HEADLINES)
+    page.run(NO_TOOLBARS)  # which a person sees over the chart at the mouse alone
+    picture("mlflow-charts", 680, width=1500)
+    shown.compare([run.run_id for run in parents], "Show diff only", *(run.run_name for run in parents))
+    page.run("document.querySelectorAll('[role=switch]').forEach(each => each.click())")
+    picture("mlflow-compare", 1130)
+    shown.model(models[0].model_id, "finetune-classify", "test_accuracy")
+    picture("mlflow-model", 900)
+
+
+def main(root: Path, out: Path) -> None:
+    """Take the pictures of a project's own store."""
+    with server(root) as address, pages(address) as shown:
+        take(shown, out)
 
 
 if __name__ == "__main__":
