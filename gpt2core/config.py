@@ -7,6 +7,7 @@ relations between them into one `UserError`, each line naming file, key, value a
 from __future__ import annotations
 
 import contextlib
+import importlib.util
 import os
 import re
 import warnings
@@ -202,6 +203,7 @@ class FinetuneInstruct(Lora):
     lora_base_dtype: Literal["float32", "bfloat16", "int8", "nf4"]
     prompt: Literal["alpaca", "phi3"]
     mask_prompt: bool
+    seeds: Annotated[list[Seed], Field(min_length=1)] | None
     val_fraction: Annotated[float, Field(gt=0, lt=0.5)]
     test_fraction: Annotated[float, Field(gt=0, lt=0.5)]
     epochs: PositiveInt
@@ -214,9 +216,15 @@ class FinetuneInstruct(Lora):
     grad_clip: Annotated[float, Field(ge=0)]
     dropout: Fraction
     max_steps: PositiveInt | None
+    checkpoint_steps: list[PositiveInt]
     max_new_tokens: PositiveInt
     dtype: Literal["float32", "bfloat16", "auto"]
     activation_checkpointing: bool
+
+    @property
+    def is_tabled(self) -> bool:
+        """Whether there is more to compare than the model before and after."""
+        return len(self.seeds or ()) > 1 or bool(self.checkpoint_steps)
 
 
 class Judge(Section):
@@ -246,6 +254,14 @@ class Judge(Section):
         return self.model if isinstance(self.model, list) else [self.model] if self.model else []
 
 
+class Evaluate(Section):
+    """lm-eval's tasks, by their names or as task files."""
+
+    tasks: list[Annotated[str, Field(min_length=1)]]
+    num_fewshot: Count | None
+    limit: PositiveInt | None
+
+
 with warnings.catch_warnings():
     warnings.filterwarnings("ignore", 'Field name "register"')  # it hides a method of ABCMeta's that nobody calls
 
@@ -269,6 +285,7 @@ class Params(Section):
     finetune_classify: FinetuneClassify
     finetune_instruct: FinetuneInstruct
     judge: Judge
+    evaluate: Evaluate
     mlflow: Mlflow
 
 
@@ -400,8 +417,10 @@ def _check_fractions(params: Params) -> Iterator[str]:
 
 
 def _check_seeds(params: Params) -> Iterator[str]:
-    if len(set(params.finetune_classify.seeds)) < len(params.finetune_classify.seeds):
-        yield f"finetune_classify.seeds: {params.finetune_classify.seeds} names a seed twice"
+    for name in ("finetune_classify", "finetune_instruct"):
+        seeds = getattr(params, name).seeds or []
+        if len(set(seeds)) < len(seeds):
+            yield f"{name}.seeds: {seeds} names a seed twice"
 
 
 def _check_judge(params: Params) -> Iterator[str]:
@@ -412,6 +431,13 @@ def _check_judge(params: Params) -> Iterator[str]:
         yield "judge.kind: 'transformers' needs judge.model_dir, the directory of a model that answers instructions"
     if len(set(judge.models())) < len(judge.models()):
         yield f"judge.model: {judge.model} names a model twice"
+
+
+def _check_evaluate(params: Params) -> Iterator[str]:
+    if len(set(params.evaluate.tasks)) < len(params.evaluate.tasks):
+        yield f"evaluate.tasks: {params.evaluate.tasks} names a task twice"
+    if params.evaluate.tasks and importlib.util.find_spec("lm_eval") is None:  # said before hours of training
+        yield "evaluate.tasks: lm-eval is not installed; pip install 'gpt2core[evaluate]', or leave the list empty: []"
 
 
 def _check_lora(params: Params) -> Iterator[str]:
@@ -440,5 +466,5 @@ def _check_induction(params: Params) -> Iterator[str]:
 
 _CHECKS = (
     _check_heads, _check_context, _check_warmup, _check_processes, _check_openai_sizes, _check_bases, _check_fractions,
-    _check_seeds, _check_judge, _check_lora, _check_induction,
+    _check_seeds, _check_judge, _check_evaluate, _check_lora, _check_induction,
 )  # fmt: skip

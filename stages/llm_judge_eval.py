@@ -2,20 +2,24 @@
 
 Reads data/responses/ of finetune-instruct; writes metrics/llm_judge_eval.json and metrics/plots/judge_scores.csv.
 The judge is `judge.kind` of params.yaml: the reference metric chrF++, or a language model behind a server or in a
-directory, whose replies are kept in .judge-replies/; or several of them.
+directory, whose replies are kept in .judge-replies/; or several of them. The seeds and checkpoints of the fine-tuning,
+where there are several, and the benchmarks of `evaluate.tasks` stand beside it.
 """
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 from gpt2core import config, files
 from gpt2core.evaluate.judge import evaluate_responses, read_responses
 from gpt2core.evaluate.judges import make_judges
+from gpt2core.evaluate.side_by_side import read_checkpoints, side_by_side
 from gpt2core.runtime import run_stage
 from gpt2core.track import plots, stage_run
 
 RESPONSES = "data/responses"
+MODEL = Path("models/instruct")  # for evaluate.tasks alone
 METRICS = "metrics/llm_judge_eval.json"
 SCORES = "metrics/plots/judge_scores.csv"
 PICTURE = "metrics/plots/judge_scores.svg"
@@ -25,13 +29,25 @@ REPLIES = ".judge-replies"  # in the project's root, as states: an experiment's 
 def main() -> None:
     params = config.load_params()
     test, train = read_responses(RESPONSES)
-    judge = params.judge
+    judge, tasks = params.judge, params.evaluate.tasks
     judges = make_judges(judge, params.seed, config.project_root() / REPLIES)
-    with stage_run("llm-judge-eval", params, sections=("judge",), inputs=[RESPONSES]) as run:
+    inputs = [RESPONSES, MODEL] if tasks else [RESPONSES]
+    with stage_run("llm-judge-eval", params, sections=("judge", "evaluate"), inputs=inputs) as run:
         evaluation = evaluate_responses(
             test[: judge.max_items], train, judges, judge.bootstrap_samples, params.seed, pairwise=judge.pairwise
         )
         metrics = evaluation.metrics()
+        table = None
+        if checkpoints := read_checkpoints(RESPONSES, judge.max_items):
+            test_tokens, models, kept = checkpoints
+            table = side_by_side(
+                test[: judge.max_items], test_tokens, models, judges[0], kept, judge.bootstrap_samples, params.seed
+            )
+            metrics |= table.metrics()
+        if tasks:
+            from gpt2core.evaluate.harness import task_metrics  # an extra
+
+            metrics["tasks"] = task_metrics(params.evaluate, MODEL)
         files.write_text(SCORES, evaluation.to_csv())
         files.write_json(METRICS, metrics)
         run.log_artifact(SCORES)
@@ -50,6 +66,16 @@ def main() -> None:
             f"(95% interval {won['ci_low']:.1%} to {won['ci_high']:.1%}, n = {won['n']}): {won['wins']} wins, "
             f"{won['ties']} ties, {won['losses']} losses; {won['order_flips']} flipped with the order"
         )
+    if table:
+        print(f"\nseeds and checkpoints, by {table.judge}; differences to {table.reference}, the model that is kept:")
+        print(*table.lines(), sep="\n")
+        for name, figures in metrics.get("over_seeds", {}).items():
+            print(
+                f"{name} over the seeds: {figures['mean']:.2f} ± {figures['sd']:.2f} "
+                f"(95% interval {figures['ci_low']:.2f} to {figures['ci_high']:.2f})"
+            )
+    for task, figures in metrics.get("tasks", {}).items():
+        print(f"{task}: " + ", ".join(f"{name} {value:g}" for name, value in figures.items()))
 
 
 def _line(metrics: dict[str, Any]) -> str:

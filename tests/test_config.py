@@ -155,3 +155,19 @@ def test_processes_must_divide_the_windows_of_a_step(tmp_path: Path) -> None:
     assert problems("python", sharding="full") == (
         "pretrain.sharding: 'full' needs several processes; set pretrain.launcher to a command of torchrun"
     )
+
+
+def test_benchmarks_need_their_extra_before_anything_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    tasks = ("evaluate.tasks", ["hellaswag", "data/own/my_task.yaml"])
+    load_params(edited(tmp_path, ("evaluate.tasks", [])))
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: object())
+    load_params(edited(tmp_path, tasks))
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    load_params(edited(tmp_path, ("evaluate.tasks", [])))
+    with pytest.raises(UserError, match=r"tasks: lm-eval is not installed; pip install 'gpt2core\[evaluate\]'"):
+        load_params(edited(tmp_path, tasks))
+
+
+def test_a_seed_of_the_instructions_counts_once(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"finetune_instruct.seeds: \[3, 3\] names a seed twice"):
+        load_params(edited(tmp_path, ("finetune_instruct.seeds", [3, 3])))

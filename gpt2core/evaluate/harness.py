@@ -11,6 +11,7 @@ import json
 import logging
 import math
 import os
+import re
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -27,14 +28,16 @@ from lm_eval.tasks import TaskManager
 from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 from torch.nn.utils.rnn import pad_sequence
 
-from gpt2core import runtime
+from gpt2core import config, runtime
 from gpt2core.errors import UserError
 from gpt2core.evaluate.mmlu import read_mmlu
 from gpt2core.generate import Sampling, TextStream
 from gpt2core.generate.engine import stream
-from gpt2core.model.packed import Packed
+from gpt2core.model import GPT
+from gpt2core.model.packed import Packed, pack
 from gpt2core.tokenizer import Tokenizer
 from gpt2core.tokenizer.byte_pair import END_OF_TEXT
+from gpt2core.weights.model_dir import load
 
 DEFAULT_NEW_TOKENS = 256  # of a task that does not say: lm-eval's own default
 LOGIT_ROWS = 1024  # logits that are in memory at once: 1,024 x 50,257 of them are 206 MB
@@ -229,6 +232,39 @@ def evaluate(
             limit=limit, bootstrap_iters=BOOTSTRAP_SAMPLES, log_samples=False,
         )  # fmt: skip
     return {name: _figures(name, results) for name in results["results"]}
+
+
+def task_metrics(params: config.Evaluate, model_dir: Path) -> dict[str, dict[str, float]]:
+    """`params.tasks` of the language model in a directory, as numbers under names that MLflow takes.
+
+    Returns:
+        By task: each metric, its `_stderr` where there is one, `samples` and `num_fewshot`.
+
+    Raises:
+        UserError: as `evaluate`, or the directory holds no language model with its tokenizer.
+    """
+    model, tokenizer = load(model_dir, device=runtime.device())
+    if not isinstance(model, GPT) or tokenizer is None:
+        raise UserError(f"{model_dir}: must hold a language model with its tokenizer")
+    found = evaluate(
+        pack(model, "float32"), tokenizer, params.tasks, num_fewshot=params.num_fewshot, limit=params.limit
+    )
+    metrics: dict[str, dict[str, float]] = {}
+    for task, result in found.items():
+        figures = metrics[_plain(task)] = {}
+        for metric, figure in result["metrics"].items():
+            figures |= {_plain(metric): figure["value"], f"{_plain(metric)}_stderr": figure["stderr"]}
+        figures |= {"samples": result["samples"], "num_fewshot": result["num_fewshot"]}
+        metrics[_plain(task)] = {name: round(value, 4) for name, value in figures.items() if value is not None}
+    return metrics
+
+
+def _plain(name: str) -> str:
+    """
+    >>> _plain("exact_match (strict-match)")
+    'exact_match_strict-match'
+    """
+    return re.sub(r"[^\w-]+", "_", name).strip("_")
 
 
 def _manager(tasks: Sequence[str], include: Path | None) -> Any:

@@ -36,6 +36,21 @@ def bootstrap_interval(scores: Sequence[float], samples: int, seed: int) -> tupl
     return float(low), float(high)
 
 
+def bootstrap_ratio_interval(
+    sums: Sequence[float], counts: Sequence[float], samples: int, seed: int
+) -> tuple[float, float]:
+    """The same of a mean over what items hold, such as nats a token of texts: the items are drawn, with all they hold.
+
+    >>> bootstrap_ratio_interval([3.0, 8.0], [1, 2], 1000, 0)
+    (3.0, 4.0)
+    """
+    total, count = np.asarray(sums, dtype=np.float64), np.asarray(counts, dtype=np.float64)  # [n], [n]
+    generator = np.random.Generator(np.random.PCG64(seed))
+    drawn = (generator.integers(len(total), size=len(total)) for _ in range(samples))
+    low, high = np.percentile([total[i].sum() / count[i].sum() for i in drawn], [2.5, 97.5])
+    return float(low), float(high)
+
+
 def spread(values: Sequence[float]) -> tuple[float, float, float]:
     """Standard deviation, and the 95% interval of the mean, of figures of several seeds (Student 1908).
 

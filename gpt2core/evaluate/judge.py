@@ -152,14 +152,14 @@ def evaluate_responses(
 def _report(
     test_entries: Sequence[Entry], train_entries: Sequence[Entry], judge: Judge, bootstrap_samples: int, seed: int
 ) -> Report:
-    model = judge.score(_items(test_entries, [entry["response"] for entry in test_entries]))
+    model = judge.score(items(test_entries, [entry["response"] for entry in test_entries]))
     ci_low, ci_high = bootstrap_interval(scored(model), bootstrap_samples, seed)
     return Report(
         judge=judge.name,
         model=model,
-        base=judge.score(_items(test_entries, [entry["base_response"] for entry in test_entries])),
-        echo=judge.score(_items(test_entries, [entry["input"] or entry["instruction"] for entry in test_entries])),
-        nearest=judge.score(_items(test_entries, nearest_outputs(train_entries, test_entries))),
+        base=judge.score(items(test_entries, [entry["base_response"] for entry in test_entries])),
+        echo=judge.score(items(test_entries, [entry["input"] or entry["instruction"] for entry in test_entries])),
+        nearest=judge.score(items(test_entries, nearest_outputs(train_entries, test_entries))),
         ci_low=ci_low,
         ci_high=ci_high,
     )
@@ -170,7 +170,8 @@ def panel_scores(scores: Sequence[Scores]) -> list[float | None]:
     return [None if None in item else mean(item) for item in zip(*scores, strict=True)]
 
 
-def _items(entries: Sequence[Entry], responses: Sequence[str]) -> list[Item]:
+def items(entries: Sequence[Entry], responses: Sequence[str]) -> list[Item]:
+    """What a judge is to score: one response to each entry."""
     return [
         Item(entry["instruction"], entry["input"], entry["output"], response)
         for entry, response in zip(entries, responses, strict=True)

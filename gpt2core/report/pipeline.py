@@ -233,7 +233,7 @@ def _judge(root: Path, metrics: Mapping[str, Any]) -> Section | None:
     table = [("the fine-tuned model", f"{found['mean_score']:.1f}{interval}")]
     table += [(name, f"{score:.1f}") for name, score in others.items()]
     section = Section("judge", f"The judge: {found['judge']}", tables=[Table(("whose answers", "mean score"), table)])
-    section.tables += _several_judges(found)
+    section.tables += [*_several_judges(found), *_side_by_side(found), *_tasks(found)]
     if rows := _rows(root / PLOTS / "judge_scores.csv"):
         scores = [float(row["score"]) if row["score"] else None for row in rows]
         section.pictures = [picture("Scores of the responses", plots.score_histogram, scores, others)]
@@ -262,6 +262,34 @@ def _several_judges(found: Mapping[str, Any]) -> Iterator[Table]:
         ]  # fmt: skip
         columns = ("tuned against base, by", "win rate", "95% interval", "wins", "ties", "losses", "order flips")
         yield Table(columns, rows, numeric=(1, 2, 3, 4, 5, 6))
+
+
+def _side_by_side(found: Mapping[str, Any]) -> Iterator[Table]:
+    """The seeds and checkpoints of the fine-tuning, where there are several."""
+    from gpt2core.evaluate import side_by_side
+
+    if checkpoints := found.get("checkpoints"):
+        columns = ("after", *side_by_side.COLUMNS[1:])
+        caption = "Seeds and checkpoints on the test set: 95% intervals, and differences to the model that is kept"
+        yield Table(columns, side_by_side.table_rows(checkpoints), caption, numeric=(1, 2, 3, 4, 5))
+    if seeds := found.get("over_seeds"):
+        rows = [
+            (name, f"{row['mean']:.2f}", f"{row['sd']:.2f}", f"{row['ci_low']:.2f} to {row['ci_high']:.2f}")
+            for name, row in seeds.items()
+        ]
+        yield Table(("over the seeds", "mean", "deviation", "95% interval"), rows, numeric=(1, 2, 3))
+
+
+def _tasks(found: Mapping[str, Any]) -> Iterator[Table]:
+    """The benchmarks of `evaluate.tasks`."""
+    rows = [
+        (task, name, f"{value:.4g}", f"{figures[f'{name}_stderr']:.2g}" if f"{name}_stderr" in figures else "")
+        for task, figures in found.get("tasks", {}).items()
+        for name, value in figures.items()
+        if name not in ("samples", "num_fewshot") and not name.endswith("_stderr")
+    ]
+    if rows:
+        yield Table(("benchmark", "metric", "value", "± error"), rows, "The fine-tuned model", numeric=(2, 3))
 
 
 def _runs(root: Path, metrics: Mapping[str, Any]) -> Section:

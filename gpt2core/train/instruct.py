@@ -40,25 +40,44 @@ class Example(NamedTuple):
     targets: list[int]
 
 
+class Checkpoint(NamedTuple):
+    """What the model of so many steps makes of the test set. Losses are nats a token.
+
+    nats: of each entry's reference response, all of its tokens together; none unless `FinetuneInstruct.is_tabled`.
+    """
+
+    step: int
+    val_loss: float
+    test_loss: float
+    responses: list[str]
+    nats: list[float]
+
+
 @dataclass
 class Instructed:
     """The tuned model, its tokenizer, a row for each epoch (see `COLUMNS`), and the responses to the test set.
 
     The test losses are of the reference responses, in nats a token of theirs. The model is a plain one; `adapter` is
-    what LoRA merged into it, else None.
+    what LoRA merged into it, else None. `checkpoints` holds the base first, the tuned model last; `test_tokens` are
+    those of each reference response.
     """
 
     model: GPT
     tokenizer: Tokenizer
-    before_val_loss: float = 0.0
-    before_test_loss: float = 0.0
-    test_loss: float = 0.0
     trainable_parameters: int = 0
     adapter: Adapter | None = None
     curve: list[dict[str, float]] = field(default_factory=list)
-    base_responses: list[str] = field(default_factory=list)
-    responses: list[str] = field(default_factory=list)
+    checkpoints: list[Checkpoint] = field(default_factory=list)
+    test_tokens: list[int] = field(default_factory=list)
     truncated: int = 0
+
+    @property
+    def before(self) -> Checkpoint:
+        return self.checkpoints[0]
+
+    @property
+    def after(self) -> Checkpoint:
+        return self.checkpoints[-1]
 
 
 COLUMNS = ("epoch", "examples", "train_loss", "val_loss")
@@ -107,6 +126,16 @@ def mean_loss(model: GPT, examples: Sequence[Example], pad_id: int, batch_size: 
     return total / max(1, n_targets)
 
 
+def entry_nats(model: GPT, examples: Sequence[Example], pad_id: int) -> list[float]:
+    """Of each example by itself, the nats of all its targets together, to six digits."""
+    return [round(mean_loss(model, [example], pad_id) * n_counted(example), 6) for example in examples]
+
+
+def n_counted(example: Example) -> int:
+    """The targets that count."""
+    return sum(target != IGNORE for target in example.targets)
+
+
 def respond(
     model: Packed,
     tokenizer: Tokenizer,
@@ -133,10 +162,15 @@ def finetune_instruct(
     test_entries: Sequence[Entry],
     on_metrics: Callable[[dict[str, float], int], None] = lambda metrics, step: None,
     states: States | None = None,
+    before: Checkpoint | None = None,
 ) -> Instructed:
-    """Fine-tune, and answer the test set before and after.
+    """Fine-tune, and answer the test set before, after, and after `params.checkpoint_steps`.
 
-    It goes on from the newest of `states`, and is kept there.
+    It goes on from the newest of `states`, and is kept there. `before` is what another seed's training found of the
+    same base.
+
+    Raises:
+        UserError: a prompt fills the context, a checkpoint lies beyond the last step, or a step's loss is not finite.
     """
     frozen_dtype = None if params.lora_base_dtype == "float32" else params.lora_base_dtype
     model, tokenizer = load_base(base_dir, params.dropout, frozen_dtype)
@@ -155,9 +189,15 @@ def finetune_instruct(
 
     train_examples, val_examples = examples(train_entries), examples(val_entries)
     test_examples = examples(test_entries, mask_prompt=True)
+    result.test_tokens = [n_counted(row) for row in test_examples]
     step_size = params.batch_size * params.grad_accum_steps  # entries
     steps_an_epoch = -(-len(train_examples) // step_size)
     max_steps = min(params.epochs * steps_an_epoch, params.max_steps or 1 << 62)
+    if late := [step for step in params.checkpoint_steps if step > max_steps]:
+        raise UserError(
+            f"finetune_instruct.checkpoint_steps: {late[0]} is never reached: the training of {len(train_examples)} "
+            f"entries, {step_size} a step, has {max_steps} steps; lower it"
+        )
     lengths = [len(example.ids) for example in train_examples]
     optimizer = adamw(model.parameters(), lr=params.lr, weight_decay=params.weight_decay, beta2=params.beta2)
     schedule = WarmupCosine(params.warmup_steps, max_steps)
@@ -172,10 +212,15 @@ def finetune_instruct(
             for some in micro_batches
         ]
 
-    def answers() -> list[str]:
+    def checkpoint(step: int, val_loss: float | None = None) -> Checkpoint:
+        if val_loss is None:
+            val_loss = mean_loss(model, val_examples, tokenizer.eot_id)
+        test_loss = mean_loss(model, test_examples, tokenizer.eot_id)
+        nats = entry_nats(model, test_examples, tokenizer.eot_id) if params.is_tabled else []
         # Keys and values of 32 answers of 1558M take 7 GB, which is what rounded weights are to save.
         batch_size = 8 if frozen_dtype else 32
-        return respond(model, tokenizer, test_entries, params.max_new_tokens, batch_size, form)
+        responses = respond(model, tokenizer, test_entries, params.max_new_tokens, batch_size, form)
+        return Checkpoint(step, val_loss, test_loss, responses, nats)
 
     def on_step(done: Step) -> None:
         losses.append(done.loss)
@@ -185,9 +230,15 @@ def finetune_instruct(
     def ends_epoch(step: int) -> bool:
         return step % steps_an_epoch == 0 or step == max_steps
 
+    def is_pause(step: int) -> bool:
+        return ends_epoch(step) or step in params.checkpoint_steps or resume.is_pause(step)
+
     def on_pause(step: int) -> None:
         if ends_epoch(step):
             end_epoch(step)
+        if step in params.checkpoint_steps and step < max_steps:  # after the last one it is the merged model's
+            result.checkpoints.append(found := checkpoint(step))
+            on_metrics({"val_loss": found.val_loss, "test_loss": found.test_loss}, step)
         resume.on_pause(step)
 
     def end_epoch(step: int) -> None:
@@ -202,29 +253,22 @@ def finetune_instruct(
         on_metrics({"val_loss": row["val_loss"]}, step)
 
     def notes() -> dict[str, Any]:
-        return {
-            "before_val_loss": result.before_val_loss, "before_test_loss": result.before_test_loss,
-            "base_responses": result.base_responses,
-            "curve": result.curve, "losses": losses,
-        }  # fmt: skip
+        return {"checkpoints": result.checkpoints, "curve": result.curve, "losses": losses}
 
     resume = Resume(states, model, [optimizer], max_steps, notes, "instruct")
     if kept := resume.restore():
-        result.before_val_loss, result.before_test_loss = kept["before_val_loss"], kept["before_test_loss"]
-        result.base_responses = kept["base_responses"]
+        result.checkpoints = [Checkpoint(*row) for row in kept["checkpoints"]]
         result.curve, losses = kept["curve"], kept["losses"]
         on_metrics({}, resume.step)  # what belongs to no step is the last one's
     else:
-        result.before_val_loss = mean_loss(model, val_examples, tokenizer.eot_id)
-        result.before_test_loss = mean_loss(model, test_examples, tokenizer.eot_id)
-        result.base_responses = answers()
+        result.checkpoints = [before or checkpoint(0)]
         resume.save_notes()  # to answer takes minutes
     with resume, tqdm(total=max_steps, initial=resume.step, desc="instruct", unit="step", disable=None) as progress:
         train(
             model, [optimizer], schedule, batches, lambda batch: batch_loss_sum(model, batch),
             max_steps=max_steps, grad_clip=params.grad_clip, start_step=resume.step,
             dtype=runtime.training_dtype(params.dtype),
-            on_step=on_step, is_pause=lambda step: ends_epoch(step) or resume.is_pause(step), on_pause=on_pause,
+            on_step=on_step, is_pause=is_pause, on_pause=on_pause,
         )  # fmt: skip
     if params.trainable == "lora":
         result.adapter = Adapter(
@@ -233,8 +277,7 @@ def finetune_instruct(
     if result.adapter and not frozen_dtype:  # what is measured is what is kept
         merge_lora(model)
     model.eval()
-    result.test_loss = mean_loss(model, test_examples, tokenizer.eot_id)
-    result.responses = answers()
+    result.checkpoints.append(checkpoint(max_steps, result.curve[-1]["val_loss"]))
     if frozen_dtype:  # the merged model may not fit where this one does, so it is not computed with
         merge_lora(model.cpu(), read_state(base_dir)[0])
     return result

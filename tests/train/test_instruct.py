@@ -99,7 +99,7 @@ def test_an_adapter_has_the_same_bytes_each_time(base: Path, tmp_path: Path) -> 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16", "int8", "nf4"])
 def test_lora_learns_over_a_base_of_any_dtype(base: Path, dtype: str) -> None:
     result = run(base, **LORA, lora_base_dtype=dtype, epochs=4)
-    assert result.curve[-1]["val_loss"] < result.before_val_loss - 0.5
+    assert result.curve[-1]["val_loss"] < result.before.val_loss - 0.5
     original, _ = load(base)
     state = original.state_dict()
     assert result.adapter
@@ -116,6 +116,7 @@ def test_killed_and_resumed_it_ends_with_the_same_bytes(
     base: Path, tmp_path: Path, dtype: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     changes = {**LORA, "lora_base_dtype": dtype, "lora_dropout": 0.2, "dropout": 0.1, "grad_accum_steps": 2}
+    changes["checkpoint_steps"] = [3, 5]
     whole = run(base, **changes)
     states = States(tmp_path / "states")
     monkeypatch.setenv("GPT2CORE_SAVE_INTERVAL_S", "0")
@@ -137,7 +138,9 @@ def test_killed_and_resumed_it_ends_with_the_same_bytes(
     monkeypatch.setattr(States, "save", save)
     resumed = run(base, states, **changes)
     assert all(torch.equal(tensor, weights(resumed)[name]) for name, tensor in weights(whole).items())
-    assert whole.adapter and resumed.adapter and resumed.curve == whole.curve and resumed.responses == whole.responses
+    assert [row.step for row in whole.checkpoints] == [0, 3, 5, 6]
+    assert resumed.curve == whole.curve and resumed.checkpoints == whole.checkpoints
+    assert whole.adapter and resumed.adapter
     assert safetensors.torch.save(whole.adapter.tensors) == safetensors.torch.save(resumed.adapter.tensors)
 
 
@@ -201,7 +204,7 @@ def test_another_prompt_is_learned_and_asked(base: Path) -> None:
     assert tokenizer.decode([t for t in example.targets if t != IGNORE]) == f"{entry['output']}<|endoftext|>"
     tuned = run(base, prompt="phi3", epochs=6)
     asked = [prompts.phi3(e["instruction"], e["input"]) for e in ENTRIES[28:31]]
-    for text, response in zip(asked, tuned.responses, strict=True):
+    for text, response in zip(asked, tuned.after.responses, strict=True):
         ids = torch.tensor([tokenizer.encode(text)])
         answer: list[int] = []
         while len(answer) < 3 and (following := int(tuned.model(ids)[0, -1].argmax())) != tokenizer.eot_id:
@@ -212,7 +215,7 @@ def test_another_prompt_is_learned_and_asked(base: Path) -> None:
 
 def test_the_losses_of_the_test_responses_are_the_models(base: Path) -> None:
     result = run(base, **LORA)
-    for path_or_model, loss in ((load(base)[0], result.before_test_loss), (result.model, result.test_loss)):
+    for path_or_model, loss in ((load(base)[0], result.before.test_loss), (result.model, result.after.test_loss)):
         rows = [make_example(entry, result.tokenizer, 160, True) for entry in ENTRIES[28:31]]
         sums = [
             F.cross_entropy(
@@ -222,6 +225,50 @@ def test_the_losses_of_the_test_responses_are_the_models(base: Path) -> None:
         ]
         n = sum(target != IGNORE for row in rows for target in row.targets)
         assert sum(sums) / n == pytest.approx(loss, rel=1e-4)
+
+
+def test_a_checkpoint_is_the_model_of_its_step_and_changes_nothing(
+    base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    changes: dict[str, object] = {"trainable": "all", "lr": 0.02, "dropout": 0.1}
+    without = run(base, **changes)
+    monkeypatch.setenv("GPT2CORE_SAVE_INTERVAL_S", "0")
+    saved: dict[int, dict[str, torch.Tensor]] = {}
+    monkeypatch.setattr(States, "save", lambda self, step, tensors, notes: saved.update({step: _copy(tensors)}) or True)
+    result = run(base, States(tmp_path), **changes, checkpoint_steps=[2, 12])
+    assert all(torch.equal(tensor, weights(result)[name]) for name, tensor in weights(without).items())
+    assert result.curve == without.curve
+    assert [row.step for row in result.checkpoints] == [0, 2, 12]  # the last one once
+    assert [row[:4] for row in (result.before, result.after)] == [row[:4] for row in without.checkpoints]
+    assert without.after.nats == []
+
+    model, tokenizer = load(base)
+    assert isinstance(model, GPT) and tokenizer
+    model.load_state_dict(saved[2], strict=False)
+    for entry, nats, n, response in zip(
+        ENTRIES[28:31], result.checkpoints[1].nats, result.test_tokens, result.checkpoints[1].responses, strict=True
+    ):
+        row = make_example(entry, tokenizer, 160, True)
+        targets = torch.tensor(row.targets)
+        loss = F.cross_entropy(model(torch.tensor([row.ids]))[0], targets, reduction="sum")
+        assert (nats, n) == (pytest.approx(loss.item(), rel=1e-4), (targets != IGNORE).sum())
+        ids = tokenizer.encode(prompts.alpaca(entry["instruction"], entry["input"]))
+        start = len(ids)
+        for _ in range(3):
+            ids.append(int(model(torch.tensor([ids]))[0, -1].argmax()))
+        assert tokenizer.decode(ids[start:]).split("<|endoftext|>")[0].strip() == response
+    one = result.checkpoints[1]
+    assert sum(one.nats) / sum(result.test_tokens) == pytest.approx(one.test_loss, rel=1e-5)
+    assert result.after.test_loss < one.test_loss < result.before.test_loss
+
+
+def _copy(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    return {name.removeprefix("model."): tensor.clone() for name, tensor in tensors.items()}
+
+
+def test_a_checkpoint_after_the_end_is_refused(base: Path) -> None:
+    with pytest.raises(UserError, match="checkpoint_steps: 13 is never reached: the training of 22 entries, 4 a"):
+        run(base, checkpoint_steps=[2, 13])
 
 
 def test_a_classifier_learns_by_lora_too_and_is_merged(base: Path, tmp_path: Path) -> None:
