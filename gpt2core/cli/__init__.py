@@ -11,6 +11,7 @@ import click
 
 from gpt2core import __version__
 from gpt2core.cli.classify import classify
+from gpt2core.cli.compare import compare
 from gpt2core.cli.convert import convert
 from gpt2core.cli.doctor import doctor
 from gpt2core.cli.evaluate import evaluate
@@ -46,7 +47,7 @@ def cli() -> None:
 
 
 COMMANDS = (
-    generate, classify, respond, inspect, perplexity, ui, convert, export_openai, verify, summary, report,
+    generate, classify, respond, compare, inspect, perplexity, ui, convert, export_openai, verify, summary, report,
     doctor, sync_mlflow, seeds, rate, evaluate,
 )  # fmt: skip
 for command in COMMANDS:

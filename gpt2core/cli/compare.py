@@ -1,0 +1,78 @@
+"""`gpt2core compare`"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from gpt2core import config, prompts
+from gpt2core.cli import options
+from gpt2core.errors import UserError
+
+RESPONSES = Path("data/responses")
+
+
+@click.command(short_help="Instruction-tuned models side by side.")
+@click.argument("model_dirs", metavar="MODEL_DIR...", nargs=-1, required=True, type=click.Path(path_type=Path))
+@click.option(
+    "--responses", "folder", type=click.Path(path_type=Path), default=RESPONSES, show_default=True,
+    help="The folder of finetune-instruct whose test set is answered.",
+)  # fmt: skip
+@click.option(
+    "--params", "params_file", type=click.Path(path_type=Path),
+    help="Score by the first judge of this file, such as params.yaml; without it by chrF++.",
+)  # fmt: skip
+@click.option("--limit", type=click.IntRange(min=1), help="Only the first so many entries.")
+@click.option("--max-new-tokens", type=click.IntRange(min=1), default=256, show_default=True, help="Longest response.")
+@click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Of the bootstrap.")
+@options.as_json
+def compare(
+    model_dirs: tuple[Path, ...],
+    folder: Path,
+    params_file: Path | None,
+    limit: int | None,
+    max_new_tokens: int,
+    seed: int,
+    as_json: bool,
+) -> None:
+    """Each model answers the test set, in the form that it was tuned with: loss and perplexity on the reference
+    responses and the judge's score, with 95% intervals, and the differences to the first model, entry by entry.
+
+    The models must share their tokenizer. Seeds and checkpoints of one run: the params finetune_instruct.seeds and
+    checkpoint_steps.
+    """
+    from gpt2core.evaluate.judge import read_responses
+    from gpt2core.evaluate.judges import Judge, make_judges
+    from gpt2core.evaluate.judges.chrf import ChrfJudge
+    from gpt2core.evaluate.side_by_side import Answers, side_by_side
+    from gpt2core.model import GPT
+    from gpt2core.train.instruct import entry_nats, make_example, n_counted, respond
+    from gpt2core.weights.chat_template import prompt_of
+
+    if len(set(model_dirs)) < len(model_dirs):
+        raise UserError("a MODEL_DIR is named twice")
+    section = config.load_params(params_file).judge if params_file else None
+    judge: Judge = make_judges(section, seed, config.project_root() / ".judge-replies")[0] if section else ChrfJudge()
+    entries = read_responses(folder)[0][:limit]
+    tokens: list[int] = []
+    models = []
+    for path in model_dirs:
+        model, tokenizer = options.load_any(path)
+        if not isinstance(model, GPT):
+            raise UserError(f"{path}: is a classifier, which answers no instructions")
+        form = prompt_of(path) or prompts.alpaca
+        examples = [make_example(entry, tokenizer, model.config.n_positions, True, form) for entry in entries]
+        own = [n_counted(example) for example in examples]
+        if own != (tokens := tokens or own):
+            raise UserError(f"{path}: has other tokens than {model_dirs[0]}: a loss a token cannot be compared")
+        nats = entry_nats(model, examples, tokenizer.eot_id)
+        models.append(Answers(str(path), nats, respond(model, tokenizer, entries, max_new_tokens, form=form)))
+    samples = section.bootstrap_samples if section else 1000
+    table = side_by_side(entries, tokens, models, judge, str(model_dirs[0]), samples, seed)
+    if as_json:
+        options.print_json({"judge": table.judge, "n": len(entries), "models": table.metrics()["checkpoints"]})
+        return
+    click.echo(f"{len(entries)} entries, scores by {table.judge}, differences to {table.reference}")
+    for line in table.lines():
+        click.echo(line)
