@@ -31,7 +31,7 @@ def main() -> None:
     test, train = read_responses(RESPONSES)
     judge, tasks = params.judge, params.evaluate.tasks
     judges = make_judges(judge, params.seed, config.project_root() / REPLIES)
-    inputs = [RESPONSES, MODEL] if tasks else [RESPONSES]
+    inputs = [RESPONSES, str(MODEL)] if tasks else [RESPONSES]
     with stage_run("llm-judge-eval", params, sections=("judge", "evaluate"), inputs=inputs) as run:
         evaluation = evaluate_responses(
             test[: judge.max_items], train, judges, judge.bootstrap_samples, params.seed, pairwise=judge.pairwise
@@ -71,8 +71,8 @@ def main() -> None:
         print(*table.lines(), sep="\n")
         for name, figures in metrics.get("over_seeds", {}).items():
             print(
-                f"{name} over the seeds: {figures['mean']:.2f} ± {figures['sd']:.2f} "
-                f"(95% interval {figures['ci_low']:.2f} to {figures['ci_high']:.2f})"
+                f"{name} over the seeds: {figures['mean']:.3f} ± {figures['sd']:.3f} "
+                f"(95% interval {figures['ci_low']:.3f} to {figures['ci_high']:.3f})"
             )
     for task, figures in metrics.get("tasks", {}).items():
         print(f"{task}: " + ", ".join(f"{name} {value:g}" for name, value in figures.items()))

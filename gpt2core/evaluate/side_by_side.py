@@ -45,12 +45,12 @@ class Figure(NamedTuple):
     low: float
     high: float
 
-    def __str__(self) -> str:
+    def shown(self, digits: int) -> str:
         """
-        >>> str(Figure(61.42, 55.21, 67.0))
-        '61.42 (55.21 to 67.00)'
+        >>> Figure(61.42, 55.25, 67.0).shown(1)
+        '61.4 (55.2 to 67.0)'
         """
-        return f"{self.value:.2f} ({self.low:.2f} to {self.high:.2f})"
+        return f"{self.value:.{digits}f} ({self.low:.{digits}f} to {self.high:.{digits}f})"
 
 
 class Row(NamedTuple):
@@ -101,6 +101,7 @@ class SideBySide(NamedTuple):
         yield from aligned([COLUMNS, *table_rows(self.metrics()["checkpoints"])])
 
 
+DIGITS = {"loss": 3, "perplexity": 2, "score": 1, "loss_difference": 3, "score_difference": 1}
 COLUMNS = ("", "loss", "perplexity", "score", "loss, difference", "score, difference")
 
 
@@ -108,13 +109,12 @@ def table_rows(checkpoints: Mapping[str, Mapping[str, float]]) -> list[tuple[str
     """The cells under `COLUMNS` of `metrics()["checkpoints"]`, as people read them.
 
     >>> table_rows({"seed_1": {"loss": 0.5, "loss_ci_low": 0.25, "loss_ci_high": 1}})
-    [('seed_1', '0.50 (0.25 to 1.00)', '', '', '', '')]
+    [('seed_1', '0.500 (0.250 to 1.000)', '', '', '', '')]
     """
-    names = ("loss", "perplexity", "score", "loss_difference", "score_difference")
     return [
         (title, *(
-            str(Figure(row[name], row[f"{name}_ci_low"], row[f"{name}_ci_high"])) if name in row else ""
-            for name in names
+            Figure(row[name], row[f"{name}_ci_low"], row[f"{name}_ci_high"]).shown(digits) if name in row else ""
+            for name, digits in DIGITS.items()
         ))
         for title, row in checkpoints.items()
     ]  # fmt: skip

@@ -274,7 +274,7 @@ def _side_by_side(found: Mapping[str, Any]) -> Iterator[Table]:
         yield Table(columns, side_by_side.table_rows(checkpoints), caption, numeric=(1, 2, 3, 4, 5))
     if seeds := found.get("over_seeds"):
         rows = [
-            (name, f"{row['mean']:.2f}", f"{row['sd']:.2f}", f"{row['ci_low']:.2f} to {row['ci_high']:.2f}")
+            (name, f"{row['mean']:.3f}", f"{row['sd']:.3f}", f"{row['ci_low']:.3f} to {row['ci_high']:.3f}")
             for name, row in seeds.items()
         ]
         yield Table(("over the seeds", "mean", "deviation", "95% interval"), rows, numeric=(1, 2, 3))

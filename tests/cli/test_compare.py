@@ -66,7 +66,7 @@ def test_each_model_is_asked_in_its_own_form_and_compared_with_the_first(run: Ru
     assert "loss_difference" not in rows[0]
 
     out = run("compare", folder / "a", folder / "b", *options).out.splitlines()
-    assert out[0].startswith("4 entries, scores by chrf") and len(out) == 4 and f"{losses[1]:.2f} (" in out[3]
+    assert out[0].startswith("4 entries, scores by chrf") and len(out) == 4 and f"{losses[1]:.3f} (" in out[3]
 
 
 def greedy(model: GPT, ids: list[int], n: int, eot_id: int) -> list[int]:

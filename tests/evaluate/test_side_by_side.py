@@ -98,7 +98,7 @@ def test_the_lines_are_the_metrics(table: SideBySide) -> None:
     head, *lines = table.lines()
     assert head.split() == ["loss", "perplexity", "score", "loss,", "difference", "score,", "difference"]
     row = table.metrics()["checkpoints"]["base"]
-    assert lines[0].startswith(f"base  {row['loss']:.2f} ({row['loss_ci_low']:.2f} to {row['loss_ci_high']:.2f})")
+    assert lines[0].startswith(f"base  {row['loss']:.3f} ({row['loss_ci_low']:.3f} to {row['loss_ci_high']:.3f})")
     assert len(lines) == 4 and max(map(len, lines)) <= 130
 
 
