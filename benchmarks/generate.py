@@ -1,10 +1,15 @@
 """Greedy decoding in tokens a second, beside transformers with the same weights.
 
     python -m benchmarks.generate [--size 124M | --model DIR] [--rounds 5] [--dtypes float32 int8 ...]
+    python -m benchmarks.generate --model models/pretrained --prompts data/tokens/val.bin --rounds 20
 
-All take turns in every round, so that what else the machine does meets them alike. A step reads all weights of the
-linear layers once: bytes of these, times steps a second, beside the memory bandwidth measured in the same run, is the
+All take turns in every round, so that what else the machine does meets them alike. A pass reads all weights of the
+linear layers once: bytes of these, times passes a second, beside the memory bandwidth measured in the same run, is the
 share of what the memory allows.
+
+The rows "lookup" guess tokens from the text so far (`gpt2core.generate.lookup`) and say how many a pass gave. How many
+depends on the text alone. Greedy decoding with random weights soon writes the same few tokens again and again, which is
+the easiest case there is; with --model and --prompts they are what a trained model makes of texts that it has not read.
 """
 
 from __future__ import annotations
@@ -23,6 +28,7 @@ from torch import Tensor, nn
 import gpt2core
 from benchmarks.machine import GB, description, memory_bandwidth_gb_s
 from gpt2core.config import PRESETS
+from gpt2core.data.shards import open_shard
 from gpt2core.generate import generate
 from gpt2core.model import GPT, GPTConfig
 from gpt2core.model.packed import pack
@@ -32,12 +38,14 @@ from gpt2core.weights.names import head_name, to_hf
 WORKS = {"one prompt of 32, 128 new": (1, 32, 128), "eight prompts of 64, 128 new": (8, 64, 128)}
 WEIGHT_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2, "int8": 1}
 Generate = Callable[[Tensor, int], Tensor]  # ids [B, P], new tokens -> [B, P + new]
+LOOKUP = ", lookup"  # how the names of these rows end
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--size", choices=list(PRESETS), default="124M", help="of a model with random weights")
     parser.add_argument("--model", type=Path, help="a model directory in its place")
+    parser.add_argument("--prompts", type=Path, help="a token shard to take them from, others in each round")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--dtypes", nargs="+", choices=DECODING_DTYPES, default=list(DECODING_DTYPES))
     arguments = parser.parse_args()
@@ -46,25 +54,28 @@ def main() -> None:
     ways: dict[str, Generate] = {}
     if importlib.util.find_spec("transformers"):
         ways["transformers float32"] = transformers_way(model)
-    ways |= {f"gpt2core {dtype}": our_way(model, dtype) for dtype in arguments.dtypes}
+    for dtype in arguments.dtypes:
+        ways |= our_ways(model, dtype)
     print(description())
     bandwidth_gb_s = memory_bandwidth_gb_s()
     print(f"memory: {bandwidth_gb_s:.1f} GB/s read; {n_weights / 1e6:.0f} million weights in linear layers")
     for title, (B, P, new) in WORKS.items():
-        ids = torch.randint(model.config.vocab_size, (B, P), generator=torch.Generator().manual_seed(B))
-        times_s, outs = in_turn(ways, ids, new, arguments.rounds)
+        here = {name: way for name, way in ways.items() if B == 1 or not name.endswith(LOOKUP)}
+        ids = prompts(arguments.prompts, model.config.vocab_size, arguments.rounds, B, P)  # [rounds, B, P]
+        times_s, same, passes = in_turn(here, ids, new)
         print(f"\n{title}: tokens/s, median of {arguments.rounds} rounds (least to most)")
         theirs_s = statistics.median(times_s.get("transformers float32", [float("nan")]))
         for name, times in times_s.items():
             rates = sorted(B * new / t for t in times)
             time_s = statistics.median(times)
-            dtype = name.split()[-1]
-            read_gb_s = n_weights * WEIGHT_BYTES[dtype] * new / time_s / GB
-            same = (outs[name] == outs[next(iter(outs))])[:, P:].float().mean()
+            dtype = name.removesuffix(LOOKUP).split()[-1]
+            passes_each = passes[name] / arguments.rounds if name in passes else new
+            read_gb_s = n_weights * WEIGHT_BYTES[dtype] * passes_each / time_s / GB
             print(
-                f"  {name:<21} {statistics.median(rates):7.1f} ({rates[0]:.1f} to {rates[-1]:.1f})  "
+                f"  {name:<25} {statistics.median(rates):7.1f} ({rates[0]:.1f} to {rates[-1]:.1f})  "
                 f"{theirs_s / time_s:5.2f} × transformers  {read_gb_s / bandwidth_gb_s:4.0%} of the memory's limit  "
-                f"{same:4.0%} of the tokens as in the first row"
+                f"{same[name]:4.0%} of the tokens as in the first row"
+                + (f"  {new / passes_each:.2f} tokens a pass" if name.endswith(LOOKUP) else "")
             )
 
 
@@ -104,25 +115,66 @@ def transformers_way(model: GPT) -> Generate:
     return way
 
 
-def our_way(model: GPT, dtype: str) -> Generate:
-    packed = pack(model, dtype)
-    return lambda ids, new: generate(packed, ids, new)
+class Counted:
+    """A model's `transformer`, and how often it was called."""
+
+    def __init__(self, transformer: Any):
+        self.wte, self.transformer, self.passes = transformer.wte, transformer, 0
+
+    def __call__(self, *arguments: Any) -> Tensor:
+        self.passes += 1
+        return self.transformer(*arguments)
+
+
+class OurWay:
+    """`generate` with packed weights; `passes` is how often it went over them so far."""
+
+    def __init__(self, packed: Any, lookup: bool):
+        self.packed, self.lookup, self.passes = packed, lookup, 0
+
+    def __call__(self, ids: Tensor, new: int) -> Tensor:
+        before = self.packed.transformer.passes
+        out = generate(self.packed, ids, new, lookup=self.lookup)
+        self.passes += self.packed.transformer.passes - before
+        return out
+
+
+def our_ways(model: GPT, dtype: str) -> dict[str, Generate]:
+    packed: Any = pack(model, dtype)
+    packed.transformer = Counted(packed.transformer)
+    return {f"gpt2core {dtype}{end}": OurWay(packed, bool(end)) for end in ("", LOOKUP)}
+
+
+def prompts(shard: Path | None, vocab_size: int, rounds: int, B: int, P: int) -> Tensor:
+    """[rounds, B, P]: from all over a token shard, or the same random ids in each round."""
+    if shard is None:
+        ids = torch.randint(vocab_size, (B, P), generator=torch.Generator().manual_seed(B))
+        return ids.expand(rounds, B, P)
+    tokens = open_shard(shard).tokens
+    starts = torch.linspace(0, len(tokens) - P, rounds * B).long().tolist()
+    return torch.stack([torch.from_numpy(tokens[at : at + P].astype("int64")) for at in starts]).view(rounds, B, P)
 
 
 def in_turn(
-    ways: dict[str, Generate], ids: Tensor, new: int, rounds: int
-) -> tuple[dict[str, list[float]], dict[str, Tensor]]:
-    """Seconds of each way in each round, after a short warm-up, and what it generated."""
+    ways: dict[str, Generate], ids: Tensor, new: int
+) -> tuple[dict[str, list[float]], dict[str, float], dict[str, int]]:
+    """Each way with each round's ids [rounds, B, P], after a short warm-up: seconds by round; the share of the new
+    tokens that are those of the first way; passes in all rounds, of those that count them."""
     times_s: dict[str, list[float]] = {name: [] for name in ways}
-    outs: dict[str, Tensor] = {}
+    same: dict[str, float] = dict.fromkeys(ways, 0.0)
     for way in ways.values():
-        way(ids, 4)
-    for _ in range(rounds):
+        way(ids[0], 4)
+    counts = {name: way.passes for name, way in ways.items() if isinstance(way, OurWay)}
+    for prompt in ids:
+        first: Tensor | None = None
         for name, way in ways.items():
             start_s = time.perf_counter()
-            outs[name] = way(ids, new)
+            out = way(prompt, new)
             times_s[name].append(time.perf_counter() - start_s)
-    return times_s, outs
+            first = out if first is None else first
+            same[name] += float((out == first)[:, prompt.size(1) :].float().mean()) / len(ids)
+    passes = {name: way.passes - counts[name] for name, way in ways.items() if isinstance(way, OurWay)}
+    return times_s, same, passes
 
 
 if __name__ == "__main__":

@@ -48,6 +48,12 @@ SAMPLES_AT_ONCE = 32  # each holds keys and values of its own: 74 KB a token wit
     help="Several continuations at once; the first draws with --seed, the next with --seed + 1, and so on.",
 )
 @click.option("--stream/--no-stream", default=None, help="Print the text as it comes; the default on a terminal.")
+@click.option(
+    "--lookup/--no-lookup",
+    default=True,
+    show_default=True,
+    help="With --temperature 0: guess tokens from the text so far and check several in one pass, which is faster.",
+)
 @options.dtype
 @options.as_json
 def generate(
@@ -60,6 +66,7 @@ def generate(
     stops: tuple[str, ...],
     num_samples: int,
     stream: bool | None,
+    lookup: bool,
     dtype: str,
     as_json: bool,
 ) -> None:
@@ -86,7 +93,7 @@ def generate(
         click.echo(prompt, nl=False)
     for start in range(0, num_samples, SAMPLES_AT_ONCE):
         rows = texts[start : start + SAMPLES_AT_ONCE]
-        columns = engine.stream(model, [ids] * len(rows), max_new_tokens, sampling, seed + start)
+        columns = engine.stream(model, [ids] * len(rows), max_new_tokens, sampling, seed + start, lookup=lookup)
         if not stream:
             columns = runtime.progress(columns, what="generate", unit="token", total=max_new_tokens)
         completed = _take(columns, rows, echo=stream)

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from gpt2core.errors import UserError
+from gpt2core.generate.lookup import by_lookup
 from gpt2core.generate.sampling import Sampling, seed_of_each_row, uniforms
 from gpt2core.model.kv_cache import KVCache
 from gpt2core.model.packed import Packed
@@ -34,6 +35,7 @@ def generate(
     *,
     min_p: float | None = None,
     repetition_penalty: float = 1.0,
+    lookup: bool = True,
 ) -> Tensor:
     """Continue each row of `ids`.
 
@@ -45,6 +47,7 @@ def generate(
         seed: of the draws, see `stream`.
         eos_id: a row that drew this token only repeats it; when all have, the rest is filled with it.
         on_tokens: called with each new column [B].
+        lookup: see `stream`.
 
     Returns:
         [B, P + max_new_tokens], on the model's device.
@@ -58,7 +61,7 @@ def generate(
     out = torch.full((B, P + max_new_tokens), eos_id or 0, dtype=torch.long, device=device)
     out[:, :P] = ids
     finished = torch.zeros(B, dtype=torch.bool, device=device)
-    for end, column in enumerate(stream(model, ids, max_new_tokens, sampling, seed), start=P):
+    for end, column in enumerate(stream(model, ids, max_new_tokens, sampling, seed, lookup=lookup), start=P):
         if eos_id is not None:
             column = column.masked_fill(finished, eos_id)
             finished |= column == eos_id
@@ -158,6 +161,7 @@ def stream(
     sampling: Sampling = GREEDY,
     seed: int | Sequence[int | None] | None = None,
     *,
+    lookup: bool = True,
     slide: bool = True,
 ) -> Generator[Tensor, Sequence[int] | None, None]:
     """The next token of every row, column by column, as they are computed.
@@ -172,6 +176,9 @@ def stream(
         sampling: how to draw.
         seed: of the draws. One for each row, or a single s, which gives row r the seed s + r. What a row draws depends
             on its own seed alone, not on its neighbours. None takes torch's global generator.
+        lookup: a single greedy row guesses tokens from its own text and has several checked in one pass, see `Lookup`:
+            several columns are then ready at once. They are those that come without it; only where two tokens are
+            equally likely, but for the rounding of sums in another order, may the other one be taken.
         slide: beyond the model's context a row goes on with its last `n_positions` tokens, which costs a whole context
             a token. Without it the caller must ignore what a row yields once it has filled the context.
 
@@ -188,6 +195,9 @@ def stream(
     if slide:
         columns = min(columns, model.config.n_positions)
     cache = KVCache(model.config, B, columns, device=device, dtype=dtype)
+    if lookup and B == 1 and sampling.greedy:
+        yield from by_lookup(model, ids, max_new_tokens, sampling, cache)
+        return
     chance = uniforms(seed_of_each_row(seed, B), device)
     rows = torch.arange(B, device=device)  # [B], of those that were given
     for _ in range(max_new_tokens):

@@ -42,6 +42,11 @@ class KVCache:
         self.layers = [LayerCache(shape, device, dtype) for _ in range(config.n_layer)]
         self.max_tokens = max_tokens
 
+    def cut(self, length: int) -> None:
+        """Forget all but the first `length` tokens."""
+        for layer in self.layers:
+            layer.length = min(layer.length, length)
+
     @property
     def length(self) -> int:
         """Tokens held so far."""

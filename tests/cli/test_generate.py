@@ -50,6 +50,13 @@ def test_an_empty_stop_text_is_refused(run: Run, models: Path) -> None:
     refused(run("generate", models / "lm", "--stop", ""), 1, "stop string is empty")
 
 
+def test_with_and_without_guesses_the_text_is_the_same(run: Run, models: Path) -> None:
+    """Also where a stop text or the limit comes in the middle of a pass."""
+    for options in (("--stop", "a"), ("--max-new-tokens", "7"), ("--repetition-penalty", "1.1"), ("--stream",)):
+        with_guesses = continuation(run, models / "lm", *GREEDY, *options)
+        assert continuation(run, models / "lm", *GREEDY, *options, "--no-lookup") == with_guesses
+
+
 # -- How it draws ----------------------------------------------------------------------------------------------------
 
 
