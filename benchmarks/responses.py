@@ -9,12 +9,16 @@ has come: prompts are batched as in the stage, by their own lengths alone.
 
 Every round answers all prompts our ways, and by transformers a part of them: after all rounds it has answered each
 once. So what else the machine does meets all alike, and nothing is extrapolated. Encoding the prompts is not counted.
+What a part of a round took is told on standard error when it has ended.
+
+CPU seconds are all threads' together: with one thread, and others at work on the machine, they are the better figure.
 """
 
 from __future__ import annotations
 
 import argparse
 import statistics
+import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -116,9 +120,11 @@ def compare(
     for part in range(rounds):
         took, answered[part::rounds] = timed(theirs, prompts[part::rounds], lengths[part::rounds])
         parts.append(took)
+        tell(f"round {part + 1}, transformers, {len(prompts[part::rounds])} prompts", took)
         for name, way in ours.items():
             took, answers[name] = timed(way, prompts, lengths)
             times[name].append(took)
+            tell(f"round {part + 1}, {name}", took)
     return Seconds(*map(sum, zip(*parts, strict=True))), answered, times, answers
 
 
@@ -130,6 +136,10 @@ def timed(way: Respond, prompts: Sequence[Ids], lengths: Sequence[int]) -> tuple
     if [len(answer) for answer in answers] != list(lengths):
         raise RuntimeError("an answer has not the length asked for: the times say nothing")
     return took, answers
+
+
+def tell(what: str, took: Seconds) -> None:
+    print(f"{what}: {took.wall:.1f} s (CPU {took.cpu:.1f} s)", file=sys.stderr, flush=True)
 
 
 def same_tokens(one: Ids, other: Ids) -> int:

@@ -24,6 +24,7 @@ from torch.autograd.function import once_differentiable
 FrozenDtype = Literal["bfloat16", "int8", "nf4"]
 ROWS = 256  # of a layer's weights, rounded at once
 NF4_BLOCK = 64  # weights that share a scale: 4 + 32 / 64 bits each
+NF4_BLOCKS = 1 << 12  # converted at once, for the reason that `rounded` gives
 
 
 class FrozenLinear(nn.Module):
@@ -131,8 +132,8 @@ def to_nf4(weight: Tensor) -> tuple[Tensor, Tensor]:
     scales = torch.empty(n_blocks, device=weight.device)
     levels = torch.tensor(nf4_levels(), device=weight.device)
     edges = (levels[1:] + levels[:-1]) / 2  # [15]
+    rows = NF4_BLOCK * max(1, NF4_BLOCKS // weight.size(1))  # at once: their weights are whole blocks
     first = 0
-    rows = NF4_BLOCK * max(1, ROWS // NF4_BLOCK)  # of which the weights are whole blocks
     for some in weight.split(rows):
         flat = some.reshape(-1).float()
         blocks = F.pad(flat, (0, -len(flat) % NF4_BLOCK)).view(-1, NF4_BLOCK)
@@ -147,9 +148,12 @@ def to_nf4(weight: Tensor) -> tuple[Tensor, Tensor]:
 
 def from_nf4(packed: Tensor, scales: Tensor, shape: tuple[int, int], dtype: torch.dtype) -> Tensor:
     """What `to_nf4` stored, computed in float32 -> [out, in] in `dtype`"""
-    wide = _levels_of_bytes(packed.device).index_select(0, packed.int()).view(-1, NF4_BLOCK)  # [n_blocks, NF4_BLOCK]
-    wide *= scales[:, None]
-    return wide.view(-1)[: shape[0] * shape[1]].view(shape).to(dtype)
+    levels = _levels_of_bytes(packed.device)
+    wide = torch.empty(len(scales), NF4_BLOCK, dtype=dtype, device=packed.device)
+    some_bytes = packed.view(-1, NF4_BLOCK // 2).split(NF4_BLOCKS)
+    for own, some, scale in zip(wide.split(NF4_BLOCKS), some_bytes, scales.split(NF4_BLOCKS), strict=True):
+        own.copy_(levels.index_select(0, some.flatten().int()).view(-1, NF4_BLOCK).mul_(scale[:, None]))
+    return wide.view(-1)[: shape[0] * shape[1]].view(shape)
 
 
 @cache
