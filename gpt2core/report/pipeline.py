@@ -271,7 +271,11 @@ def _side_by_side(found: Mapping[str, Any]) -> Iterator[Table]:
     if checkpoints := found.get("checkpoints"):
         columns = ("after", *side_by_side.COLUMNS[1:])
         caption = "Seeds and checkpoints on the test set: 95% intervals, and differences to the model that is kept"
-        yield Table(columns, side_by_side.table_rows(checkpoints), caption, numeric=(1, 2, 3, 4, 5))
+        rows = [  # a narrow cell breaks before its interval
+            (name.replace("_", " "), *(cell.replace(" to ", "\u00a0to\u00a0") for cell in cells))
+            for name, *cells in side_by_side.table_rows(checkpoints)
+        ]
+        yield Table(columns, rows, caption, numeric=(1, 2, 3, 4, 5))
     if seeds := found.get("over_seeds"):
         rows = [
             (name, f"{row['mean']:.3f}", f"{row['sd']:.3f}", f"{row['ci_low']:.3f} to {row['ci_high']:.3f}")

@@ -113,5 +113,5 @@ def test_seeds_checkpoints_and_benchmarks_stand_in_the_last_stages_metrics(
     for words in (r"base +\d", rf"seed_2_step_{end} +\d.*-?\d", "loss over the seeds: .* ± ", "last_word: perplexity "):
         assert re.search(words, out), words
     page = report_page(project)
-    for words in ("Seeds and checkpoints on the test set", f"seed_2_step_{end}", "over the seeds", "last_word"):
+    for words in ("Seeds and checkpoints on the test set", f"seed 2 step {end}", "over the seeds", "last_word"):
         assert words in page
