@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
-import gc
 import logging
 import os
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -91,20 +89,6 @@ def lock(root: Path) -> FileLock:
     return files.lock(root / ".locks" / "mlflow.lock", LOCK_TIMEOUT_S)
 
 
-@contextlib.contextmanager
-def _without_collector() -> Iterator[None]:
-    """No garbage collection: while MLflow's two thousand modules are imported, and little of what they make is garbage,
-    the collector walks all of it again and again, a sixth of the time."""
-    was_enabled = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if was_enabled:
-            gc.enable()
-
-
-@_without_collector()
 def open_store(root: Path) -> tuple[MlflowClient, str]:
     """A client, and the experiment's id. The caller has called `prepare_mlflow`, and does not hold the lock.
 
