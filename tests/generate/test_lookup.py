@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -212,7 +213,7 @@ def test_where_nothing_comes_again_each_pass_is_of_one_token() -> None:
     [([[0]], {"lookup": False}), ([[0], [1]], {}), ([[0]], {"sampling": Sampling(temperature=0.1), "seed": 0})],
     ids=["switched off", "two rows", "drawn"],
 )
-def test_only_a_single_greedy_row_guesses(prompts: Sequence[Sequence[int]], options: dict) -> None:
+def test_only_a_single_greedy_row_guesses(prompts: Sequence[Sequence[int]], options: dict[str, Any]) -> None:
     model = loop_model(7)
     with passes(model) as lengths:
         columns: list[Tensor] = list(stream(model, prompts, 50, **options))
