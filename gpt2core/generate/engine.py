@@ -19,6 +19,7 @@ from gpt2core.model.packed import Packed
 
 GREEDY = Sampling()
 KEPT_SHARE = 3 / 4  # of the rows; not at each end, since to leave rows out copies the keys and values of the others
+SPARED_TOKENS = 32  # at least, for what the rows begin with to be worth a pass of its own
 
 
 @torch.inference_mode()
@@ -167,7 +168,7 @@ def stream(
     """The next token of every row, column by column, as they are computed.
 
     A column's work is done when it is asked for: whoever stops iterating stops the model. Who sends the numbers of some
-    rows goes on with these alone, numbered anew.
+    rows goes on with these alone, numbered anew. What all rows begin with, as prompts of one form do, is computed once.
 
     Args:
         model: in eval mode.
@@ -198,6 +199,8 @@ def stream(
     if lookup and B == 1 and sampling.greedy:
         yield from by_lookup(model, ids, max_new_tokens, sampling, cache)
         return
+    if B > 1 and cache.max_tokens >= S:
+        _begin(model, ids, starts, cache)
     chance = uniforms(seed_of_each_row(seed, B), device)
     rows = torch.arange(B, device=device)  # [B], of those that were given
     for _ in range(max_new_tokens):
@@ -232,6 +235,23 @@ def _align_right(prompts: Tensor | Sequence[Sequence[int]], device: torch.device
     if all(len(row) == longest for row in rows):
         return ids, None
     return ids, torch.tensor([longest - len(row) for row in rows], device=device)
+
+
+def _begin(model: Packed, ids: Tensor, starts: Tensor | None, cache: KVCache) -> None:
+    """Put what all rows of `ids` [B, S] begin with into the empty cache, from one pass over it alone."""
+    B, S = ids.shape
+    starts = torch.zeros(B, dtype=torch.long, device=ids.device) if starts is None else starts  # [B]
+    columns = torch.arange(S, device=ids.device)
+    most = S - 1 - int(starts.max())  # the last token of the shortest row is left for the next pass
+    heads = ids.gather(1, starts[:, None] + columns[:most])  # [B, most]
+    shared = int((heads == heads[0]).all(0).cumprod(0).sum())
+    if (B - 1) * shared < SPARED_TOKENS:
+        return
+    device, dtype = placement(model)
+    alone = KVCache(model.config, 1, shared, device=device, dtype=dtype)
+    model.transformer(heads[:1, :shared], alone)
+    # A row that starts later has fewer of these tokens in the first columns, after padding that nobody looks at.
+    cache.fill(alone, (columns[:shared] - starts[:, None]).clamp(min=0))
 
 
 def _last_hidden(model: Packed, ids: Tensor, starts: Tensor | None, cache: KVCache) -> Tensor:

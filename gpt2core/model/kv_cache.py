@@ -23,6 +23,12 @@ class LayerCache:
         self.v[:, :, start : self.length] = v
         return self.k[:, :, : self.length], self.v[:, :, : self.length]
 
+    def fill(self, other: LayerCache, places: Tensor) -> None:
+        """Begin all sequences with tokens of the other cache's only one, by their places there: [B, T]"""
+        self.length = places.size(1)
+        for own, k_or_v in ((self.k, other.k), (self.v, other.v)):
+            own[:, :, : self.length] = k_or_v[0][:, places].transpose(0, 1)  # [H, B, T, D] -> [B, H, T, D]
+
     def keep(self, rows: Tensor) -> None:
         """Forget all sequences but these: [rows]"""
         for name in ("k", "v"):
@@ -41,6 +47,11 @@ class KVCache:
         shape = (batch_size, config.n_head, max_tokens, config.n_embd // config.n_head)
         self.layers = [LayerCache(shape, device, dtype) for _ in range(config.n_layer)]
         self.max_tokens = max_tokens
+
+    def fill(self, other: KVCache, places: Tensor) -> None:
+        """Begin all sequences with tokens of the other cache's only one, by their places there: [B, T]"""
+        for layer, its in zip(self.layers, other.layers, strict=True):
+            layer.fill(its, places)
 
     def cut(self, length: int) -> None:
         """Forget all but the first `length` tokens."""

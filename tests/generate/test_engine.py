@@ -97,6 +97,51 @@ def test_it_stops_when_all_rows_have_ended(model: GPT) -> None:
     assert out[0, 3:].tolist() == [eos] * 10
 
 
+# -- A common beginning ----------------------------------------------------------------------------------------------
+
+
+@KINDS
+@pytest.mark.parametrize(
+    ("shared", "ends"),
+    [
+        (16, (1, 4, 2)),
+        (12, (3, 3, 3, 3)),
+        (11, (9, 1, 1, 12)),
+        (20, (0, 3, 1)),
+        (15, (30, 1, 2)),
+        (9, (14, 14, 2, 1, 0)),
+    ],
+    ids=str,
+)
+def test_what_all_rows_begin_with_is_computed_once_and_changes_no_token(
+    model: GPT, shared: int, ends: Sequence[int], sampling: Sampling
+) -> None:
+    """Also rows that are no more than it, whose last token is then computed in the next pass, and rows that slide."""
+    (beginning,) = random_prompts([shared], seed=9)
+    prompts = [beginning + end for end in random_prompts(ends)]
+    answers = generate_batch(model, prompts, 9, eos_id=None, sampling=sampling, seed=2, slide=True)
+    for row, (prompt, answer) in enumerate(zip(prompts, answers, strict=True)):
+        assert prompt + answer == slowly(model, prompt, 9, sampling, 2 + row)
+
+
+def test_a_common_beginning_spares_tokens(model: GPT, monkeypatch: pytest.MonkeyPatch) -> None:
+    computed: list[tuple[int, ...]] = []
+    forward = model.transformer.forward
+    monkeypatch.setattr(
+        model.transformer, "forward", lambda ids, *rest: computed.append(ids.shape) or forward(ids, *rest)
+    )
+    (beginning,) = random_prompts([12], seed=9)
+    prompts = [beginning + [1 + row] * (1 + row) for row in range(4)]
+    generate_batch(model, prompts, 2, eos_id=None)
+    assert computed == [(1, 12), (4, 4), (4, 1)]  # the longest row has 16 tokens
+    computed.clear()
+    generate(model, torch.tensor([beginning] * 50), 1)  # samples of one prompt
+    assert computed == [(1, 11), (50, 1)]
+    computed.clear()
+    generate_batch(model, prompts[:2], 1, eos_id=None)
+    assert computed == [(2, 14)]  # twelve tokens are not worth a pass of their own
+
+
 # -- Unequal lengths -------------------------------------------------------------------------------------------------
 
 
