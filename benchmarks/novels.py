@@ -2,7 +2,7 @@
 
 python -m benchmarks.novels [--minutes 30] [--side all]
 python -m benchmarks.novels --only-time                           on a quiet machine, then
-python -m benchmarks.novels --side ours --steps 3700              on a busy one
+python -m benchmarks.novels --side ours --steps 4600              on a busy one
 
 All learn from the same tokens (those of the profile's tokenizer), and are measured in bits per byte of the two novels
 that are held out, of which every token is predicted, with at least half a context before it. A side has so many
