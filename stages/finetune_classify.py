@@ -8,8 +8,6 @@ from typing import Any
 
 from gpt2core import config, files
 from gpt2core.data import labelled
-from gpt2core.evaluate.calibration import COLUMNS as BIN_COLUMNS
-from gpt2core.evaluate.classification import MISTAKE_COLUMNS, PRECISION_RECALL_COLUMNS, ROC_COLUMNS, surest_mistakes
 from gpt2core.evaluate.over_seeds import OverSeeds, with_seed
 from gpt2core.runtime import run_stage, say
 from gpt2core.track import plots, stage_run
@@ -21,11 +19,6 @@ MODEL = Path("models/classifier")
 MESSAGES = Path("data/raw/sms.jsonl")
 PLOTS = Path("metrics/plots")
 CURVE = PLOTS / "finetune_classify.csv"
-CONFUSION = PLOTS / "confusion.csv"
-CALIBRATION = PLOTS / "calibration.csv"
-ROC = PLOTS / "roc.csv"
-PRECISION_RECALL = PLOTS / "precision_recall.csv"
-MISTAKES = PLOTS / "mistakes.csv"
 
 
 def main() -> None:
@@ -73,11 +66,7 @@ def main() -> None:
         }
         calibration, areas = results.calibration(), results.areas()
         files.write_csv(CURVE, ("seed", *COLUMNS), curve)
-        files.write_csv(CONFUSION, ("seed", "actual", "predicted"), results.predictions)
-        files.write_csv(CALIBRATION, BIN_COLUMNS, calibration.bins)
-        files.write_csv(ROC, ("seed", *ROC_COLUMNS), results.roc)
-        files.write_csv(PRECISION_RECALL, ("seed", *PRECISION_RECALL_COLUMNS), results.precision_recall)
-        files.write_csv(MISTAKES, MISTAKE_COLUMNS, surest_mistakes(results.predictions))
+        results.write_tables(PLOTS)
         files.write_json("metrics/finetune_classify.json", metrics)
         run.log_artifact(CURVE)
         run.log_figure(plots.accuracy_curve, CURVE, PLOTS / "classify_accuracy.svg")

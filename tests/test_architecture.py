@@ -10,7 +10,7 @@ import pytest
 import yaml
 
 ROOT = Path(__file__).parent.parent
-GROUND = {"errors", "config", "runtime", "files", "prompts"}
+GROUND = {"errors", "config", "contradictions", "runtime", "files", "prompts"}
 # What each part may import, beside the ground and itself.
 ALLOWED: dict[str, set[str]] = {
     "tokenizer": set(),

@@ -73,6 +73,6 @@ def compare(
     if as_json:
         options.print_json({"judge": table.judge, "n": len(entries), "models": table.metrics()["checkpoints"]})
         return
-    click.echo(f"{len(entries)} entries, scores by {table.judge}, differences to {table.reference}")
+    click.echo(f"{len(entries)} entries, ", nl=False)
     for line in table.lines():
         click.echo(line)

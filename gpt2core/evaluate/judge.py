@@ -11,7 +11,7 @@ import dataclasses
 import io
 import itertools
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -59,6 +59,14 @@ class Report:
             "n": len(self.model),
         }
 
+    def line(self) -> str:
+        """The figures as people read them."""
+        return (
+            f"{self.judge}: mean {mean(self.model):.1f} of 100 "
+            f"(95% interval {self.ci_low:.1f} to {self.ci_high:.1f}, n = {len(self.model)}); "
+            f"base {mean(self.base):.1f}, echo {mean(self.echo):.1f}, nearest {mean(self.nearest):.1f}"
+        )
+
 
 @dataclass(frozen=True)
 class Evaluation:
@@ -98,6 +106,20 @@ class Evaluation:
         if self.comparisons:
             metrics["pairwise"] = {comparison.judge: comparison.metrics() for comparison in self.comparisons}
         return metrics
+
+    def lines(self) -> Iterator[str]:
+        """A line of each judge, of each two judges' agreement, and of each comparison with the base."""
+        metrics = self.metrics()
+        yield from (report.line() for report in self.reports)
+        for pair, found in metrics.get("agreement", {}).items():
+            figures = ", ".join(f"{name.title()} {found[name]}" for name in ("pearson", "spearman", "kendall"))
+            yield f"agreement of {pair}: {figures}"
+        for judge, won in metrics.get("pairwise", {}).items():
+            yield (
+                f"{judge}: tuned against base, win rate {won['win_rate']:.1%} "
+                f"(95% interval {won['ci_low']:.1%} to {won['ci_high']:.1%}, n = {won['n']}): {won['wins']} wins, "
+                f"{won['ties']} ties, {won['losses']} losses; {won['order_flips']} flipped with the order"
+            )
 
     def to_csv(self) -> str:
         """A line for each test entry: index, score, base, echo, nearest by the first judge; then the score by each

@@ -4,17 +4,24 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from statistics import mean
 from typing import Any
 
+from gpt2core import files
+from gpt2core.evaluate.calibration import COLUMNS as BIN_COLUMNS
 from gpt2core.evaluate.calibration import Calibration, classifier_calibration
 from gpt2core.evaluate.classification import (
+    MISTAKE_COLUMNS,
+    PRECISION_RECALL_COLUMNS,
+    ROC_COLUMNS,
     Rows,
     classification_metrics,
     majority_baseline,
     precision_recall_rows,
     ranking_metrics,
     roc_rows,
+    surest_mistakes,
     tfidf_baseline,
     told_classes,
 )
@@ -83,6 +90,14 @@ class OverSeeds:
             key: {name: round(mean(row[key][number] for row in self._ranking), 6) for number, name in enumerate(told)}
             for key in ("roc_auc", "average_precision")
         }
+
+    def write_tables(self, folder: Path) -> None:
+        """As CSV: `confusion` (every text), `calibration`, `roc`, `precision_recall`, and the surest `mistakes`."""
+        files.write_csv(folder / "confusion.csv", ("seed", "actual", "predicted"), self.predictions)
+        files.write_csv(folder / "calibration.csv", BIN_COLUMNS, self.calibration().bins)
+        files.write_csv(folder / "roc.csv", ("seed", *ROC_COLUMNS), self.roc)
+        files.write_csv(folder / "precision_recall.csv", ("seed", *PRECISION_RECALL_COLUMNS), self.precision_recall)
+        files.write_csv(folder / "mistakes.csv", MISTAKE_COLUMNS, surest_mistakes(self.predictions))
 
     def metrics(self) -> dict[str, Any]:
         """Means over the seeds, fractions from 0 to 1; the confusion matrices are the first seed's."""

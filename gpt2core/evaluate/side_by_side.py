@@ -97,8 +97,15 @@ class SideBySide(NamedTuple):
         return metrics
 
     def lines(self) -> Iterator[str]:
-        """The table as text, its columns aligned."""
-        yield from aligned([COLUMNS, *table_rows(self.metrics()["checkpoints"])])
+        """The table as text, its columns aligned, and what the seeds are together."""
+        metrics = self.metrics()
+        yield f"scores by {self.judge}, differences to {self.reference}"
+        yield from aligned([COLUMNS, *table_rows(metrics["checkpoints"])])
+        for name, figures in metrics.get("over_seeds", {}).items():
+            yield (
+                f"{name} over the seeds: {figures['mean']:.3f} ± {figures['sd']:.3f} "
+                f"(95% interval {figures['ci_low']:.3f} to {figures['ci_high']:.3f})"
+            )
 
 
 DIGITS = {"loss": 3, "perplexity": 2, "score": 1, "loss_difference": 3, "score_difference": 1}
@@ -221,6 +228,17 @@ def read_checkpoints(
         return tokens, models, kept
     except (KeyError, TypeError, ValueError, StopIteration) as error:
         raise UserError(f"{path}: is damaged ({type(error).__name__}: {error}); {_REMEDY}") from None
+
+
+def compare_checkpoints(
+    folder: str | os.PathLike[str], entries: Sequence[Entry], judge: Judge, bootstrap_samples: int, seed: int
+) -> SideBySide | None:
+    """The table of what `finetune-instruct` wrote, of the first so many test entries; None where there is one model
+    alone. Raises UserError as `read_checkpoints` and the judge do."""
+    if (found := read_checkpoints(folder, len(entries))) is None:
+        return None
+    test_tokens, models, kept = found
+    return side_by_side(entries, test_tokens, models, judge, kept, bootstrap_samples, seed)
 
 
 def _over_seeds(values: Sequence[float]) -> dict[str, float]:

@@ -1,0 +1,128 @@
+"""What params say against each other: sizes and values that each are allowed and do not go together."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.util
+import re
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from gpt2core.config import Params
+
+
+def contradictions(params: Params) -> list[str]:
+    """A line for each, with the key and what to do; nothing of keys that `params` lacks."""
+    problems: list[str] = []
+    for check in _ALL:
+        with contextlib.suppress(AttributeError):  # a part that another message already speaks of
+            problems += check(params)
+    return problems
+
+
+def _heads(params: Params) -> Iterator[str]:
+    sizes = params.pretrain.sizes()
+    if sizes["n_embd"] % sizes["n_head"]:
+        yield (
+            f"pretrain.n_head: {sizes['n_head']} heads do not divide the width n_embd {sizes['n_embd']}; "
+            "choose a divisor"
+        )
+
+
+def _context(params: Params) -> Iterator[str]:
+    n_positions = params.pretrain.sizes()["n_positions"]
+    if params.pretrain.context > n_positions:
+        yield (
+            f"pretrain.context: {params.pretrain.context} is longer than the model's {n_positions} positions; "
+            "lower it or raise pretrain.n_positions"
+        )
+
+
+def _warmup(params: Params) -> Iterator[str]:
+    if params.pretrain.warmup_steps > params.pretrain.max_steps:
+        steps = f"{params.pretrain.warmup_steps} is more than pretrain.max_steps {params.pretrain.max_steps}"
+        yield f"pretrain.warmup_steps: {steps}"
+
+
+def _processes(params: Params) -> Iterator[str]:
+    pretrain = params.pretrain
+    per_node = re.search(r"--nproc[-_]per[-_]node[= ]([1-9]\d*)\b", pretrain.launcher)
+    nodes = re.search(r"--nnodes[= ]([1-9]\d*)", pretrain.launcher)  # of a range, 1:4, the least
+    if per_node and (problem := pretrain.undivided(int(per_node[1]) * int(nodes[1] if nodes else 1))):
+        yield problem
+    if pretrain.sharding == "full" and pretrain.launcher == "python":
+        yield "pretrain.sharding: 'full' needs several processes; set pretrain.launcher to a command of torchrun"
+
+
+def _openai_sizes(params: Params) -> Iterator[str]:
+    if len(set(params.openai.sizes)) < len(params.openai.sizes):
+        yield f"openai.sizes: {params.openai.sizes} names a size twice"
+
+
+def _bases(params: Params) -> Iterator[str]:
+    for name in ("finetune_classify", "finetune_instruct"):
+        base = getattr(params, name).base
+        if base.startswith("openai/") and base.removeprefix("openai/") not in params.openai.sizes:
+            yield f"{name}.base: {base!r} is not made: add its size to openai.sizes {params.openai.sizes}"
+
+
+def _fractions(params: Params) -> Iterator[str]:
+    for name in ("finetune_classify", "finetune_instruct"):
+        section = getattr(params, name)
+        if section.val_fraction + section.test_fraction >= 0.9:
+            yield f"{name}: val_fraction and test_fraction leave less than a tenth for training"
+
+
+def _seeds(params: Params) -> Iterator[str]:
+    for name in ("finetune_classify", "finetune_instruct"):
+        seeds = getattr(params, name).seeds or []
+        if len(set(seeds)) < len(seeds):
+            yield f"{name}.seeds: {seeds} names a seed twice"
+
+
+def _judge(params: Params) -> Iterator[str]:
+    judge = params.judge
+    if "openai" in judge.kinds() and not (judge.base_url and judge.models()):
+        yield "judge.kind: 'openai' needs judge.base_url (such as http://127.0.0.1:11434/v1) and judge.model"
+    if "transformers" in judge.kinds() and not judge.model_dir:
+        yield "judge.kind: 'transformers' needs judge.model_dir, the directory of a model that answers instructions"
+    if len(set(judge.models())) < len(judge.models()):
+        yield f"judge.model: {judge.model} names a model twice"
+
+
+def _evaluate(params: Params) -> Iterator[str]:
+    if len(set(params.evaluate.tasks)) < len(params.evaluate.tasks):
+        yield f"evaluate.tasks: {params.evaluate.tasks} names a task twice"
+    if params.evaluate.tasks and importlib.util.find_spec("lm_eval") is None:  # said before hours of training
+        yield "evaluate.tasks: lm-eval is not installed; pip install 'gpt2core[evaluate]', or leave the list empty: []"
+
+
+def _lora(params: Params) -> Iterator[str]:
+    for name in ("finetune_classify", "finetune_instruct"):
+        section = getattr(params, name)
+        if len(set(section.lora_targets)) < len(section.lora_targets):
+            yield f"{name}.lora_targets: {section.lora_targets} names a layer twice"
+    instruct = params.finetune_instruct
+    if instruct.lora_base_dtype != "float32" and instruct.trainable != "lora":
+        yield (
+            f"finetune_instruct.lora_base_dtype: {instruct.lora_base_dtype!r} weights cannot learn; "
+            "take float32, or trainable: lora"
+        )
+
+
+def _induction(params: Params) -> Iterator[str]:
+    sizes = params.pretrain.sizes()
+    head_size = sizes["n_embd"] // sizes["n_head"]
+    has_room = sizes["n_layer"] >= 2 and sizes["n_head"] >= 4 and head_size % 2 == 0
+    if params.pretrain.init == "induction" and not (has_room and params.pretrain.tie_weights):
+        yield (
+            f"pretrain.init: 'induction' needs 2 blocks, 4 heads of an even size and tie_weights: true; this model has "
+            f"{sizes['n_layer']} and {sizes['n_head']} of {head_size}; change these or take gpt2"
+        )
+
+
+_ALL = (
+    _heads, _context, _warmup, _processes, _openai_sizes, _bases, _fractions,
+    _seeds, _judge, _evaluate, _lora, _induction,
+)  # fmt: skip
