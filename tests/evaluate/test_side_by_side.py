@@ -95,11 +95,14 @@ def test_the_seeds_ends_have_mean_and_deviation_as_numpys_and_students(table: Si
 
 
 def test_the_lines_are_the_metrics(table: SideBySide) -> None:
-    head, *lines = table.lines()
+    metrics = table.metrics()
+    said, head, *lines = table.lines()
+    assert said == f"scores by {table.judge}, differences to a"
     assert head.split() == ["loss", "perplexity", "score", "loss,", "difference", "score,", "difference"]
-    row = table.metrics()["checkpoints"]["base"]
+    row, loss = metrics["checkpoints"]["base"], metrics["over_seeds"]["loss"]
     assert lines[0].startswith(f"base  {row['loss']:.3f} ({row['loss_ci_low']:.3f} to {row['loss_ci_high']:.3f})")
-    assert len(lines) == 4 and max(map(len, lines)) <= 130
+    assert lines[4].startswith(f"loss over the seeds: {loss['mean']:.3f} ± {loss['sd']:.3f} (95%")
+    assert len(lines) == 4 + 3 and max(map(len, lines)) <= 130
 
 
 def test_only_what_was_scored_of_both_is_a_difference() -> None:
