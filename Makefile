@@ -4,6 +4,7 @@ VENV := .venv
 export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
 export VIRTUAL_ENV := $(CURDIR)/$(VENV)
 READY := $(VENV)/ready
+ON_ALL_CORES := --numprocesses logical --maxprocesses 8 --dist loadgroup
 
 .PHONY: help repro test test-slow test-all golden peers docs docs-tools report profile mirror mlflow lint
 
@@ -25,10 +26,10 @@ report: $(READY)  ## everything that the pipeline made as one page, report/index
 	@gpt2core report
 
 test: $(READY)  ## every test that is not slow
-	pytest -m "not slow"
+	pytest -m "not slow" $(ON_ALL_CORES)
 
 test-slow: $(READY)  ## the slow tests alone
-	pytest -m slow
+	pytest -m slow $(ON_ALL_CORES)
 
 test-all: test test-slow  ## everything
 

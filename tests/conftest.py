@@ -7,8 +7,22 @@ from pathlib import Path
 
 import pytest
 
+# Of several processes (pytest-xdist) each has its share of the cores. Set before a test imports torch, which reads it.
+if "PYTEST_XDIST_WORKER_COUNT" in os.environ:
+    n_threads = max(1, (os.cpu_count() or 1) // int(os.environ["PYTEST_XDIST_WORKER_COUNT"]))
+    os.environ.setdefault("OMP_NUM_THREADS", str(n_threads))
+
 ROOT = Path(__file__).parent.parent
 CANNOT_BE_INSTALLED = ("real OpenAI weights", "CUDA")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """What shares costly fixtures runs in one process: a file's tests, and all that use the stages' clones."""
+    for item in items:
+        folder = item.path.parent
+        item.add_marker(
+            pytest.mark.xdist_group(str((folder if folder.name == "stages" else item.path).relative_to(ROOT)))
+        )
 
 
 def pytest_sessionfinish(session: pytest.Session) -> None:
@@ -16,6 +30,8 @@ def pytest_sessionfinish(session: pytest.Session) -> None:
     if not os.environ.get("GPT2CORE_NO_SKIPS"):
         return
     reporter = session.config.pluginmanager.get_plugin("terminalreporter")
+    if reporter is None:  # one of several processes: the first one has the reports of all
+        return
     for report in reporter.stats.get("skipped", []):
         reason = report.longrepr[2] if isinstance(report.longrepr, tuple) else str(report.longrepr)
         if not any(allowed in reason for allowed in CANNOT_BE_INSTALLED):
