@@ -64,7 +64,7 @@ def inspect(
         console.print(table)
         console.print()
     if out:
-        console.print(Text(f"Attention and all the rest: open {out / PAGE} in a browser."))
+        click.echo(f"Attention and all the rest: open {out / PAGE} in a browser.")
     else:
         console.print(Text("Attention of every head: --out DIR makes a page and pictures, --json gives the numbers."))
 
