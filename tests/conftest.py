@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import random
 from pathlib import Path
 
 import pytest
@@ -14,6 +15,29 @@ if "PYTEST_XDIST_WORKER_COUNT" in os.environ:
 
 ROOT = Path(__file__).parent.parent
 CANNOT_BE_INSTALLED = ("real OpenAI weights", "CUDA")
+SEED = int(os.environ.get("GPT2CORE_TEST_SEED", "0"))  # another one shows a test that holds for some draws only
+
+
+def draw_anew() -> None:
+    """Starts the generators that a test draws from when it makes none of its own."""
+    import numpy as np
+    import torch
+
+    random.seed(SEED)
+    np.random.seed(SEED)
+    torch.manual_seed(SEED)
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collectstart() -> None:
+    """What a file draws while it is imported does not depend on the files before it."""
+    draw_anew()
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup() -> None:
+    """A test draws the same numbers alone, after others and in any process; so do its fixtures."""
+    draw_anew()
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

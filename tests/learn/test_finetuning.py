@@ -101,7 +101,7 @@ def test_lora_begins_as_the_model_trains_few_weights_and_merges_into_it() -> Non
     learning = {name for name, p in model.named_parameters() if p.requires_grad}
     assert len(learning) == 2 * 6 * CFG["n_layers"] and all(".lora." in name for name in learning)
     frozen = {name: p.clone() for name, p in model.named_parameters() if not p.requires_grad}
-    optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=0.1)
+    optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=1.0)
     for _ in range(2):
         optimizer.zero_grad()
         F.cross_entropy(model(IDS)[:, :-1].flatten(0, 1), IDS[:, 1:].flatten()).backward()
