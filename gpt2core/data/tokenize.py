@@ -58,7 +58,7 @@ def tokenize(
         processes = available_processes() if size_bytes >= PARALLEL_FROM_BYTES else 1
     checkpoints = config.project_root() / ".checkpoints"
     kept = checkpoints / "tokenize" / _key(params, seed, raw, inputs)
-    with files.lock(checkpoints / "tokenize.lock"), Workers(processes) as workers:
+    with Workers(processes) as workers, files.lock(checkpoints / "tokenize.lock"):
         corpus = Corpus(raw, params.val_fraction, seed, params.drop_duplicates, workers)
         chosen = _tokenizer(params, raw, corpus, kept / "tokenizer", workers)
         parts = {split: kept / split for split in ("train", "val")}

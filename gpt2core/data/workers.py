@@ -40,7 +40,17 @@ class Workers:
         self._pool: ProcessPoolExecutor | None = None
 
     def __enter__(self) -> Workers:
+        """The processes start with the first task.
+
+        Raises:
+            UserError: in a process that is only now being started, by a program that works while it is imported.
+        """
         if self.processes > 1:
+            if getattr(multiprocessing.current_process(), "_inheriting", False):
+                raise UserError(
+                    "this script starts its work also when a working process imports it: put its work under "
+                    'if __name__ == "__main__":'
+                )
             spawn = multiprocessing.get_context("spawn")
             self._pool = ProcessPoolExecutor(self.processes, spawn, _start)
         return self
@@ -71,8 +81,8 @@ class Workers:
             for process in multiprocessing.active_children():
                 process.kill()
             raise UserError(
-                "a working process was killed, perhaps for want of memory; run again (what is finished is kept), "
-                "with fewer processes: GPT2CORE_PROCESSES=1"
+                "a working process was killed, perhaps for want of memory (if it said why, that stands above); "
+                "run again (what is finished is kept), with fewer processes: GPT2CORE_PROCESSES=1"
             ) from None
 
 

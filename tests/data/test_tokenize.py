@@ -315,6 +315,21 @@ def test_a_killed_worker_ends_in_a_message(root: Path, capfd: pytest.CaptureFixt
     assert "a working process was killed" in capfd.readouterr().err
 
 
+def test_a_script_that_works_when_imported_is_told_so(root: Path) -> None:
+    """A spawned process imports the script first: it would wait for its parent's lock, and its parent for it."""
+    folder_with(root / "raw" / "corpus", a=SEPARATOR.join(TALES))
+    (root / "run.py").write_text(SCRIPT.replace('if __name__ == "__main__":', "if True:"))
+    run = subprocess.run(
+        [sys.executable, root / "run.py", root, "2", "bpe"],
+        env={**os.environ, "DVC_ROOT": str(root)},
+        timeout=120,
+        capture_output=True,
+        text=True,
+    )
+    assert run.returncode == 1 and 'if __name__ == "__main__":' in run.stderr
+    assert not (root / "tokens").exists()
+
+
 def cmdline(pid: int) -> bytes:
     try:
         return Path(f"/proc/{pid}/cmdline").read_bytes()
