@@ -4,10 +4,11 @@ python -m benchmarks.novels [--minutes 30] [--side all]
 python -m benchmarks.novels --only-time                           on a quiet machine, then
 python -m benchmarks.novels --side ours --steps 4600              on a busy one
 
-All learn from the same tokens (those of the profile's tokenizer), and are measured in bits per byte of the two novels
-that are held out, of which every token is predicted, with at least half a context before it. A side has so many
-steps as fit into its minutes: first its start (compiling is part of it) and a step are timed, then it trains. Reading
-and tokenising, which they share, and the evaluation at the end do not count. Without internet: set GPT2CORE_MIRROR.
+nanoGPT is given the tokens of the profile's tokenizer, which is a part of our recipe, and once those of GPT-2's, which
+its own scripts make. All are measured in bits per byte of the two novels that are held out, of which every token is
+predicted, with at least half a context before it. A side has so many steps as fit into its minutes: first its start
+(compiling is part of it) and a step are timed, then it trains. Reading and tokenising, and the evaluation at the end,
+do not count. Without internet: set GPT2CORE_MIRROR.
 """
 
 from __future__ import annotations
@@ -37,24 +38,37 @@ from gpt2core.train.pretrain import pretrain
 
 PROFILE = Path(__file__).parent.parent / "profiles" / "novels.yaml"
 TIMED_STEPS = 20
-# nanoGPT's settings for a CPU, and the same model with our context and tokens a step; compiled, as by its default.
+# nanoGPT's settings for a CPU, also with our context and tokens a step, or on GPT-2's tokens; compiled, as by default.
 PEER = {"n_layer": 4, "n_head": 4, "n_embd": 128}
-PEERS = {"nanogpt": (64, 12), "nanogpt-256": (256, 8)}  # context and windows of a batch
+PEERS = {  # context, windows of a batch, tokenizer (None: the profile's)
+    "nanogpt": (64, 12, None),
+    "nanogpt-256": (256, 8, None),
+    "nanogpt-gpt2": (64, 12, "gpt2"),
+}
+VOCAB_MULTIPLE = 64  # to which nanoGPT pads a vocabulary: 50,257 to 50,304
 
 Train = Callable[[int], torch.nn.Module]  # of so many steps
+Data = tuple[Shard, Shard, Tokenizer]  # training, validation
 
 
-def load(params: config.Params, folder: Path) -> tuple[Shard, Shard, Tokenizer]:
-    """The tokens of both splits and their tokenizer; made in `folder` unless they are there."""
-    if not (folder / "tokens").is_dir():
+def load(params: config.Params, folder: Path, kind: str | None = None) -> Data:
+    """The tokens of both splits and their tokenizer; made in `folder` unless they are there.
+
+    Args:
+        kind: a tokenizer instead of the profile's.
+    """
+    if kind:
+        params = params.model_copy(update={"tokenizer": params.tokenizer.model_copy(update={"kind": kind})})
+        folder = folder / kind
+    tokens = folder / "tokens"
+    if not tokens.is_dir():
         only_corpus = params.data.model_copy(update={"sms": "embedded", "instructions": "embedded"})
         prepare_raw(only_corpus, params.tokenizer.kind, params.seed, folder / "raw", folder / "own")
-        tokenize(params.tokenizer, params.seed, folder / "raw", folder / "tokens")
-    tokens = folder / "tokens"
+        tokenize(params.tokenizer, params.seed, folder / "raw", tokens)
     return open_shard(tokens / "train.bin"), open_shard(tokens / "val.bin"), Tokenizer.load(tokens)
 
 
-def ours(params: config.Params, data: tuple[Shard, Shard, Tokenizer], steps: int) -> torch.nn.Module:
+def ours(params: config.Params, data: Data, steps: int) -> torch.nn.Module:
     """The profile's recipe in `steps` steps, without evaluations on the way."""
     recipe = params.pretrain.model_copy(
         update={
@@ -69,14 +83,13 @@ def ours(params: config.Params, data: tuple[Shard, Shard, Tokenizer], steps: int
     return pretrain(recipe, params.seed, *data).model
 
 
-def theirs(
-    context: int, batch_size: int, params: config.Params, data: tuple[Shard, Shard, Tokenizer], steps: int
-) -> torch.nn.Module:
+def theirs(context: int, batch_size: int, params: config.Params, data: Data, steps: int) -> torch.nn.Module:
     """nanoGPT's recipe for small models: learning rate 1e-3, to a tenth of it by a cosine, beta2 0.99."""
     train, _, tokenizer = data
     torch.manual_seed(params.seed)
     rng = np.random.default_rng(params.seed)
-    model = nanogpt.NanoGPT(nanogpt.Config(context, tokenizer.vocab_size, **PEER))
+    vocab_size = math.ceil(tokenizer.vocab_size / VOCAB_MULTIPLE) * VOCAB_MULTIPLE
+    model = nanogpt.NanoGPT(nanogpt.Config(context, vocab_size, **PEER))
     recipe = nanogpt.Recipe(
         learning_rate=1e-3, min_lr=1e-4, warmup_steps=min(100, steps - 1), decay_steps=steps, beta2=0.99
     )
@@ -125,17 +138,17 @@ def main(minutes: float, side: str, only_time: bool, steps: int | None, folder: 
     params = config.load_params(PROFILE)
     print(machine.description(), flush=True)
     recipe = params.pretrain
-    sides: dict[str, tuple[Any, int, int]] = {
-        "ours": (ours, recipe.context, recipe.context * recipe.batch_size * recipe.grad_accum_steps),
+    sides: dict[str, tuple[Any, int, int, str | None]] = {
+        "ours": (ours, recipe.context, recipe.context * recipe.batch_size * recipe.grad_accum_steps, None),
     }
-    for name, (context, batch_size) in PEERS.items():
-        sides[name] = (functools.partial(theirs, context, batch_size), context, context * batch_size)
+    for name, (context, batch_size, kind) in PEERS.items():
+        sides[name] = (functools.partial(theirs, context, batch_size), context, context * batch_size, kind)
     figures = {}
     with tempfile.TemporaryDirectory() as temporary:
-        data = load(params, folder or Path(temporary))
-        for name, (work, context, step_tokens) in sides.items():
+        for name, (work, context, step_tokens, kind) in sides.items():
             if side not in ("all", name):
                 continue
+            data = load(params, folder or Path(temporary), kind)
             train = functools.partial(work, params, data)
             row: dict[str, float] = {"minutes": minutes, "steps": steps or 0}
             if not steps:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import math
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -18,7 +19,7 @@ from gpt2core.tokenizer.train import train_char
 
 
 @pytest.fixture
-def data() -> tuple[Shard, Shard, novels.Tokenizer]:
+def data() -> novels.Data:
     text = "In the beginning was the word. " * 200
     tokenizer = train_char([text])
     ids = np.array(tokenizer.encode(text), np.uint16)
@@ -40,13 +41,29 @@ def small_peer(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.usefixtures("small_peer")
-def test_both_sides_learn(params: config.Params, data: tuple[Shard, Shard, novels.Tokenizer]) -> None:
+def test_both_sides_learn(params: config.Params, data: novels.Data) -> None:
     _, val, tokenizer = data
     for side in (novels.ours, functools.partial(novels.theirs, 64, 4)):
         few, many = (
             novels.bits_per_byte(side(params, data, steps), val, tokenizer.eot_id, 64) for steps in (2, 200)
         )  # fmt: skip
         assert many < 0.5 * few, side
+
+
+def test_a_side_may_have_gpt2s_tokens(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, mirror: Path) -> None:
+    monkeypatch.setenv("GPT2CORE_MIRROR", str(mirror))
+    monkeypatch.setenv("DVC_ROOT", str(tmp_path))
+    params = config.load_params(novels.PROFILE)
+    verdict = params.data.model_copy(update={"corpus": "the-verdict"})
+    bpe = params.tokenizer.model_copy(update={"vocab_size": 512})
+    small = params.model_copy(update={"data": verdict, "tokenizer": bpe})
+    for _ in range(2):  # made, then found
+        ours, theirs = (novels.load(small, tmp_path / "kept", kind) for kind in (None, "gpt2"))
+        text = next((mirror / "the-verdict").glob("*.txt")).read_text()
+        for (train, val, tokenizer), vocab_size in ((ours, 512), (theirs, 50257)):
+            ids = [*train.tokens.tolist(), *val.tokens.tolist()]
+            assert tokenizer.vocab_size == vocab_size and tokenizer.decode(ids).startswith(text[:5000])
+        assert ours[1].n_bytes == theirs[1].n_bytes  # of the same text: bits a byte compare
 
 
 def test_bits_per_byte_of_a_model_that_finds_all_tokens_equally_likely() -> None:
