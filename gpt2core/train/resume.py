@@ -106,9 +106,7 @@ class Resume:
             return
         if distributed.total(self.is_pause(step)):
             self._save(step)
-        if distributed.total(self._signal is not None):
-            say(f"{self.name}: saved at step {self.step} of {self.max_steps}; the same command goes on from there")
-            raise KeyboardInterrupt if self._signal == signal.SIGINT else Terminated
+        self._end_if_told()
 
     def _save(self, step: int) -> None:
         start_s = time.monotonic()
@@ -125,10 +123,18 @@ class Resume:
             self._handlers = {number: signal.signal(number, self._stop) for number in SIGNALS}
         return self
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(self, error: type[BaseException] | None, *_: object) -> None:
         for number, handler in self._handlers.items():
             signal.signal(number, handler)
         self._handlers = {}
+        if self._is_kept and not error:
+            self._end_if_told()  # after the last pause
+
+    def _end_if_told(self) -> None:
+        if distributed.total(self._signal is not None):
+            number, self._signal = self._signal, None
+            say(f"{self.name}: saved at step {self.step} of {self.max_steps}; the same command goes on from there")
+            raise KeyboardInterrupt if number == signal.SIGINT else Terminated
 
     def _stop(self, number: int, frame: FrameType | None) -> None:
         if self._signal and number == signal.SIGINT:

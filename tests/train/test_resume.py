@@ -283,6 +283,15 @@ def test_a_signal_saves_first(
     assert torch.equal(Training(states).run().weights(), Training(None).run().weights())
 
 
+def test_a_signal_after_the_last_pause_is_not_lost(states: States, capfd: pytest.CaptureFixture[str]) -> None:
+    training = Training(states).run()
+    with pytest.raises(Terminated), training.resume:
+        os.kill(os.getpid(), signal.SIGTERM)
+    assert "pretrain: saved at step 10 of 10; the same command goes on from there" in capfd.readouterr().err
+    with training.resume:
+        pass  # it was told once
+
+
 def test_a_second_ctrl_c_ends_it_at_once(states: States, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("GPT2CORE_SAVE_INTERVAL_S")
     with pytest.raises(KeyboardInterrupt):
