@@ -13,6 +13,9 @@ if "PYTEST_XDIST_WORKER_COUNT" in os.environ:
     n_threads = max(1, (os.cpu_count() or 1) // int(os.environ["PYTEST_XDIST_WORKER_COUNT"]))
     os.environ.setdefault("OMP_NUM_THREADS", str(n_threads))
 
+# Servers of tests are on this machine, whatever proxy the way out takes.
+os.environ["NO_PROXY"] = os.environ["no_proxy"] = "127.0.0.1,localhost"
+
 ROOT = Path(__file__).parent.parent
 CANNOT_BE_INSTALLED = ("real OpenAI weights", "CUDA")
 SEED = int(os.environ.get("GPT2CORE_TEST_SEED", "0"))  # another one shows a test that holds for some draws only

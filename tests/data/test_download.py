@@ -29,7 +29,7 @@ from gpt2core.data.sources import Asset, File, find
 from gpt2core.errors import UserError
 
 BODY = bytes(range(256)) * 800  # 200 KB
-FAST = Retry(first_wait_s=0.001, longest_wait_s=0.01, connect_timeout_s=2, read_timeout_s=0.5)
+FAST = Retry(first_wait_s=0.001, longest_wait_s=0.01, connect_timeout_s=10, read_timeout_s=10)
 
 
 class Server(ThreadingHTTPServer):
@@ -257,7 +257,8 @@ def test_a_trouble_on_the_way_is_got_over(http: Server, project: Path, trouble: 
 
 def test_a_server_that_hangs_is_asked_again(http: Server, project: Path) -> None:
     http.troubles = ["hang"]
-    assert get(asset(), project) == BODY
+    assert get(asset(), project, replace(FAST, read_timeout_s=0.3)) == BODY
+    assert len(http.requests) == 2
 
 
 def test_a_server_that_keeps_cutting_ends_in_a_message(http: Server, project: Path) -> None:

@@ -292,9 +292,10 @@ def test_the_steps_planned_are_those_of_the_committed_results() -> None:
 def test_a_deep_model_measured_by_few_blocks_needs_what_the_whole_one_does() -> None:
     params = config.load_params(ROOT / "profiles/embedded.yaml")
     deep = replace(SMALL, n_embd=384, vocab_size=1000)
-    scaled, whole = step.measure(deep, params), step._alone(deep, params)
-    assert scaled.memory_bytes == pytest.approx(whole.memory_bytes, rel=0.25)  # what allocators keep differs
-    assert 0.3 < scaled.step_s / whole.step_s < 3  # other work shares the machine
+    # Other work shares the machine: by turns, and the least of each.
+    scaled, whole = zip(*((step.measure(deep, params), step._alone(deep, params)) for _ in range(3)), strict=True)
+    assert scaled[0].memory_bytes == pytest.approx(whole[0].memory_bytes, rel=0.25)  # what allocators keep differs
+    assert 0.3 < min(cost.step_s for cost in scaled) / min(cost.step_s for cost in whole) < 3
 
 
 @pytest.mark.slow
@@ -321,7 +322,7 @@ def test_the_predicted_time_is_about_the_stages_own(tmp_path: Path) -> None:
     """Of the default pretraining's steps, measured as a stage takes them, in a process as the doctor's."""
     params = config.load_params(ROOT / "profiles/embedded.yaml")
     training = replace(needs.trainings(params, ROOT)[0], n_forward=0)
-    predicted_s = step.measure(training, params).step_s
+    predicted_s = min(step.measure(training, params).step_s for _ in range(3))  # other work shares the machine
     code = (
         "import sys, time, numpy as np, torch\n"
         "from types import SimpleNamespace as N\n"
@@ -334,7 +335,7 @@ def test_the_predicted_time_is_about_the_stages_own(tmp_path: Path) -> None:
         "train(m, o, lambda s: 1.0, lambda s: [w.batch(s)], lambda b: m.loss_sum(b.inputs[0], b.targets),\n"
         "      max_steps=12, grad_clip=1.0, on_step=lambda d: at.append(time.perf_counter()),\n"
         "      is_pause=lambda s: False, on_pause=lambda s: None)\n"
-        "print((at[-1] - at[1]) / (len(at) - 2))\n"
+        "print(min(np.diff(at[1:])))\n"
     )
     start_s = time.monotonic()
     real_s = float(subprocess.check_output([sys.executable, "-c", code], text=True, timeout=300))

@@ -17,7 +17,7 @@ import yaml
 from tests.report.html import Page
 from tests.stages.conftest import ROOT, Project
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200)]  # the fixtures count, too
 LABELS = ["sea & weather", "sport", "trade"]
 PICTURES = ("accuracy", "confusion", "reliability", "roc", "precision_recall")
 

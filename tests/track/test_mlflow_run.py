@@ -170,16 +170,21 @@ def test_metrics_are_seen_while_the_stage_runs(root, monkeypatch):
 def test_what_the_machine_does_is_on_the_page_of_system_metrics(root, monkeypatch):
     monkeypatch.setattr(mlflow_run, "FLUSH_INTERVAL_S", 0.1)
     ballast = bytearray(300_000_000)  # of this process
+    usage = "system/system_memory_usage_percentage"
     with stage_run("pretrain", PARAMS) as run:
         run.log_metrics({"loss": 2.0}, step=1)
-        time.sleep(1)
+        (child,) = runs(root)[1]
+        deadline_s = time.monotonic() + 20
+        while len(client(root).get_metric_history(child.info.run_id, usage)) < 2:
+            assert time.monotonic() < deadline_s, "the machine's load was not sent before the end of the stage"
+            time.sleep(0.1)
     (child,) = runs(root)[1]
     found = {name: value for name, value in child.data.metrics.items() if name.startswith("system/")}
     assert 0 <= found["system/cpu_utilization_percentage"] <= 100
     assert len(ballast) / 1e6 < found["system/process_memory_usage_megabytes"]
     assert found["system/process_memory_usage_megabytes"] < found["system/system_memory_usage_megabytes"]
-    history = client(root).get_metric_history(child.info.run_id, "system/system_memory_usage_percentage")
-    assert len(history) > 1 and sorted(row.step for row in history) == list(range(len(history)))
+    history = client(root).get_metric_history(child.info.run_id, usage)
+    assert sorted(row.step for row in history) == list(range(len(history)))
 
 
 def test_inputs_are_tags_and_datasets(root):

@@ -309,7 +309,7 @@ class Served:
     def wait(self) -> None:
         end_s = time.monotonic() + START_S
         while True:
-            with contextlib.suppress(requests.ConnectionError):
+            with contextlib.suppress(requests.ConnectionError, requests.Timeout):
                 if requests.get(f"{self.address}/ping", timeout=5).ok:
                     return
             self.log.seek(0)
