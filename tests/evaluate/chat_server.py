@@ -26,7 +26,6 @@ class Request:
     path: str
     headers: Message  # by name, whatever the case
     body: dict[str, Any]
-    time_s: float  # when it came
 
     @property
     def prompt(self) -> str:
@@ -50,7 +49,7 @@ class Server:
         class Handler(BaseHTTPRequestHandler):
             def do_POST(self) -> None:
                 body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-                request = Request(self.path, self.headers, body, time.monotonic())
+                request = Request(self.path, self.headers, body)
                 with lock:
                     outer.requests.append(request)
                     outer.at_once += 1

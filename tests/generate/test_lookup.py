@@ -121,7 +121,7 @@ def test_no_token_is_another_for_it(penalty: float) -> None:
     assert min(n_right, n_in_vain) > 20
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(st.integers(0, 10_000), st.integers(1, 45), st.integers(1, 30), st.sampled_from([1.0, 1.2]))
 def test_every_limit_gives_the_beginning_of_the_same_text(seed: int, length: int, new: int, penalty: float) -> None:
     ids = torch.tensor([random_prompt(length, seed)])

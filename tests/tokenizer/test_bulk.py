@@ -28,7 +28,7 @@ def one_by_one(tokenizer: Tokenizer, pieces: list[tuple[str, bool]]) -> list[int
 @example([("  a", True), ("a  ", True), ("  ", True), ("", True)])
 @example([("a \n\n b\r\n\r\nc\n", True), ("\t\tif x:\n\n        y", True), (" ", True)])
 @example([("\xa0 a", True), ("a\x00  b", True), ("<|endoftext|>", True)])
-@settings(max_examples=500, deadline=None)
+@settings(max_examples=500)
 def test_bulk_encoding_equals_one_by_one(pieces: list[tuple[str, bool]]) -> None:
     assert BulkEncoder(LEARNED).encode(pieces).tolist() == one_by_one(LEARNED, pieces)
 

@@ -66,7 +66,7 @@ def test_too_small_a_corpus_is_refused() -> None:
         train_bpe(["aaab"], 300)
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(st.text(max_size=60))
 def test_any_text_comes_back(text: str) -> None:
     tokenizer = _cached_bpe()

@@ -189,7 +189,7 @@ def test_a_slip_is_mended_and_another_rater_begins_afresh(page: Tab, served: Ser
     press(page, "1", "1", "1", "ArrowLeft", "ArrowDown", "5")  # back, the second question
     page.wait("document.querySelector('[data-question=helpfulness] [aria-checked=true]').textContent === '5'")
     end_s = time.monotonic() + 30
-    while served.ratings.read()["Bob"].get(order[0], {}).get("helpfulness") != 5:
+    while served.ratings.read().get("Bob", {}).get(order[0], {}).get("helpfulness") != 5:
         assert time.monotonic() < end_s
         time.sleep(0.05)
     assert served.ratings.read()["Bob"][order[0]] == {"correctness": 1, "helpfulness": 5, "safety": 1}

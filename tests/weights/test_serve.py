@@ -60,7 +60,7 @@ def client(models: Path) -> Iterator[openai.OpenAI]:
 def _answers(url: str) -> bool:
     try:
         return requests.get(url, timeout=5).ok
-    except requests.ConnectionError:
+    except requests.RequestException:
         return False
 
 

@@ -363,8 +363,6 @@ def no_huge_allocation() -> Iterator[None]:
 
 fuzz = settings(
     max_examples=250,
-    deadline=None,
-    derandomize=True,
     suppress_health_check=[HealthCheck.function_scoped_fixture],  # each example writes the folder anew
 )
 
