@@ -43,6 +43,6 @@ def test_every_character_but_the_first_counts_once() -> None:
 
 @pytest.mark.slow
 def test_500_steps_are_better_than_nanogpts_2000(mirror: Path) -> None:
-    """nanoGPT's own: 1.907 as the mean of three seeds here."""
+    """nanoGPT's own: 1.888 in the run that set the aim, 1.907 as the mean of three seeds here."""
     loss, _ = tiny_shakespeare.ours(*tiny_shakespeare.load(mirror), seed=0)
-    assert loss < 1.907
+    assert loss < 1.888

@@ -14,6 +14,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+import psutil
 import pytest
 
 from tests.stages.conftest import Project, clone
@@ -37,30 +38,17 @@ def leftovers(root: Path) -> list[str]:
 # -- Kills and order -------------------------------------------------------------------------------------------------
 
 
-def process_state(pid: int) -> str:
-    """Its letter, as in `ps`."""
-    return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
-
-
-def open_files(pid: int) -> set[str]:
-    """Their names, without folders."""
-    found = set()
-    for link in Path(f"/proc/{pid}/fd").iterdir():
-        with contextlib.suppress(FileNotFoundError):
-            found.add(Path(os.readlink(link)).name)
-    return found
-
-
 @contextlib.contextmanager
 def between_writes_of_the_lock(dvc_pid: int) -> Iterator[None]:
     """DVC stands still, and not in the midst of dvc.lock: that is written in place, and what is cut off is lost."""
+    dvc = psutil.Process(dvc_pid)
     while True:
-        os.kill(dvc_pid, signal.SIGSTOP)
-        while process_state(dvc_pid) not in "TZ":
+        dvc.suspend()
+        while dvc.status() not in (psutil.STATUS_STOPPED, psutil.STATUS_ZOMBIE):
             time.sleep(0.01)
-        if process_state(dvc_pid) == "Z" or "dvc.lock" not in open_files(dvc_pid):
+        if dvc.status() == psutil.STATUS_ZOMBIE or not any(f.path.endswith("dvc.lock") for f in dvc.open_files()):
             break
-        os.kill(dvc_pid, signal.SIGCONT)
+        dvc.resume()
         time.sleep(0.1)
     yield
     os.kill(dvc_pid, signal.SIGCONT)  # or it would not see SIGTERM
