@@ -69,13 +69,13 @@ def main() -> None:
         results.write_tables(PLOTS)
         files.write_json("metrics/finetune_classify.json", metrics)
         run.log_artifact(CURVE)
-        run.log_figure(plots.accuracy_curve, CURVE, PLOTS / "classify_accuracy.svg")
-        run.log_figure(plots.confusion_matrix, metrics["confusion_matrix"], labels, PLOTS / "classify_confusion.svg")
-        run.log_figure(plots.reliability, calibration.bins, calibration.ece, labels, PLOTS / "classify_reliability.svg")
-        run.log_figure(plots.roc_curves, results.roc, areas["roc_auc"], PLOTS / "classify_roc.svg")
+        run.log_figure("classify_accuracy", plots.accuracy_curve, CURVE)
+        run.log_figure("classify_confusion", plots.confusion_matrix, metrics["confusion_matrix"], labels)
+        run.log_figure("classify_reliability", plots.reliability, calibration.bins, calibration.ece, labels)
+        run.log_figure("classify_roc", plots.roc_curves, results.roc, areas["roc_auc"])
         run.log_figure(
-            plots.precision_recall_curves, results.precision_recall, areas["average_precision"],
-            PLOTS / "classify_precision_recall.svg",
+            "classify_precision_recall", plots.precision_recall_curves, results.precision_recall,
+            areas["average_precision"],
         )  # fmt: skip
         run.finish(metrics)
         run.log_model("classifier", MODEL, metrics)

@@ -59,7 +59,7 @@ def main() -> None:
         files.write_json("metrics/finetune_instruct.json", results.metrics)
         run.log_artifact(CURVE)
         run.log_artifact(RESPONSES / "test.json")
-        run.log_figure(plots.loss_curve, CURVE, CURVE.with_name("instruct_loss.svg"))
+        run.log_figure("instruct_loss", plots.loss_curve, CURVE)
         run.finish(results.metrics)
         run.log_model("instruct", MODEL, results.metrics)
 

@@ -21,7 +21,6 @@ RESPONSES = "data/responses"
 MODEL = Path("models/instruct")  # for evaluate.tasks alone
 METRICS = "metrics/llm_judge_eval.json"
 SCORES = "metrics/plots/judge_scores.csv"
-PICTURE = "metrics/plots/judge_scores.svg"
 REPLIES = ".judge-replies"  # in the project's root, as states: an experiment's temporary copy is deleted
 
 
@@ -46,7 +45,7 @@ def main() -> None:
         files.write_json(METRICS, metrics)
         run.log_artifact(SCORES)
         others = {name: metrics[f"{name}_score"] for name in ("base", "echo", "nearest")}
-        run.log_figure(plots.score_histogram, evaluation.reports[0].model, others, PICTURE)
+        run.log_figure("judge_scores", plots.score_histogram, evaluation.reports[0].model, others)
         run.finish(metrics)
     print(*evaluation.lines(), sep="\n")
     if table:

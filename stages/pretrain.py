@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 from gpt2core import config, files, runtime
-from gpt2core.data.shards import documents, open_shard, opening
+from gpt2core.data.shards import Shard, documents, open_shard, opening
 from gpt2core.data.synthetic import log2_probability
 from gpt2core.evaluate.language_model import evaluate
 from gpt2core.evaluate.trigram import Trigram
-from gpt2core.inspect import inspect
+from gpt2core.inspect import LanguageModelInspection, inspect
+from gpt2core.model import GPT
 from gpt2core.runtime import run_stage
 from gpt2core.tokenizer import Tokenizer
 from gpt2core.track import plots, stage_run
@@ -20,10 +23,9 @@ from gpt2core.train.states import stage_states
 from gpt2core.weights.model_dir import save_model
 
 TOKENS = Path("data/tokens")
-PLOTS = Path("metrics/plots")
-CURVE = PLOTS / "pretrain.csv"
+CURVE = Path("metrics/plots/pretrain.csv")
 MAX_TRIGRAM_TOKENS = 20_000_000  # its counts are held in memory
-PROMPT_TOKENS = 16  # of the first validation document: what the pictures of the model's inside show
+PROMPT_TOKENS = 16  # of the first validation document, for the pictures of attention and temperature
 
 
 def main() -> None:
@@ -60,17 +62,30 @@ def main() -> None:
         files.write_json("metrics/pretrain.json", metrics)
         run.log_artifact(CURVE)
         run.log_artifact("metrics/samples.json")
-        run.log_figure(plots.loss_curve, CURVE, PLOTS / "pretrain_loss.svg")
-        run.log_figure(plots.perplexity_curve, CURVE, PLOTS / "pretrain_perplexity.svg")
-        run.log_figure(plots.learning_rate_curve, CURVE, PLOTS / "pretrain_learning_rate.svg")
-        run.log_figure(plots.grad_norm_curve, CURVE, PLOTS / "pretrain_grad_norm.svg")
-        prompt = opening(val, tokenizer.eot_id, min(PROMPT_TOKENS, result.model.config.n_positions))
-        inside = inspect(result.model, tokenizer, prompt)
-        next_tokens = [candidate.token for candidate in inside.candidates]
-        attention = inside.attention.numpy()  # [L, H, T, T]
-        run.log_figure(plots.attention_heatmaps, attention, inside.tokens, PLOTS / "pretrain_attention.svg")
-        run.log_figure(plots.temperature_effect, next_tokens, inside.by_temperature, PLOTS / "pretrain_temperature.svg")
+        run.log_figure("pretrain_loss", plots.loss_curve, CURVE)
+        run.log_figure("pretrain_perplexity", plots.perplexity_curve, CURVE)
+        run.log_figure("pretrain_learning_rate", plots.learning_rate_curve, CURVE)
+        run.log_figure("pretrain_grad_norm", plots.grad_norm_curve, CURVE)
+        inspection = cache(lambda: inspect_prompt(result.model, tokenizer, val))  # once, and only for a tracked run
+        run.log_figure("pretrain_attention", draw_attention, inspection)
+        run.log_figure("pretrain_temperature", draw_temperature, inspection)
         run.finish(metrics)
+
+
+def inspect_prompt(model: GPT, tokenizer: Tokenizer, val: Shard) -> LanguageModelInspection:
+    """Inspect the model on the first tokens of the first validation document."""
+    return inspect(model, tokenizer, opening(val, tokenizer.eot_id, min(PROMPT_TOKENS, model.config.n_positions)))
+
+
+def draw_attention(inspection: Callable[[], LanguageModelInspection], path: Path) -> None:
+    """Draw the attention of every head."""
+    plots.attention_heatmaps(inspection().attention.numpy(), inspection().tokens, path)
+
+
+def draw_temperature(inspection: Callable[[], LanguageModelInspection], path: Path) -> None:
+    """Draw the effect of the temperature on the next token."""
+    next_tokens = [candidate.token for candidate in inspection().candidates]
+    plots.temperature_effect(next_tokens, inspection().by_temperature, path)
 
 
 if __name__ == "__main__":

@@ -26,7 +26,7 @@ def main() -> None:
         of_documents = lengths.document_lengths(train, tokenizer.eot_id)
         files.write_csv(PLOTS / "token_lengths.csv", lengths.TOKEN_COLUMNS, of_tokens)
         files.write_csv(PLOTS / "document_lengths.csv", lengths.DOCUMENT_COLUMNS, of_documents)
-        run.log_figure(plots.token_lengths, of_tokens, of_documents, PLOTS / "token_lengths.svg")
+        run.log_figure("token_lengths", plots.token_lengths, of_tokens, of_documents)
         run.finish(metrics)
 
 

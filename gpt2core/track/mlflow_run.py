@@ -18,6 +18,7 @@ import itertools
 import os
 import re
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -130,10 +131,26 @@ class StageRun:
         """Store a text as the artifact `name`."""
         self._attempt(lambda: self._client.log_text(self._run_id, text, name))
 
-    def log_figure(self, plot: Callable[..., None], *arguments: Any) -> None:
-        """Draw `plot(*arguments)` of `gpt2core.track.plots`, whose last argument is the file, and copy it to plots/."""
-        plot(*arguments)
-        self.log_artifact(arguments[-1], "plots")
+    def log_figure(self, name: str, plot: Callable[..., None], *arguments: Any) -> None:
+        """Draw a figure and log it as the artifact `plots/<name>.svg`. A run that is not tracked draws nothing.
+
+        An error while drawing becomes a warning; the stage and its tracking continue.
+
+        Args:
+            name: the artifact's name, without the suffix.
+            plot: called as `plot(*arguments, path)`; writes the figure to `path`, as `gpt2core.track.plots` does.
+                Compute here what only the figure needs, so that a run that is not tracked does not compute it.
+            arguments: passed to `plot`.
+        """
+        if not self._tracked:
+            return
+        try:
+            with tempfile.TemporaryDirectory() as folder:
+                path = Path(folder, f"{name}.svg")
+                plot(*arguments, path)
+                self.log_artifact(path, "plots")
+        except Exception as error:  # a picture is never a reason to lose a training
+            _warn(f"stage {self.stage}: plots/{name}.svg was not drawn", error)
 
     def log_model(self, kind: str, folder: str | os.PathLike[str], metrics: Mapping[str, Any]) -> None:
         """Log a model directory as an MLflow model, `classifier` or `instruct`, as far as `mlflow` of the params says.

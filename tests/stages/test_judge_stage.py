@@ -23,7 +23,7 @@ from tests.evaluate.chat_server import Reply, Request, Server
 
 ROOT = Path(__file__).parents[2]
 KEY = "sk-stage-0123456789"
-OUTS = ("metrics/llm_judge_eval.json", "metrics/plots/judge_scores.csv", "metrics/plots/judge_scores.svg")
+OUTS = ("metrics/llm_judge_eval.json", "metrics/plots/judge_scores.csv")
 N = 12
 
 

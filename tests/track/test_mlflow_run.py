@@ -276,23 +276,80 @@ def test_only_numbers_are_metrics():
     assert values.numbers(metrics) == {"a": 1.0, "b.c.7": 0.5, "h": math.inf}
 
 
-def test_a_figure_is_drawn_and_copied_to_the_run(root):
-    def drawing(text: str, path: Path) -> None:
-        path.write_text(text)
+def write_text(text: str, path: Path) -> None:
+    """Stand for a plot of `gpt2core.track.plots`."""
+    path.write_text(text)
 
-    with stage_run("pretrain", PARAMS) as run:
-        run.log_figure(drawing, "<svg/>", root / "loss.svg")
+
+def figures(root: Path) -> dict[str, str]:
+    """Return each figure of the one run, by its name."""
     (child,) = runs(root)[1]
-    artifacts = client(root).list_artifacts(child.info.run_id, "plots")
-    assert [artifact.path for artifact in artifacts] == ["plots/loss.svg"]
-    assert (root / "loss.svg").read_text() == "<svg/>"
+    folder = Path(child.info.artifact_uri.removeprefix("file://"))
+    return {path.name: path.read_text() for path in (folder / "plots").glob("*")}
 
 
-def test_a_figure_is_drawn_without_tracking_too(fresh_root, monkeypatch):
-    monkeypatch.setenv("GPT2CORE_TRACKING", "off")
+def test_a_figure_is_an_artifact_and_no_file_of_the_project(root):
+    drawn_at = []
     with stage_run("pretrain", PARAMS) as run:
-        run.log_figure(lambda path: path.write_text("<svg/>"), fresh_root / "loss.svg")
-    assert (fresh_root / "loss.svg").exists()
+        run.log_figure("loss", write_text, "<svg/>")
+        run.log_figure("norm", lambda path: drawn_at.append(path) or path.touch())
+    assert figures(root) == {"loss.svg": "<svg/>", "norm.svg": ""}
+    assert {path.relative_to(root).parts[0] for path in root.rglob("*.svg")} == {"mlartifacts"}
+    assert not drawn_at[0].parent.exists(), "the temporary folder is left behind"
+
+
+UNTRACKED_FIGURE = """
+import sys
+from gpt2core.config import Params
+from gpt2core.track import plots, stage_run
+
+with stage_run("pretrain", Params.model_construct(seed=7)) as run:
+    run.log_figure("loss", plots.token_loss, ["a", "b"], [None, 2.5])
+print({"mlflow", "matplotlib"} & {*sys.modules})
+"""
+
+
+def test_a_run_that_is_not_tracked_draws_nothing(fresh_root):
+    environment = {**os.environ, "GPT2CORE_TRACKING": "off"}
+    done = in_new_process("-c", UNTRACKED_FIGURE, env=environment)
+    assert (done.stdout, done.stderr) == ("set()\n", "")
+    assert not [path for path in fresh_root.rglob("*") if path.suffix == ".svg"]
+
+
+def test_a_run_that_lost_its_store_draws_nothing(root, monkeypatch, capfd):
+    drawn = []
+    with stage_run("pretrain", PARAMS) as run:
+        monkeypatch.setattr(store, "send_tags", lambda *_: 1 / 0)
+        run.set_tags({"a": 1})
+        run.log_figure("loss", drawn.append)
+    assert drawn == []
+    assert capfd.readouterr().err.startswith(WARNING)
+
+
+@pytest.mark.parametrize("error", [UserError("curve.csv: no rows"), ImportError("no matplotlib"), OSError(28, "full")])
+def test_a_figure_that_fails_is_a_warning_and_stops_neither_stage_nor_tracking(root, capfd, error):
+    def fail(path: Path) -> None:
+        path.write_text("half")
+        raise error
+
+    with stage_run("pretrain", PARAMS) as run:
+        run.log_figure("loss", fail)
+        run.log_figure("norm", write_text, "<svg/>")
+        run.finish({"val_loss": 1.5})
+    (warning,) = capfd.readouterr().err.splitlines()
+    assert warning == f"warning: stage pretrain: plots/loss.svg was not drawn ({type(error).__name__}: {error})"
+    assert figures(root) == {"norm.svg": "<svg/>"}
+    (child,) = runs(root)[1]
+    assert (child.info.status, child.data.metrics["val_loss"]) == ("FINISHED", 1.5)
+
+
+def test_ctrl_c_while_drawing_ends_the_stage(root):
+    def interrupt(path: Path) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt), stage_run("pretrain", PARAMS) as run:
+        run.log_figure("loss", interrupt)
+    assert runs(root)[1][0].info.status == "KILLED"
 
 
 def test_a_store_that_breaks_in_the_middle_is_one_warning(root, capfd):
