@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -27,3 +28,12 @@ def test_no_output_is_a_picture(name: str) -> None:
     paths = [*outputs(DVC["stages"][name])]
     assert paths
     assert [path for path in paths if Path(path).suffix.lower() in PICTURES] == []
+
+
+def test_git_keeps_exactly_the_outputs_that_dvc_does_not_cache() -> None:
+    """A picture, or a file that says which machine ran a stage, would be one more."""
+    listed = subprocess.run(
+        ["git", "ls-files", "-z", "metrics"], cwd=ROOT, capture_output=True, text=True, check=True, timeout=60
+    ).stdout  # fmt: skip
+    kept = {name for name in listed.split("\0") if name and (ROOT / name).exists()}
+    assert kept == {path for stage in DVC["stages"].values() for path in outputs(stage) if path.startswith("metrics/")}

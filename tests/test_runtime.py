@@ -80,3 +80,8 @@ def test_progress_is_shown_on_a_terminal_for_what_takes_long(
     assert ("read" in stream.getvalue()) == shown
     if not shown:
         assert stream.getvalue() == ""
+
+
+def test_the_environment_names_the_device_that_is_used(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("GPT2CORE_DEVICE", "cpu")
+    assert runtime.environment()["device"] == "cpu"

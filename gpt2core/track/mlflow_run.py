@@ -28,7 +28,6 @@ from typing import TYPE_CHECKING, Any
 from gpt2core import config, files
 from gpt2core.errors import UserError
 from gpt2core.track import state, store, untracked
-from gpt2core.track.environment import recorded_environment
 from gpt2core.track.inputs import input_hashes, log_datasets
 from gpt2core.track.pipeline_run import PIPELINE_TAG, RESULTS_TAG, Pipeline, common_tags, current_pipeline, git_revision
 from gpt2core.track.store import MetricRow
@@ -73,8 +72,7 @@ def stage_run(
     run._start(sections, inputs)
     status, reason = "FINISHED", ""
     try:
-        with recorded_environment(stage):
-            yield run
+        yield run
     except BaseException as error:
         status, reason = _outcome(error)
         raise

@@ -232,6 +232,7 @@ def _open(folder: Path, known: Mapping[str, Any]) -> None:
     if not _states_in(folder):
         _tell_of_another(folder, known)
     files.write_json(folder / "key.json", known)
+    files.write_json(folder / "environment.json", runtime.environment())
     files.write_json(folder / "holder.json", {"pid": os.getpid()})
 
 

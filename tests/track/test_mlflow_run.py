@@ -16,6 +16,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from gpt2core import runtime
 from gpt2core.config import Params, Tokenizer
 from gpt2core.errors import UserError
 from gpt2core.track import mlflow_run, pipeline_run, stage_run, store, values
@@ -198,6 +199,24 @@ def test_inputs_are_tags_and_datasets(root):
     assert child.data.tags["input.data/sms.jsonl"] == md5
     shown = {row.dataset.name: (row.dataset.digest, row.tags[0].value) for row in child.inputs.dataset_inputs}
     assert shown == {"data/sms.jsonl": (md5, "training"), "models/base": ("a" * 32, "base model")}
+
+
+def test_the_environment_is_tags_of_parent_and_child(root):
+    here = runtime.environment()
+    assert here.keys() >= {"python", "torch", "cpu", "threads", "cpu_capability", "device"}
+    with stage_run("pretrain", PARAMS):
+        pass
+    (parent,), (child,) = runs(root)
+    assert here.items() <= parent.data.tags.items()
+    assert here.items() <= child.data.tags.items()
+    assert not (root / "metrics").exists(), "it is no file of the project"
+
+
+def test_threads_are_no_tag_of_a_stage_without_torch(root):
+    assert in_new_process("-c", STAGE, "tokenize", env={**os.environ, "GPT2CORE_TRACKING": "on"}).returncode == 0
+    (child,) = runs(root)[1]
+    assert "python" in child.data.tags
+    assert not child.data.tags.keys() & {"threads", "cpu", "cpu_capability", "device"}
 
 
 COST = """
@@ -405,10 +424,7 @@ def test_tracking_can_be_turned_off(fresh_root):
     done = in_new_process("-c", STAGE, "pretrain", env={**os.environ, "GPT2CORE_TRACKING": "off"})
     assert (done.returncode, done.stderr) == (0, "")
     written = {path.relative_to(fresh_root).as_posix() for path in fresh_root.rglob("*") if path.is_file()}
-    assert {name for name in written if not name.startswith(".locks/")} == {
-        "metrics/environment.json",  # a result like the metrics
-        "pretrain.done",
-    }
+    assert {name for name in written if not name.startswith(".locks/")} == {"pretrain.done"}
 
 
 def test_importing_it_imports_nothing_heavy(fresh_root):

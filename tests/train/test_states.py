@@ -222,6 +222,16 @@ def test_resuming_can_be_turned_off(project: Path, monkeypatch: pytest.MonkeyPat
     assert not (project / ".checkpoints").exists()
 
 
+def test_the_folder_says_where_the_stage_runs(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for cpu in ("one", "another"):
+        here = runtime.environment() | {"cpu": cpu}
+        monkeypatch.setattr(runtime, "environment", lambda here=here: here)
+        with stage_states("pretrain", {}, []) as stage:
+            assert stage.folder is not None
+            stage.training("pretrain").save(1, tensors(1), {})  # type: ignore[union-attr]
+        assert json.loads((stage.folder / "environment.json").read_text()) == here
+
+
 # -- The key ---------------------------------------------------------------------------------------------------------
 
 
