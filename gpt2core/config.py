@@ -32,6 +32,7 @@ OPENAI_SIZES = ("124M", "355M", "774M", "1558M", "tiny")
 
 MISSING = "missing; profiles/embedded.yaml shows a value, `gpt2core doctor` all lines that an older file lacks"
 
+Numerics = Literal["portable", "native"]  # see gpt2core/numerics
 PositiveInt = Annotated[int, Field(gt=0)]
 Count = Annotated[int, Field(ge=0)]
 Seed = Annotated[int, Field(ge=0, lt=2**63)]  # what torch's generators take
@@ -276,6 +277,7 @@ with warnings.catch_warnings():
 
 class Params(Section):
     seed: Seed
+    numerics: Numerics
     data: Data
     tokenizer: Tokenizer
     pretrain: Pretrain
@@ -344,9 +346,12 @@ def _explain(details: Any) -> str:
 
 def _sound_part(values: dict[str, Any], wrong: set[tuple[Any, ...]]) -> Params:
     """The params without the keys at the `wrong` places; what is absent raises AttributeError when it is asked for."""
-    sections = {}
+    sections: dict[str, Any] = {}
     for name, field in Params.model_fields.items():
-        if isinstance(values.get(name), dict) and name != "seed":
+        if name in ("seed", "numerics"):
+            if name in values and (name,) not in wrong:
+                sections[name] = values[name]
+        elif isinstance(values.get(name), dict):
             keys = {key: value for key, value in values[name].items() if (name, key) not in {w[:2] for w in wrong}}
             sections[name] = field.annotation.model_construct(**keys)  # type: ignore[union-attr]
     return Params.model_construct(**sections)

@@ -55,6 +55,19 @@ def _processes(params: Params) -> Iterator[str]:
         yield "pretrain.sharding: 'full' needs several processes; set pretrain.launcher to a command of torchrun"
 
 
+def _numerics(params: Params) -> Iterator[str]:
+    if params.numerics != "portable":
+        return
+    for name in ("pretrain", "finetune_classify", "finetune_instruct"):
+        if getattr(getattr(params, name, None), "dtype", None) == "auto":
+            yield f"{name}.dtype: 'auto' depends on the machine; take float32 or bfloat16, or numerics: native"
+    if params.pretrain.compile is not False:
+        compile_ = str(params.pretrain.compile).lower()
+        yield f"pretrain.compile: {compile_} depends on the machine's compiler; take false, or numerics: native"
+    if processes := re.search(r"--(?:nproc[-_]per[-_]node|nnodes)[= ](?!1\b)\S+", params.pretrain.launcher):
+        yield f"pretrain.launcher: {processes[0]!r} starts several processes; take one, or numerics: native"
+
+
 def _openai_sizes(params: Params) -> Iterator[str]:
     if len(set(params.openai.sizes)) < len(params.openai.sizes):
         yield f"openai.sizes: {params.openai.sizes} names a size twice"
@@ -123,6 +136,6 @@ def _induction(params: Params) -> Iterator[str]:
 
 
 _ALL = (
-    _heads, _context, _warmup, _processes, _openai_sizes, _bases, _fractions,
+    _heads, _context, _warmup, _processes, _numerics, _openai_sizes, _bases, _fractions,
     _seeds, _judge, _evaluate, _lora, _induction,
 )  # fmt: skip

@@ -169,6 +169,8 @@ def progress(items: Iterable[Any] | None = None, *, what: str, unit: str, total:
 # Those whose version may change the bytes of what a stage writes.
 LIBRARIES = ("numpy", "pyarrow", "regex", "sacrebleu", "safetensors", "scikit-learn", "tiktoken", "torch")
 
+OF_THE_CPU = ("cpu", "threads", "cpu_capability")  # what of `environment` changes with the CPU
+
 
 def environment() -> dict[str, str]:
     """What decides the last bits of a result: versions and, where torch computes, CPU, threads and instruction set.

@@ -6,7 +6,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from gpt2core import config, files
+from gpt2core import config, files, numerics
 from gpt2core.data import labelled
 from gpt2core.evaluate.over_seeds import OverSeeds, with_seed
 from gpt2core.runtime import run_stage, say
@@ -23,17 +23,18 @@ CURVE = PLOTS / "finetune_classify.csv"
 
 def main() -> None:
     params = config.load_params()
+    numerics.start(params.numerics)
     section = params.finetune_classify
     messages = labelled.read_table(MESSAGES)
     labels = labelled.classes(messages)
     base = Path("models") / section.base
     if section.position != "last":
         say(f"position: {section.position}: gpt2core reads models/classifier; transformers, which knows last, will not")
-    decides = params.model_dump(include={"finetune_classify"})
+    decides = params.model_dump(include={"finetune_classify", "numerics"})
     with (
         stage_states("finetune-classify", decides, [MESSAGES, base]) as states,
         stage_run(
-            "finetune-classify", params, sections=("data", "finetune_classify"), inputs=[MESSAGES, base],
+            "finetune-classify", params, sections=("numerics", "data", "finetune_classify"), inputs=[MESSAGES, base],
             run_file=states.run_file
         ) as run,
     ):  # fmt: skip

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from gpt2core import config, files
+from gpt2core import config, files, numerics
 from gpt2core.data import instructions
 from gpt2core.prompts import PROMPTS, chat_template
 from gpt2core.runtime import run_stage
@@ -29,15 +29,16 @@ RESPONSES = Path("data/responses")
 
 def main() -> None:
     params = config.load_params()
+    numerics.start(params.numerics)
     section = params.finetune_instruct
     entries = instructions.read(ENTRIES)
     base = Path("models") / section.base
-    decides = params.model_dump(include={"seed", "finetune_instruct"})
+    decides = params.model_dump(include={"seed", "finetune_instruct", "numerics"})
     splits = instructions.split(entries, section.val_fraction, section.test_fraction, params.seed)
     with (
         stage_states("finetune-instruct", decides, [ENTRIES, base]) as states,
         stage_run(
-            "finetune-instruct", params, sections=("data", "finetune_instruct"), inputs=[ENTRIES, base],
+            "finetune-instruct", params, sections=("numerics", "data", "finetune_instruct"), inputs=[ENTRIES, base],
             run_file=states.run_file
         ) as run,
     ):  # fmt: skip

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from gpt2core import config, files
+from gpt2core import config, files, numerics
 from gpt2core.evaluate.judge import evaluate_responses, read_responses
 from gpt2core.evaluate.judges import make_judges
 from gpt2core.evaluate.side_by_side import compare_checkpoints
@@ -28,10 +28,11 @@ def main() -> None:
     params = config.load_params()
     test, train = read_responses(RESPONSES)
     judge, tasks = params.judge, params.evaluate.tasks
+    numerics.start(params.numerics, with_torch=bool(tasks) or "transformers" in judge.kinds())
     test = test[: judge.max_items]
     judges = make_judges(judge, params.seed, config.project_root() / REPLIES)
     inputs = [RESPONSES, str(MODEL)] if tasks else [RESPONSES]
-    with stage_run("llm-judge-eval", params, sections=("judge", "evaluate"), inputs=inputs) as run:
+    with stage_run("llm-judge-eval", params, sections=("numerics", "judge", "evaluate"), inputs=inputs) as run:
         evaluation = evaluate_responses(
             test, train, judges, judge.bootstrap_samples, params.seed, pairwise=judge.pairwise
         )

@@ -7,7 +7,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from gpt2core import config, files, runtime
+from gpt2core import config, files, numerics, runtime
 from gpt2core.data.shards import Shard, documents, open_shard, opening
 from gpt2core.data.synthetic import log2_probability
 from gpt2core.evaluate.language_model import evaluate
@@ -30,16 +30,21 @@ PROMPT_TOKENS = 16  # of the first validation document, for the pictures of atte
 
 def main() -> None:
     params = config.load_params()
+    numerics.start(params.numerics)
     tokenizer = Tokenizer.load(TOKENS)
     train, val = open_shard(TOKENS / "train.bin"), open_shard(TOKENS / "val.bin")
     if runtime.rank():  # of several processes the first one keeps the states and writes what comes out
         pretrain(params.pretrain, params.seed, train, val, tokenizer)
         return
-    decides = params.model_dump(include={"seed", "pretrain"})
+    decides = params.model_dump(include={"seed", "pretrain", "numerics"})
     with (
         stage_states("pretrain", decides, [TOKENS]) as states,
         stage_run(
-            "pretrain", params, sections=("data", "tokenizer", "pretrain"), inputs=[TOKENS], run_file=states.run_file
+            "pretrain",
+            params,
+            sections=("numerics", "data", "tokenizer", "pretrain"),
+            inputs=[TOKENS],
+            run_file=states.run_file,
         ) as run,
     ):
         result = pretrain(

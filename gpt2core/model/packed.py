@@ -22,6 +22,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from gpt2core import numerics
 from gpt2core.errors import UserError
 from gpt2core.model.attention import fused_attention
 from gpt2core.model.frozen import int8_scales
@@ -129,6 +130,8 @@ def packed_linear(linear: nn.Linear, dtype: str) -> Linear:
     """x Wᵀ + b with W packed once, for x of [N, in] in float32; see the module's table."""
     weight = linear.weight.detach().float()  # [out, in]
     bias = None if linear.bias is None else linear.bias.detach().float()  # [out]
+    if dtype == "float32" and numerics.is_portable():  # oneDNN's blocks of a sum depend on the CPU's caches
+        return _unpacked(weight, bias, torch.float32)
     if dtype == "int8":
         return _int8(weight, bias)
     if dtype == "float32" or (dtype == "bfloat16" and torch.cpu._is_avx512_supported()):
@@ -139,7 +142,7 @@ def packed_linear(linear: nn.Linear, dtype: str) -> Linear:
 
 
 def _unpacked(weight: Tensor, bias: Tensor | None, dtype: torch.dtype) -> Linear:
-    """Where PyTorch is built without these libraries."""
+    """Where PyTorch is built without these libraries, or the bytes must not depend on the CPU."""
     weight, bias = weight.to(dtype), None if bias is None else bias.to(dtype)
     return lambda x: F.linear(x.to(dtype), weight, bias).float()
 

@@ -29,7 +29,7 @@ from filelock import FileLock, Timeout
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from gpt2core import config, files, runtime
+from gpt2core import config, files, numerics, runtime
 from gpt2core.runtime import say
 
 KEPT = 2  # states of a training
@@ -186,9 +186,15 @@ def what_decides(stage: str, params: Mapping[str, Any], inputs: Iterable[Path]) 
             if path.is_file()  # what is missing, the stage itself complains of
         },
         "code": _code(),
-        "environment": runtime.environment(),  # versions, threads, CPU and device; dtypes are params
+        "environment": _deciding_environment(),  # dtypes are params
         "world_size": os.environ.get("WORLD_SIZE", "1"),
     }
+
+
+def _deciding_environment() -> dict[str, str]:
+    """Versions and device; threads and CPU, too, unless the same bytes come from any of them."""
+    facts = runtime.environment()
+    return {name: fact for name, fact in facts.items() if not (numerics.is_portable() and name in runtime.OF_THE_CPU)}
 
 
 def digest(known: Mapping[str, Any]) -> str:
