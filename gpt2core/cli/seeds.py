@@ -62,7 +62,7 @@ def print_groups(groups: Sequence[SeedGroup]) -> None:
     for group in groups:
         params = ", ".join(f"{name}={value}" for name, value in group.params.items())
         table = Table(title=f"seeds {', '.join(map(str, group.seeds))}; {params}".rstrip("; "), title_justify="left")
-        table.add_column("metric")
+        table.add_column("metric", overflow="fold")
         for column in ("n", "mean", "deviation", "95% interval"):
             table.add_column(column, justify="right")
         for figure in group.figures:
