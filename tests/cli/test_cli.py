@@ -420,7 +420,7 @@ def test_summary_of_a_project(run: Run, models: Path, tmp_path: Path, monkeypatc
 
     ended = run("summary")
     assert ended.code == 0, ended.err
-    shown = ("1.234", "97.50%", "strongest baseline: character n-grams, TF-IDF", "99.00%", "61.0", "chrf",
+    shown = ("1.234", "97.50%", "strongest baseline: character n-gram TF-IDF", "99.00%", "61.0", "chrf",
              "A [bold]late[/] tale.", "See you [soon]", "[done] 1", ":smile:",
              "mlflow ui")  # fmt: skip
     for text in shown:

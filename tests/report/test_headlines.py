@@ -26,15 +26,15 @@ def accuracy_rows(metrics: dict) -> list[tuple[str, str]]:
 def test_the_strongest_baseline_follows_the_accuracy() -> None:
     assert accuracy_rows(METRICS)[:2] == [
         ("test accuracy", "98.50%"),
-        ("strongest baseline: character n-grams, TF-IDF", "99.00%"),
+        ("strongest baseline: character n-gram TF-IDF", "99.00%"),
     ]
 
 
 @pytest.mark.parametrize(
     ("key", "name"),
     [
-        ("baseline_test_accuracy", "words, TF-IDF"),
-        ("characters_test_accuracy", "character n-grams, TF-IDF"),
+        ("baseline_test_accuracy", "word TF-IDF"),
+        ("characters_test_accuracy", "character n-gram TF-IDF"),
         ("majority_test_accuracy", "most frequent class"),
     ],
 )
