@@ -6,7 +6,7 @@ export VIRTUAL_ENV := $(CURDIR)/$(VENV)
 READY := $(VENV)/ready
 ON_ALL_CORES := --numprocesses logical --maxprocesses 8 --dist loadgroup
 
-.PHONY: help repro test test-slow test-all golden peers docs docs-tools report profile mirror mlflow lint
+.PHONY: help repro test test-slow test-all golden peers docs docs-tools report seeds profile mirror mlflow lint
 
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*##' Makefile | sed -E 's/:.*## /\t/' | expand -t 14
@@ -24,6 +24,9 @@ repro: $(READY)  ## run the pipeline (dvc repro) and show what it made
 
 report: $(READY)  ## everything that the pipeline made as one page, report/index.html
 	@gpt2core report
+
+seeds: $(READY)  ## run the pipeline with five seeds, record the spread: benchmarks/records/seeds.json
+	@python scripts/seeds.py
 
 test: $(READY)  ## every test that is not slow
 	pytest -m "not slow" $(ON_ALL_CORES)

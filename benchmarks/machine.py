@@ -70,19 +70,26 @@ class Used:
 
 
 def run_measured(
-    command: Sequence[str | os.PathLike[str]], env: Mapping[str, str] | None = None, interval_s: float = 0.005
+    command: Sequence[str | os.PathLike[str]],
+    env: Mapping[str, str] | None = None,
+    interval_s: float = 0.005,
+    cwd: str | os.PathLike[str] | None = None,
 ) -> Used:
     """Run a program and measure it (Linux).
 
-    Anonymous memory is sampled every `interval_s`, so a shorter peak can be missed.
+    Args:
+        command: the program and its arguments.
+        env: its environment. None: the environment of this process.
+        interval_s: time between two samples of anonymous memory, in seconds. A shorter peak can be missed.
+        cwd: its working directory. None: that of this process.
 
     Raises:
-        RuntimeError: the program failed; the message ends with what it wrote.
+        RuntimeError: the program failed; the message ends with its output.
     """
     start_s, peak_bytes = time.perf_counter(), 0
     with (
         tempfile.TemporaryFile("w+") as written,  # not a pipe, which a talkative program would fill
-        subprocess.Popen(command, env=env, stdout=written, stderr=subprocess.STDOUT) as process,
+        subprocess.Popen(command, env=env, cwd=cwd, stdout=written, stderr=subprocess.STDOUT) as process,
     ):
         while process.poll() is None:
             peak_bytes = max(peak_bytes, anonymous_bytes(process.pid))

@@ -1,8 +1,10 @@
-"""`gpt2core seeds`"""
+"""`gpt2core seeds`: mean, standard deviation, and 95% interval over seeds."""
 
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import click
 from rich.console import Console
@@ -13,42 +15,57 @@ from gpt2core.cli import options
 from gpt2core.errors import UserError
 from gpt2core.report import results
 
+if TYPE_CHECKING:
+    from gpt2core.track.seeds import SeedGroup
 
-@click.command(short_help="Mean and deviation over seeds.")
+
+@click.command(short_help="Show mean, standard deviation, and 95% interval over seeds.")
 @click.argument("names", metavar="[EXPERIMENT|REVISION]...", nargs=-1)
-@click.option("--all", "all_metrics", is_flag=True, help="Every number of metrics/, not the headlines alone.")
+@click.option("--all", "all_metrics", is_flag=True, help="Every number in metrics/, not only the headline metrics.")
 @options.as_json
 def seeds(names: tuple[str, ...], all_metrics: bool, as_json: bool) -> None:
-    """Mean and standard deviation of each figure over finished experiments that differ in `seed` alone.
+    """Show the mean of each metric over finished experiments that differ in `seed` only.
 
-    Of the experiments or Git revisions named; without a name, of the workspace, HEAD and every experiment. To make
-    some: dvc exp run --queue -S 'seed=1,2,3' && dvc exp run --run-all
+    With it: the sample standard deviation, and the 95% interval of the mean (Student's t with n - 1 degrees of
+    freedom). --json also has the single values.
+
+    Name experiments or Git revisions. Without a name, the command takes the workspace, HEAD, and every experiment. To
+    create experiments: dvc exp run --queue -S 'seed=1,2,3' && dvc exp run --run-all
     """
     from gpt2core.track import targets
-    from gpt2core.track.seeds import over_seeds
+    from gpt2core.track.seeds import seed_groups
 
     root = config.project_root()
-    groups = over_seeds([targets.named(root, name) for name in names] or targets.all_of(root))
+    groups = seed_groups([targets.named(root, name) for name in names] or targets.all_of(root))
     if not groups:
         raise UserError(
-            "no two experiments differ in seed alone; make some: "
+            "no two experiments differ in seed only; create some: "
             "dvc exp run --queue -S 'seed=1,2,3' && dvc exp run --run-all"
         )
     if not all_metrics:
-        headlines = {f"{name.replace('_', '-')}.{key}" for name, key, *_ in results.ROWS}
-        groups = [
-            dataclasses.replace(group, figures=[f for f in group.figures if f.metric in headlines]) for group in groups
-        ]
+        groups = [with_headlines(group) for group in groups]
     if as_json:
         options.print_json([dataclasses.asdict(group) for group in groups])
         return
+    print_groups(groups)
+
+
+def with_headlines(group: SeedGroup) -> SeedGroup:
+    """Return the group with the headline metrics only."""
+    headlines = {f"{name.replace('_', '-')}.{key}" for name, key, *_ in results.ROWS}
+    return dataclasses.replace(group, figures=[figure for figure in group.figures if figure.metric in headlines])
+
+
+def print_groups(groups: Sequence[SeedGroup]) -> None:
+    """Print a table for each group."""
     console = Console(highlight=False)
     for group in groups:
         params = ", ".join(f"{name}={value}" for name, value in group.params.items())
         table = Table(title=f"seeds {', '.join(map(str, group.seeds))}; {params}".rstrip("; "), title_justify="left")
-        table.add_column("metric")
-        for column in ("n", "mean", "deviation"):
+        table.add_column("metric", overflow="fold")
+        for column in ("n", "mean", "deviation", "95% interval"):
             table.add_column(column, justify="right")
         for figure in group.figures:
-            table.add_row(figure.metric, str(figure.n), f"{figure.mean:.4g}", f"{figure.deviation:.2g}")
+            interval = f"{figure.ci_low:.4g} to {figure.ci_high:.4g}"
+            table.add_row(figure.metric, str(figure.n), f"{figure.mean:.4g}", f"{figure.deviation:.2g}", interval)
         console.print(table)

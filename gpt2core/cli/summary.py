@@ -1,4 +1,4 @@
-"""`gpt2core summary`: what the pipeline made, on one screen."""
+"""`gpt2core summary`: the results of the pipeline, on one screen."""
 
 from __future__ import annotations
 
@@ -17,14 +17,18 @@ from gpt2core.errors import UserError
 from gpt2core.report import results
 
 
-@click.command(short_help="What the pipeline made, on one screen.")
+@click.command(short_help="Show the results of the pipeline, on one screen.")
 @options.as_json
 def summary(as_json: bool) -> None:
-    """Show the pipeline's headline metrics, with a text, three messages and two answers by its models."""
+    """Show the pipeline's headline metrics, a generated text, three classified messages, and two responses.
+
+    The table names the strongest baseline of the test accuracy; --json has its metric key in "strongest_baseline".
+    """
     metrics = {name: _read(name) for name in results.NAMES}
     samples = _samples()
     if as_json:
-        options.print_json({"metrics": metrics, **samples})
+        strongest = results.strongest_baseline(metrics["finetune_classify"])
+        options.print_json({"metrics": metrics, "strongest_baseline": strongest, **samples})
         return
     console = Console(highlight=False)
     table = Table(title="gpt2core: headline metrics", title_justify="left")
@@ -32,10 +36,10 @@ def summary(as_json: bool) -> None:
     table.add_column("metric")
     table.add_column("value", justify="right")
     last = None
-    for stage, meaning, value in results.headlines(metrics):
+    for stage, description, value in results.headlines(metrics):
         if last not in (None, stage):
             table.add_section()
-        table.add_row(stage if stage != last else "", meaning, value)
+        table.add_row(stage if stage != last else "", description, value)
         last = stage
     console.print(table)
     console.print("\n[bold]A text by models/pretrained[/bold]")

@@ -86,8 +86,8 @@ def _params_line(root: Path) -> str:
 
 def _results(root: Path, metrics: Mapping[str, Any]) -> Section:
     rows, last = [], None
-    for stage, meaning, value in results.headlines(metrics):
-        rows.append(("" if stage == last else stage, meaning, value))
+    for stage, description, value in results.headlines(metrics):
+        rows.append(("" if stage == last else stage, description, value))
         last = stage
     missing = [name.replace("_", "-") for name in METRICS if name not in metrics]
     lead = f"Not made yet: {', '.join(missing)} (dvc repro)." if missing else ""
@@ -159,14 +159,19 @@ def _classifier(root: Path, metrics: Mapping[str, Any]) -> Section | None:
     if (found := metrics.get("finetune_classify")) is None:
         return None
     labels = found.get("labels", ["ham", "spam"])  # earlier results had these two
+    strongest = results.strongest_baseline(found)
     rows = [
-        (name, f"{found[f'{key}_accuracy']:.2%}", f"{found[f'{key}_f1']:.4f}")
+        (
+            name + (" (strongest baseline)" if f"{key}_accuracy" == strongest else ""),
+            f"{found[f'{key}_accuracy']:.2%}",
+            f"{found[f'{key}_f1']:.4f}",
+        )
         for name, key in (
             ("before fine-tuning", "before_test"),
-            ("after", "test"),
-            ("TF-IDF of words + logistic regression", "baseline_test"),
+            ("after fine-tuning", "test"),
             ("TF-IDF of character n-grams + logistic regression", "characters_test"),
-            ("the more frequent label", "majority_test"),
+            ("TF-IDF of words + logistic regression", "baseline_test"),
+            ("most frequent class", "majority_test"),
         )
         if f"{key}_accuracy" in found
     ]

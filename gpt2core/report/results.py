@@ -1,49 +1,74 @@
-"""The headline metrics: which they are, what they say, and how they are written."""
+"""Headline metrics: their names, descriptions, and formats."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
-# metrics file, key, what it says, how it is written
+# metrics file, key, description, format; an indented description is compared with the row above it
 ROWS: tuple[tuple[str, str, str, str], ...] = (
-    ("pretrain", "val_loss", "validation loss, nats a token", ".3f"),
+    ("pretrain", "val_loss", "validation loss, nats per token", ".3f"),
     ("pretrain", "val_perplexity", "validation perplexity", ".2f"),
     ("pretrain", "bits_per_byte", "bits per byte", ".4f"),
-    ("pretrain", "bits_per_byte_floor", "  the corpus's own entropy", ".4f"),
-    ("pretrain", "trigram_bits_per_byte", "  a trigram model", ".4f"),
+    ("pretrain", "bits_per_byte_floor", "  entropy of the corpus", ".4f"),
+    ("pretrain", "trigram_bits_per_byte", "  trigram model", ".4f"),
     ("finetune_classify", "test_accuracy", "test accuracy", ".2%"),
-    ("finetune_classify", "test_f1", "test F1", ".4f"),
+    ("finetune_classify", "characters_test_accuracy", "  baseline: character n-gram TF-IDF", ".2%"),
+    ("finetune_classify", "baseline_test_accuracy", "  baseline: word TF-IDF", ".2%"),
+    ("finetune_classify", "majority_test_accuracy", "  baseline: most frequent class", ".2%"),
     ("finetune_classify", "before_test_accuracy", "  before fine-tuning", ".2%"),
-    ("finetune_classify", "baseline_test_accuracy", "  TF-IDF + logistic regression", ".2%"),
-    ("finetune_instruct", "val_loss", "validation loss, nats a token", ".3f"),
+    ("finetune_classify", "test_f1", "test F1", ".4f"),
+    ("finetune_instruct", "val_loss", "validation loss, nats per token", ".3f"),
     ("finetune_instruct", "before_val_loss", "  before fine-tuning", ".3f"),
     ("finetune_instruct", "test_perplexity", "perplexity of the test responses", ".2f"),
     ("finetune_instruct", "before_test_perplexity", "  before fine-tuning", ".2f"),
     ("llm_judge_eval", "mean_score", "mean score, 0 to 100", ".1f"),
-    ("llm_judge_eval", "base_score", "  of the base model", ".1f"),
-    ("llm_judge_eval", "echo_score", "  of echoing the input", ".1f"),
-    ("llm_judge_eval", "nearest_score", "  of the nearest training answer", ".1f"),
+    ("llm_judge_eval", "base_score", "  base model", ".1f"),
+    ("llm_judge_eval", "echo_score", "  echo of the input", ".1f"),
+    ("llm_judge_eval", "nearest_score", "  nearest training answer", ".1f"),
 )
 NAMES = tuple(dict.fromkeys(row[0] for row in ROWS))
+# Fitted to the same splits as the classifier. The model before fine-tuning is not one of them.
+ACCURACY_BASELINES = ("characters_test_accuracy", "baseline_test_accuracy", "majority_test_accuracy")
 
 
 class Headline(NamedTuple):
     """A row of the table of results."""
 
     stage: str
-    meaning: str
+    description: str
     value: str
 
 
-def headlines(metrics: Mapping[str, Mapping[str, Any]]) -> Iterator[Headline]:
-    """The rows of `ROWS` whose values are there.
+def strongest_baseline(metrics: Mapping[str, Any]) -> str | None:
+    """Return the key of the baseline with the highest test accuracy.
 
     Args:
-        metrics: what the files of metrics/ hold, by their stems.
+        metrics: content of metrics/finetune_classify.json. Older files lack some of the baselines.
+
+    Returns:
+        One of `ACCURACY_BASELINES`, or None if the file has none of them.
+
+    >>> strongest_baseline({"characters_test_accuracy": 0.99, "baseline_test_accuracy": 0.88})
+    'characters_test_accuracy'
     """
-    for name, key, meaning, form in ROWS:
+    present = [key for key in ACCURACY_BASELINES if metrics.get(key) is not None]
+    return max(present, key=lambda key: metrics[key], default=None)
+
+
+def headlines(metrics: Mapping[str, Mapping[str, Any]]) -> Iterator[Headline]:
+    """Yield the rows of `ROWS` that have a value. One row names the strongest baseline of the test accuracy.
+
+    Args:
+        metrics: content of the files in metrics/, by file stem.
+    """
+    strongest = strongest_baseline(metrics.get("finetune_classify", {}))
+    for name, key, description, form in ROWS:
         value = metrics.get(name, {}).get(key)
-        if value is not None:
-            judge = f" ({metrics[name]['judge']})" if key == "mean_score" else ""
-            yield Headline(name.replace("_", "-"), meaning + judge, format(value, form))
+        if value is None:
+            continue
+        if key == "mean_score":
+            description += f" ({metrics[name]['judge']})"
+        elif key == strongest:
+            description = description.replace("baseline:", "strongest baseline:")
+        yield Headline(name.replace("_", "-"), description, format(value, form))

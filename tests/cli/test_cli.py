@@ -391,7 +391,12 @@ def test_summary_of_a_project(run: Run, models: Path, tmp_path: Path, monkeypatc
     """Texts with the marks of rich in them are shown as they are."""
     metrics = {
         "pretrain": {"val_loss": 1.2345, "val_perplexity": 3.4, "bits_per_byte": 0.5, "bits_per_byte_floor": None},
-        "finetune_classify": {"test_accuracy": 0.975, "test_f1": 0.97},
+        "finetune_classify": {
+            "test_accuracy": 0.975,
+            "test_f1": 0.97,
+            "baseline_test_accuracy": 0.88,
+            "characters_test_accuracy": 0.99,
+        },
         "finetune_instruct": {"val_loss": 0.75, "before_val_loss": 2.5},
         "llm_judge_eval": {"judge": "chrf", "mean_score": 61.04, "base_score": 3.0},
     }
@@ -415,7 +420,8 @@ def test_summary_of_a_project(run: Run, models: Path, tmp_path: Path, monkeypatc
 
     ended = run("summary")
     assert ended.code == 0, ended.err
-    shown = ("1.234", "97.50%", "61.0", "chrf", "A [bold]late[/] tale.", "See you [soon]", "[done] 1", ":smile:",
+    shown = ("1.234", "97.50%", "strongest baseline: character n-gram TF-IDF", "99.00%", "61.0", "chrf",
+             "A [bold]late[/] tale.", "See you [soon]", "[done] 1", ":smile:",
              "mlflow ui")  # fmt: skip
     for text in shown:
         assert text in ended.out
@@ -423,6 +429,7 @@ def test_summary_of_a_project(run: Run, models: Path, tmp_path: Path, monkeypatc
     assert "Do 2." not in ended.out
     value = json.loads(run("summary", "--json").out)
     assert value["metrics"] == metrics
+    assert value["strongest_baseline"] == "characters_test_accuracy"
     assert [row["text"] for row in value["messages"]] == [messages[1][1], messages[0][1], messages[3][1]]
     assert [row["response"] for row in value["answers"]] == ["[done] 0", "[done] 1"]
 

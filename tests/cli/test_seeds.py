@@ -1,4 +1,4 @@
-"""`gpt2core seeds` over commits of a real repository, each with the results of one seed."""
+"""`gpt2core seeds` over the commits of a real repository, one seed per commit."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+from scipy import stats
 
 from tests.cli.test_cli import Run, refused, run
 
@@ -44,22 +45,26 @@ def commits(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[str]]:
     return root, made
 
 
-def test_it_gives_mean_and_deviation_of_the_headlines(
+def test_it_shows_mean_deviation_and_interval_of_the_headlines(
     run: Run, commits: tuple[Path, list[str]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     root, names = commits
     monkeypatch.setenv("DVC_ROOT", str(root))
     mean, deviation = statistics.mean(LOSSES.values()), statistics.stdev(LOSSES.values())
+    low, high = stats.ttest_1samp(list(LOSSES.values()), 0).confidence_interval(0.95)
     ended = run("seeds", *names)
     assert (ended.code, ended.err) == (0, "")
     assert "seeds 1, 2, 3" in ended.out and "train_loss" not in ended.out
     (row,) = [line for line in ended.out.splitlines() if "pretrain.val_loss" in line]
     assert [cell.strip() for cell in row.strip("│ ").split("│")] == [
-        "pretrain.val_loss", "3", f"{mean:.4g}", f"{deviation:.2g}",
+        "pretrain.val_loss", "3", f"{mean:.4g}", f"{deviation:.2g}", f"{low:.4g} to {high:.4g}",
     ]  # fmt: skip
     (group,) = json.loads(run("seeds", *names, "--all", "--json").out)
     figures = {figure["metric"]: figure["mean"] for figure in group["figures"]}
     assert figures == {"pretrain.val_loss": pytest.approx(mean), "pretrain.train_loss": pytest.approx(mean / 2)}
+    (loss,) = [figure for figure in group["figures"] if figure["metric"] == "pretrain.val_loss"]
+    assert (loss["ci_low"], loss["ci_high"]) == pytest.approx((low, high))
+    assert loss["values"] == {str(seed): value for seed, value in LOSSES.items()}
 
 
 def test_of_one_seed_it_says_how_to_make_more(
