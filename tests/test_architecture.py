@@ -10,7 +10,7 @@ import pytest
 import yaml
 
 ROOT = Path(__file__).parent.parent
-GROUND = {"errors", "config", "contradictions", "runtime", "files", "prompts"}
+GROUND = {"errors", "config", "contradictions", "runtime", "files", "prompts", "numerics"}
 # What each part may import, beside the ground and itself.
 ALLOWED: dict[str, set[str]] = {
     "tokenizer": set(),
@@ -88,11 +88,11 @@ def closure(path: Path) -> set[str]:
 
 
 def dependency(module: str) -> str | None:
-    """What dvc.yaml should list for a module: a ground module's file, else the subpackage's folder."""
+    """What dvc.yaml should list for a module: its file, or its subpackage's folder."""
     name = part(module)
     if not name:
         return None  # __init__.py holds the version and a lazy load()
-    return f"gpt2core/{name}.py" if name in GROUND else f"gpt2core/{name}"
+    return f"gpt2core/{name}" if (ROOT / "gpt2core" / name).is_dir() else f"gpt2core/{name}.py"
 
 
 MODULES = sorted((ROOT / "gpt2core").rglob("*.py"))

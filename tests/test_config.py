@@ -131,11 +131,43 @@ def test_an_induction_circuit_needs_room(tmp_path: Path, key: str, value: object
         load_params(edited(tmp_path, *wanted, (f"pretrain.{key}", value)))
 
 
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("pretrain.dtype", "auto"),
+        ("finetune_classify.dtype", "auto"),
+        ("finetune_instruct.dtype", "auto"),
+        ("pretrain.compile", True),
+        ("pretrain.compile", "auto"),
+        ("pretrain.launcher", "torchrun --standalone --nproc-per-node=2"),
+        ("pretrain.launcher", "torchrun --nnodes 2 --nproc-per-node=1"),
+        ("pretrain.launcher", "torchrun --standalone --nproc-per-node=gpu"),
+    ],
+)
+def test_portable_numerics_reject_what_depends_on_the_machine(tmp_path: Path, key: str, value: object) -> None:
+    load_params(edited(tmp_path, ("numerics", "native"), (key, value)))
+    with pytest.raises(UserError) as caught:
+        load_params(edited(tmp_path, ("numerics", "portable"), (key, value)))
+    _, *problems = str(caught.value).splitlines()
+    assert len(problems) == 1
+    assert problems[0].strip().startswith(f"{key}: ")
+    assert problems[0].endswith("numerics: native")
+
+
+def test_portable_numerics_allow_one_process_of_torchrun(tmp_path: Path) -> None:
+    load_params(edited(tmp_path, ("pretrain.launcher", "torchrun --standalone --nproc-per-node=1")))
+
+
+def test_an_unknown_mode_of_numerics_names_both(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="numerics: 'fast' is not allowed; allowed: 'portable' or 'native'"):
+        load_params(edited(tmp_path, ("numerics", "fast")))
+
+
 def test_processes_must_divide_the_windows_of_a_step(tmp_path: Path) -> None:
     def problems(launcher: str, **changes: object) -> str:
         rest = ((f"pretrain.{key}", value) for key, value in changes.items())
         try:
-            load_params(edited(tmp_path, ("pretrain.launcher", launcher), *rest))
+            load_params(edited(tmp_path, ("numerics", "native"), ("pretrain.launcher", launcher), *rest))
         except UserError as error:
             return "\n".join(str(error).splitlines()[1:]).strip()
         return ""

@@ -51,7 +51,9 @@ def test_a_profile_is_sound_and_every_value_is_commented(name: str) -> None:
 def test_profiles_have_the_same_keys_in_the_same_order(name: str) -> None:
     def keys(profile: str) -> list[str]:
         values = YAML(typ="safe").load(ROOT / f"profiles/{profile}.yaml")
-        return [f"{section}.{key}" for section, rows in values.items() for key in (rows if section != "seed" else [""])]
+        return [
+            f"{section}.{key}" for section, rows in values.items() for key in (rows if isinstance(rows, dict) else [""])
+        ]
 
     assert keys(name) == keys("embedded")
 
@@ -122,3 +124,9 @@ def test_make_passes_name_and_force_on() -> None:
 
     assert shown("NAME=seeds").endswith("scripts/use_profile.py seeds")
     assert shown("NAME=seeds", "FORCE=1").endswith("scripts/use_profile.py seeds --force")
+
+
+@pytest.mark.parametrize("name", PROFILES)
+def test_small_profiles_are_portable_and_large_ones_native(name: str) -> None:
+    is_large = name == "novels" or name.startswith("gpt2-")
+    assert load_params(ROOT / f"profiles/{name}.yaml").numerics == ("native" if is_large else "portable")

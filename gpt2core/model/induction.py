@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import math
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -50,7 +51,9 @@ def write_induction_circuit(model: GPT) -> None:
     model.transformer.wte.weight[:, 2 * D :] = 0
     model.transformer.wpe.weight.zero_()
     model.transformer.wpe.weight[:, place] = math.sqrt(2) * EMBEDDING_STD * _sines(c.n_positions, D)
-    name = torch.linalg.qr(torch.randn(2 * D, D))[0].T  # [D, 2 D], what of a token its successor will know
+    # NumPy's decomposition: PyTorch's is MKL's, and differs from CPU to CPU.
+    directions = torch.from_numpy(np.linalg.qr(torch.randn(2 * D, D).numpy())[0])  # [2 D, D]
+    name = directions.T  # [D, 2 D], what of a token its successor will know
 
     # Block 0: head 0 looks one place back, and writes what stands there into `before`.
     size = EMBEDDING_STD * math.sqrt(3 * D / C)  # root mean square of the residual path, by which the norm divides

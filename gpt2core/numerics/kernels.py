@@ -10,20 +10,26 @@ Shapes: B batch, H heads, T queries, S keys, D head size, N = B * H.
 
 from __future__ import annotations
 
+import math
 import os
 import threading
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from queue import SimpleQueue
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from gpt2core.numerics import blas
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+
 HALF = (torch.bfloat16, torch.float16)
-MIN_FLOP = 1 << 23  # of a product on two threads; a smaller one takes less time than waking the second thread
-MIN_ELEMENTS = 1 << 16  # likewise of a function of each element
+MIN_ELEMENTS = 1 << 16  # of what two threads share; less takes less time than waking the second one
+MIN_FLOP = 1 << 24  # likewise of a batch of matrix products
 QUERY_BLOCK = 128  # queries of causal attention that are computed together, over the keys that they may see
 
 # MKL's vector functions, and the functions of NumPy and SciPy that replace them.
@@ -35,13 +41,15 @@ ELEMENTWISE = {
 }  # fmt: skip
 
 _library: torch.library.Library | None = None  # the kernels are registered as long as it lives
+_second_thread: _SecondThread
 
 
 def install() -> None:
     """Register the kernels for all CPU tensors of this process."""
-    global _library
+    global _library, _second_thread
     if _library is not None:
         return
+    _second_thread = _SecondThread()
     _library = torch.library.Library("aten", "IMPL")
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "(?s).*Overriding a previously registered kernel")
@@ -82,12 +90,19 @@ def _out(out: Tensor | None, like: Tensor, shape: torch.Size) -> Tensor:
 
 
 class _SecondThread:
-    """A thread that computes half of an operation. Two queues hand over in 40 µs; a `ThreadPoolExecutor` takes 100."""
+    """A thread that computes half of an operation, or of a training step.
+
+    What is divided, and where, depends on shapes alone, so it does not matter which thread computes a part: while the
+    second thread is busy, `share` computes both parts where it is called. NumPy's BLAS has a second thread of its own,
+    which costs less for a single product; it computes on one thread while this one is busy.
+    """
 
     def __init__(self) -> None:
+        self._blas = blas.numpy_blas()
+        self._blas.set_num_threads(2)
         self._tasks: SimpleQueue[tuple[Callable[..., object], tuple[Any, ...]]] = SimpleQueue()
         self._errors: SimpleQueue[BaseException | None] = SimpleQueue()
-        self._lock = threading.Lock()  # for processes that compute in several threads of their own
+        self._lock = threading.Lock()
         threading.Thread(target=self._run, name="numerics", daemon=True).start()
 
     def _run(self) -> None:
@@ -101,26 +116,48 @@ class _SecondThread:
 
     def share(self, work: Callable[..., object], first: tuple[Any, ...], second: tuple[Any, ...]) -> None:
         """Call `work` with the first arguments here and with the second ones on the other thread; wait for both."""
-        with self._lock:
+        if not self._lock.acquire(blocking=False):
+            work(*first)
+            work(*second)
+            return
+        try:
+            self._blas.set_num_threads(1)
             self._tasks.put((work, second))
             try:
                 work(*first)
             finally:
                 error = self._errors.get()
+        finally:
+            self._blas.set_num_threads(2)
+            self._lock.release()
         if error is not None:
             raise error
-
-
-_second_thread = _SecondThread()
 
 
 def _after_fork() -> None:
     """Start the second thread of a forked process, which inherits none."""
     global _second_thread
-    _second_thread = _SecondThread()
+    if _library is not None:
+        _second_thread = _SecondThread()
 
 
 os.register_at_fork(after_in_child=_after_fork)
+
+
+def on_two_threads(work: Callable[[Item], Result], items: Sequence[Item]) -> list[Result]:
+    """Return the results of `work` for one or two items, computed at the same time."""
+    results: dict[int, Result] = {}
+
+    def compute(number: int) -> None:
+        results[number] = work(items[number])
+
+    if len(items) == 2:
+        _second_thread.share(compute, (0,), (1,))
+    else:
+        for number in range(len(items)):
+            compute(number)
+    return [results[number] for number in range(len(items))]
+
 
 # -- Matrix products -------------------------------------------------------------------------------------------------
 
@@ -130,7 +167,7 @@ def _product(a: Tensor, b: Tensor, *, out: Tensor | None = None) -> Tensor:
     out = _out(out, a, a.shape[:-1] + b.shape[b.dim() - 1 :] if b.dim() > 1 else a.shape[:-1])
     if a.dtype in HALF:
         return out.copy_(_product(a.float(), b.float()))
-    _multiply(a, b, out)
+    _multiply(_array(a), _array(b), out.detach().numpy())
     return out
 
 
@@ -138,39 +175,44 @@ def _add_product(
     c: Tensor, a: Tensor, b: Tensor, *, beta: float = 1, alpha: float = 1, out: Tensor | None = None
 ) -> Tensor:
     """beta * c + alpha * (a @ b); with beta = 0, c is not read."""
-    result = _product(a, b)
-    if alpha != 1:
-        result.mul_(alpha)
-    if beta != 0:
-        result.add_(c, alpha=beta)
+    if a.dtype in HALF:
+        result = _product(a, b).mul_(alpha)
+        if beta != 0:
+            result.add_(c, alpha=beta)
+    else:
+        result = a.new_empty(a.shape[:-1] + b.shape[b.dim() - 1 :] if b.dim() > 1 else a.shape[:-1])
+        added = c.detach().expand(result.shape).numpy() if beta != 0 else None
+        _multiply(_array(a), _array(b), result.numpy(), alpha, added, beta)
     return result if out is None else _out(out, result, result.shape).copy_(result)
 
 
-def _multiply(a: Tensor, b: Tensor, out: Tensor) -> None:
-    """Write a @ b to `out`, on two threads where that pays. Both compute half of the batch, rows or columns."""
-    if out.numel() == 0 or a.shape[-1] == 0:
-        out.zero_()
-        return
-    x, y, z = _array(a), _array(b), out.detach().numpy()
-    if z.ndim < 2 or 2 * z.size * x.shape[-1] < MIN_FLOP:
-        np.matmul(x, y, out=z)
-    elif z.ndim == 3 and len(z) > 1:
-        half = len(z) // 2
-        _second_thread.share(np.matmul, (x[:half], y[:half], z[:half]), (x[half:], y[half:], z[half:]))
-    elif z.shape[-2] >= z.shape[-1]:
-        half = z.shape[-2] // 2
-        _second_thread.share(
-            np.matmul, (x[..., :half, :], y, z[..., :half, :]), (x[..., half:, :], y, z[..., half:, :])
+def _multiply(
+    a: np.ndarray, b: np.ndarray, out: np.ndarray,
+    alpha: float = 1, c: np.ndarray | None = None, beta: float = 1,
+) -> None:  # fmt: skip
+    """Write alpha * (a @ b) + beta * c to `out`. Two threads compute half of a batch of matrices each."""
+    if out.size == 0 or a.shape[-1] == 0:
+        out[...] = 0 if c is None else beta * c
+    elif out.ndim == 3 and len(out) > 1 and 2 * out.size * a.shape[-1] >= MIN_FLOP:
+        half = len(out) // 2
+        first, second = (
+            (a[part], b[part], out[part], alpha, None if c is None else c[part], beta)
+            for part in (slice(0, half), slice(half, None))
         )
+        _second_thread.share(_multiply_here, first, second)
     else:
-        half = z.shape[-1] // 2
-        _second_thread.share(np.matmul, (x, y[..., :half], z[..., :half]), (x, y[..., half:], z[..., half:]))
+        _multiply_here(a, b, out, alpha, c, beta)
 
 
-def _matmul(a: Tensor, b: Tensor, out: Tensor) -> Tensor:
-    """Write a @ b to `out` on this thread, and return it."""
-    np.matmul(_array(a), _array(b), out=out.numpy())
-    return out
+def _multiply_here(
+    a: np.ndarray, b: np.ndarray, out: np.ndarray, alpha: float, c: np.ndarray | None, beta: float
+) -> None:
+    """Write alpha * (a @ b) + beta * c to `out` on this thread, and on BLAS's if it has one."""
+    np.matmul(a, b, out=out)
+    if alpha != 1:
+        np.multiply(out, out.dtype.type(alpha), out=out)
+    if c is not None:
+        np.add(out, c if beta == 1 else c * out.dtype.type(beta), out=out)
 
 
 def _array(tensor: Tensor) -> np.ndarray:
@@ -198,11 +240,20 @@ def _elementwise(path: str) -> Callable[..., Tensor]:
         if tensor.dtype in HALF:
             return out.copy_(kernel(tensor.float()))
         function = getattr(np if module == "numpy" else _scipy_special(), name)
-        with np.errstate(all="ignore"):  # as PyTorch, which gives log(0) = -inf without a warning
-            function(tensor.detach().numpy(), out=out.detach().numpy())
+        x, y = tensor.detach().numpy(), out.detach().numpy()
+        if x.size < MIN_ELEMENTS or len(x) == 1:
+            _apply(function, x, y)
+        else:
+            half = len(x) // 2
+            _second_thread.share(_apply, (function, x[:half], y[:half]), (function, x[half:], y[half:]))
         return out
 
     return kernel
+
+
+def _apply(function: np.ufunc, x: np.ndarray, out: np.ndarray) -> None:
+    with np.errstate(all="ignore"):  # as PyTorch, which gives log(0) = -inf without a warning
+        function(x, out=out)
 
 
 def _scipy_special() -> Any:
@@ -211,40 +262,58 @@ def _scipy_special() -> Any:
     return scipy.special
 
 
-@torch.inference_mode()
-def _gelu_into(x: Tensor, out: Tensor, approximate: str) -> None:
-    torch.ops.aten.gelu.out(x, approximate=approximate, out=out)
-
-
-@torch.inference_mode()
-def _gelu_backward_into(grad: Tensor, x: Tensor, out: Tensor, approximate: str) -> None:
-    torch.ops.aten.gelu_backward.grad_input(grad, x, approximate=approximate, grad_input=out)
+# GELU's tanh form is x σ(z) with z = x (GELU_LINEAR + GELU_CUBIC x²), since (1 + tanh u) / 2 = σ(2u). With AVX2,
+# PyTorch's σ takes a quarter of the time of its tanh, and like it is the same on every CPU.
+GELU_LINEAR = 2 * math.sqrt(2 / math.pi)
+GELU_CUBIC = 0.044715 * GELU_LINEAR
+GELU_CHUNK = 1 << 17  # elements that go through all steps while they are in the cache
 
 
 def _gelu(x: Tensor, *, approximate: str = "none") -> Tensor:
-    """PyTorch's own kernel, on two threads."""
+    """x Φ(x), or with `approximate="tanh"` GPT-2's form of it, on two threads."""
+    if approximate != "tanh" or x.dtype in HALF:
+        return torch.ops.aten.gelu.out(x, approximate=approximate, out=torch.empty_like(x))
     x = x.contiguous()
     out = torch.empty_like(x)
-    _in_halves(_gelu_into, (x, out), approximate)
+    _in_halves(_gelu_into, x, out)
     return out
+
+
+@torch.inference_mode()
+def _gelu_into(x: Tensor, out: Tensor) -> None:
+    for a, y in zip(x.split(GELU_CHUNK), out.split(GELU_CHUNK), strict=True):
+        torch.mul(a, a, out=y)
+        y.mul_(GELU_CUBIC).add_(GELU_LINEAR).mul_(a).sigmoid_().mul_(a)
 
 
 def _gelu_backward(grad: Tensor, x: Tensor, *, approximate: str = "none") -> Tensor:
-    """The gradient of `_gelu`."""
+    """The gradient of `_gelu`: σ + x σ (1 - σ) dz/dx, times `grad`."""
+    if approximate != "tanh" or x.dtype in HALF:
+        return torch.ops.aten.gelu_backward.grad_input(grad, x, approximate=approximate, grad_input=torch.empty_like(x))
     grad, x = grad.contiguous(), x.contiguous()
     out = torch.empty_like(x)
-    _in_halves(_gelu_backward_into, (grad, x, out), approximate)
+    _in_halves(_gelu_backward_into, grad, x, out)
     return out
 
 
-def _in_halves(work: Callable[..., None], tensors: tuple[Tensor, ...], *options: Any) -> None:
+@torch.inference_mode()
+def _gelu_backward_into(grad: Tensor, x: Tensor, out: Tensor) -> None:
+    for g, a, y in zip(grad.split(GELU_CHUNK), x.split(GELU_CHUNK), out.split(GELU_CHUNK), strict=True):
+        sigma = a * a
+        slope = sigma * (3 * GELU_CUBIC) + GELU_LINEAR  # dz/dx
+        sigma.mul_(GELU_CUBIC).add_(GELU_LINEAR).mul_(a).sigmoid_()
+        torch.neg(sigma, out=y)
+        y.add_(1).mul_(a).mul_(slope).add_(1).mul_(sigma).mul_(g)
+
+
+def _in_halves(work: Callable[..., None], *tensors: Tensor) -> None:
     """Call `work` with both halves of contiguous tensors, on two threads where that pays."""
-    flat = [tensor.view(-1) for tensor in tensors]
+    flat = [tensor.detach().view(-1) for tensor in tensors]
     half = len(flat[0]) // 2
     if len(flat[0]) < MIN_ELEMENTS:
-        work(*flat, *options)
+        work(*flat)
     else:
-        _second_thread.share(work, (*(t[:half] for t in flat), *options), (*(t[half:] for t in flat), *options))
+        _second_thread.share(work, tuple(t[:half] for t in flat), tuple(t[half:] for t in flat))
 
 
 # -- Attention -------------------------------------------------------------------------------------------------------
@@ -258,45 +327,48 @@ class _Block(NamedTuple):
     n_keys: int
 
 
+Part = tuple[slice, slice]  # some of the rows and of the heads
+
+
 def _attention(
     query: Tensor, key: Tensor, value: Tensor, dropout_p: float = 0.0, is_causal: bool = False,
     *, attn_mask: Tensor | None = None, scale: float | None = None,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
-    """softmax(q kᵀ scale + mask) v. Each thread computes half of the heads of all rows.
+    """softmax(q kᵀ scale + mask) v, from queries [B, H, T, D], keys and values [B, H, S, D], on two threads.
 
     Returns:
         The output [B, H, T, D] and, in place of PyTorch's logarithms of sums, the attention weights, flat: only
         `_attention_backward` reads them. Without a gradient they are not kept.
     """
-    shape = query.shape  # [B, H, T, D]
-    q, k, v = (_heads(tensor) for tensor in (query, key, value))  # [N, T or S, D] with N = B * H
-    q = q * _scale(scale, shape[-1])
-    out = torch.empty_like(q)
-    blocks = _blocks(shape[2], key.shape[2], is_causal)
-    kept = q.new_empty(len(q) * sum(map(_size, blocks)) if torch.is_grad_enabled() else 0)
-    weights = _weights_of_blocks(kept, len(q), blocks) if len(kept) else None
-    mask = None if attn_mask is None else attn_mask.expand(*shape[:3], key.shape[2]).flatten(0, 1)  # [N, T, S]
-    _for_parts(len(q), _attend, q, k, v, out, weights, mask, blocks, is_causal)
-    return out.view(shape).to(query.dtype), kept
+    (B, H, T, D), S = query.shape, key.shape[2]
+    q, k, v = (_wide(tensor) for tensor in (query, key, value))
+    out = q.new_empty(B, T, H, D).transpose(1, 2)  # so that the heads of a position are next to each other
+    blocks = _blocks(T, S, is_causal)
+    kept = q.new_empty(B * H * sum(map(_size, blocks)) if torch.is_grad_enabled() else 0)
+    weights = _weights_of_blocks(kept, B, H, blocks) if len(kept) else None
+    mask = None if attn_mask is None else attn_mask.expand(B, H, T, S)
+    _for_parts(B, H, _attend, q, k, v, out, weights, mask, blocks, is_causal, _scale(scale, D))
+    return out.to(query.dtype), kept
 
 
 @torch.inference_mode()
 def _attend(
-    part: slice, q: Tensor, k: Tensor, v: Tensor, out: Tensor, weights: list[Tensor] | None, mask: Tensor | None,
-    blocks: list[_Block], is_causal: bool,
+    part: Part, q: Tensor, k: Tensor, v: Tensor, out: Tensor, weights: list[Tensor] | None, mask: Tensor | None,
+    blocks: list[_Block], is_causal: bool, scale: float,
 ) -> None:  # fmt: skip
-    """Write `out` [N, T, D], and `weights` where they are kept, of the heads in `part`."""
-    q, k, v, out = q[part], k[part], v[part], out[part]
+    """Write `out`, and `weights` where they are kept, of a part of rows and heads."""
+    queries, keys, values = _array(q[part] * scale), _array(k[part]), _array(v[part])
+    results = out[part].numpy()
     for number, (start, end, n_keys) in enumerate(blocks):
-        p = weights[number][part] if weights else q.new_empty(len(q), end - start, n_keys)
-        _matmul(q[:, start:end], k[:, :n_keys].mT, p)
+        p = weights[number][part] if weights else q.new_empty(*results.shape[:2], end - start, n_keys)
+        np.matmul(queries[:, :, start:end], keys[:, :, :n_keys].swapaxes(2, 3), out=p.numpy())
         if is_causal:  # all of these queries see the keys before the block
             own = p[..., start:]
-            own.masked_fill_(torch.ones(own.shape[1:], dtype=torch.bool).triu(1), float("-inf"))
+            own.masked_fill_(torch.ones(own.shape[2:], dtype=torch.bool).triu(1), float("-inf"))
         if mask is not None:
-            p.add_(mask[part, start:end, :n_keys])
+            p.add_(mask[part][:, :, start:end, :n_keys])
         torch.softmax(p, -1, out=p)
-        _matmul(p, v[:, :n_keys], out[:, start:end])
+        np.matmul(p.numpy(), values[:, :, :n_keys], out=results[:, :, start:end])
 
 
 def _attention_backward(
@@ -304,67 +376,68 @@ def _attention_backward(
     dropout_p: float, is_causal: bool, *, attn_mask: Tensor | None = None, scale: float | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
     """The gradients of query, key and value: [B, H, T or S, D] each."""
-    grad, q, k, v = (_heads(tensor) for tensor in (grad_out, query, key, value))
-    gradients = torch.empty_like(q), torch.zeros_like(k), torch.zeros_like(v)
-    blocks = _blocks(query.shape[2], key.shape[2], is_causal)
-    weights = _weights_of_blocks(kept, len(q), blocks)
-    _for_parts(len(q), _attend_backward, grad, q, k, v, weights, gradients, blocks)
-    for gradient in gradients[:2]:
-        gradient.mul_(_scale(scale, query.shape[-1]))
-    grad_q, grad_k, grad_v = (
-        gradient.view(like.shape).to(like.dtype) for gradient, like in zip(gradients, (query, key, value), strict=True)
-    )
+    (B, H, T, D), S = query.shape, key.shape[2]
+    grad, q, k, v = (_wide(tensor) for tensor in (grad_out, query, key, value))
+    gradients = q.new_empty(B, H, T, D), q.new_zeros(B, H, S, D), q.new_zeros(B, H, S, D)
+    blocks = _blocks(T, S, is_causal)
+    weights = _weights_of_blocks(kept, B, H, blocks)
+    _for_parts(B, H, _attend_backward, grad, q, k, v, weights, gradients, blocks, _scale(scale, D))
+    grad_q, grad_k, grad_v = (gradient.to(query.dtype) for gradient in gradients)
     return grad_q, grad_k, grad_v
 
 
 @torch.inference_mode()
 def _attend_backward(
-    part: slice, grad: Tensor, q: Tensor, k: Tensor, v: Tensor, weights: list[Tensor],
-    gradients: tuple[Tensor, ...], blocks: list[_Block],
+    part: Part, grad: Tensor, q: Tensor, k: Tensor, v: Tensor, weights: list[Tensor],
+    gradients: tuple[Tensor, ...], blocks: list[_Block], scale: float,
 ) -> None:  # fmt: skip
-    """Write the gradients [N, T or S, D] of the heads in `part`, without the factor `scale`."""
-    grad, q, k, v = grad[part], q[part], k[part], v[part]
-    grad_q, grad_k, grad_v = (gradient[part] for gradient in gradients)
-    for (start, end, n_keys), all_heads in zip(blocks, weights, strict=True):
-        p = all_heads[part]  # [n, T of the block, S of the block]
-        grad_p, product = torch.empty_like(p), k.new_empty(len(k), n_keys, k.shape[2])
-        grad_v[:, :n_keys] += _matmul(p.mT, grad[:, start:end], product)
-        _matmul(grad[:, start:end], v[:, :n_keys].mT, grad_p)
-        grad_scores = torch._softmax_backward_data(grad_p, p, -1, p.dtype)
-        _matmul(grad_scores, k[:, :n_keys], grad_q[:, start:end])
-        grad_k[:, :n_keys] += _matmul(grad_scores.mT, q[:, start:end], product)
+    """Write the gradients of a part of rows and heads."""
+    grads, queries, keys, values = (_array(tensor[part]) for tensor in (grad, q, k, v))
+    grad_q, grad_k, grad_v = (gradient[part].numpy() for gradient in gradients)
+    for (start, end, n_keys), all_weights in zip(blocks, weights, strict=True):
+        p = all_weights[part]
+        own = grads[:, :, start:end]
+        grad_p = torch.empty_like(p)
+        grad_v[:, :, :n_keys] += p.numpy().swapaxes(2, 3) @ own
+        np.matmul(own, values[:, :, :n_keys].swapaxes(2, 3), out=grad_p.numpy())
+        grad_scores = torch._softmax_backward_data(grad_p, p, -1, p.dtype).mul_(scale).numpy()
+        np.matmul(grad_scores, keys[:, :, :n_keys], out=grad_q[:, :, start:end])
+        grad_k[:, :, :n_keys] += grad_scores.swapaxes(2, 3) @ queries[:, :, start:end]
 
 
-def _for_parts(n: int, work: Callable[..., None], *arguments: Any) -> None:
-    """Call `work` with each half of n heads, on two threads; with one head, on this one."""
-    if n > 1:
-        _second_thread.share(work, (slice(0, n // 2), *arguments), (slice(n // 2, n), *arguments))
+def _for_parts(n_rows: int, n_heads: int, work: Callable[..., None], *arguments: Any) -> None:
+    """Call `work` with each half of the rows, or of the heads of a single row, on two threads."""
+    everything, half = slice(None), max(n_rows, n_heads if n_rows == 1 else 0) // 2
+    halves = slice(0, half), slice(half, None)
+    first, second = ((part, everything) if n_rows > 1 else (everything, part) for part in halves)
+    if half:
+        _second_thread.share(work, (first, *arguments), (second, *arguments))
     else:
-        work(slice(0, n), *arguments)
+        work((everything, everything), *arguments)
 
 
 def _blocks(n_queries: int, n_keys: int, is_causal: bool) -> list[_Block]:
     """All queries at once; of causal attention some at a time, without the keys that come after them."""
     if not is_causal:
         return [_Block(0, n_queries, n_keys)]
-    ends = (min(start + QUERY_BLOCK, n_queries) for start in range(0, n_queries, QUERY_BLOCK))
-    return [_Block((end - 1) // QUERY_BLOCK * QUERY_BLOCK, end, min(end, n_keys)) for end in ends]
+    starts = range(0, n_queries, QUERY_BLOCK)
+    ends = [min(start + QUERY_BLOCK, n_queries) for start in starts]
+    return [_Block(start, end, min(end, n_keys)) for start, end in zip(starts, ends, strict=True)]
 
 
 def _size(block: _Block) -> int:
     return (block.end - block.start) * block.n_keys
 
 
-def _weights_of_blocks(kept: Tensor, n: int, blocks: list[_Block]) -> list[Tensor]:
-    """Views of the weights of each block: [n, T of the block, S of the block]."""
-    parts = kept.split([n * _size(block) for block in blocks])
-    return [part.view(n, b.end - b.start, b.n_keys) for part, b in zip(parts, blocks, strict=True)]
+def _weights_of_blocks(kept: Tensor, n_rows: int, n_heads: int, blocks: list[_Block]) -> list[Tensor]:
+    """Views of the weights of each block: [B, H, T of the block, S of the block]."""
+    parts = kept.split([n_rows * n_heads * _size(block) for block in blocks])
+    return [part.view(n_rows, n_heads, b.end - b.start, b.n_keys) for part, b in zip(parts, blocks, strict=True)]
 
 
-def _heads(tensor: Tensor) -> Tensor:
-    """[B, H, T, D] -> [B * H, T, D], contiguous; 16-bit floats as float32."""
-    wide = tensor.float() if tensor.dtype in HALF else tensor
-    return wide.reshape(-1, *tensor.shape[2:]).contiguous()
+def _wide(tensor: Tensor) -> Tensor:
+    """16-bit floats as float32; others as they are."""
+    return tensor.detach().float() if tensor.dtype in HALF else tensor.detach()
 
 
 def _scale(scale: float | None, head_size: int) -> float:

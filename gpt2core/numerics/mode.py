@@ -6,23 +6,27 @@ import os
 import platform
 import re
 import sys
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import TypeVar
 
 from gpt2core.config import Numerics
 from gpt2core.errors import UserError
 
-# A constant of the portable mode, not a setting: how a sum is divided among threads decides its last bits.
-THREADS = 2
+Item = TypeVar("Item")
+Result = TypeVar("Result")
 
-# PyTorch, NumPy, SciPy and scikit-learn read these variables once, while they load. Their own thread pools get one
-# thread each: two of `kernels` compute, whatever the number of cores, and none spins while it waits for the other.
+# PyTorch, NumPy, SciPy and scikit-learn read these variables once, while they load. How a sum is divided among threads
+# decides its last bits, so their thread pools get one thread each, and `kernels` divides work between two threads,
+# whatever the number of cores. They sleep while they wait, so that busy neighbors cost little.
 ENVIRONMENT = {
     "ATEN_CPU_CAPABILITY": "avx2",  # PyTorch's own kernels
     "MKL_CBWR": "AVX2,STRICT",  # MKL, where PyTorch still calls it
     "MKL_NUM_THREADS": "1",
     "ONEDNN_MAX_CPU_ISA": "AVX2",
     "OPENBLAS_CORETYPE": "Haswell",  # NumPy's and SciPy's matrix products
-    "OPENBLAS_NUM_THREADS": "1",
+    "OPENBLAS_NUM_THREADS": "1",  # `kernels` gives NumPy's a second one
+    "OPENBLAS_THREAD_TIMEOUT": "16",  # 2^16 cycles, 25 µs, of spinning before an idle thread sleeps; by default 2^26
     "NPY_DISABLE_CPU_FEATURES": "X86_V4 AVX512_ICL AVX512_SPR",  # what NumPy would use beyond AVX2
     "OMP_NUM_THREADS": "1",
 }
@@ -80,8 +84,9 @@ def start(mode: Numerics, with_torch: bool = True) -> None:
         machine = device if device != "cpu" else f"{platform.machine()} CPU"
         runtime.say(f"warning: numerics: portable: this {machine} gives other bytes than {where}")
         return
-    from gpt2core.numerics import probe
+    from gpt2core.numerics import blas, probe
 
+    blas.numpy_blas().set_num_threads(2)
     if with_torch:
         from gpt2core.numerics import kernels
 
@@ -93,6 +98,13 @@ def start(mode: Numerics, with_torch: bool = True) -> None:
 def is_portable() -> bool:
     """Whether the results of this process have the same bytes on every x86-64 CPU with AVX2."""
     return _is_portable
+
+
+def on_two_threads(work: Callable[[Item], Result], items: Sequence[Item]) -> list[Result]:
+    """Return the results of `work` for one or two items, computed at the same time. `start` must have been called."""
+    from gpt2core.numerics import kernels
+
+    return kernels.on_two_threads(work, items)
 
 
 def has_avx2() -> bool:

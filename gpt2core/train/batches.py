@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -14,6 +15,22 @@ from gpt2core.errors import UserError
 from gpt2core.train.loop import Batch
 
 IGNORE = -100  # a target of this value does not count (torch's cross_entropy default)
+
+
+@dataclass(frozen=True)
+class MaskedBatch(Batch):
+    """Ids [B, T] and the places [n] in the flattened [B * T] that have a target; the targets [n]."""
+
+    def halves(self) -> list[Batch]:
+        ids, places = self.inputs
+        half = len(ids) // 2
+        if not half:
+            return [self]
+        n_first = int((places < half * ids.shape[1]).sum())  # they are in order
+        return [
+            MaskedBatch((ids[:half], places[:n_first]), self.targets[:n_first]),
+            MaskedBatch((ids[half:], places[n_first:] - half * ids.shape[1]), self.targets[n_first:]),
+        ]
 
 
 class WindowSampler:
@@ -89,4 +106,4 @@ def next_token_batch(ids: Sequence[Sequence[int]], targets: Sequence[Sequence[in
     """
     flat = pad(targets, IGNORE).flatten()  # [B * T]
     counted = (flat != IGNORE).nonzero().squeeze(1)  # [n]; found here, since on a GPU everything would wait for it
-    return Batch((pad(ids, pad_id), counted), flat[counted])
+    return MaskedBatch((pad(ids, pad_id), counted), flat[counted])

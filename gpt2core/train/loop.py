@@ -4,15 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
+from gpt2core import numerics
 from gpt2core.errors import UserError
+from gpt2core.model.attention import CausalSelfAttention
 from gpt2core.runtime import seed_everything
 from gpt2core.train import distributed
+
+MIN_HALVED_ELEMENTS = 1024  # ids of a micro-batch; below, two threads wait more for each other than they gain
 
 
 def read_every_steps(device: torch.device) -> int:
@@ -44,7 +48,17 @@ class Batch:
         *inputs, targets = (
             (tensor.pin_memory() if pin else tensor).to(device, non_blocking=pin) for tensor in self.tensors
         )
-        return Batch(tuple(inputs), targets)
+        return replace(self, inputs=tuple(inputs), targets=targets)
+
+    def halves(self) -> list[Batch]:
+        """Two batches with half of the rows each; this one alone if it has one row."""
+        half = len(self.targets) // 2
+        if not half:
+            return [self]
+        return [
+            Batch(tuple(tensor[rows] for tensor in self.inputs), self.targets[rows])
+            for rows in (slice(0, half), slice(half, None))
+        ]
 
 
 @dataclass(frozen=True)
@@ -111,8 +125,31 @@ def train(
     """
     device = next(model.parameters()).device
     parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    in_halves = numerics.is_portable() and not _draws(model)
     read_every = read_every_steps(device)
     unread: list[Unread] = []
+
+    def add_gradients(loss_of: Callable[[Batch], Tensor], batch: Batch) -> Tensor:
+        """Add a micro-batch's gradients to the parameters'; return its loss."""
+
+        def of_part(part: Batch) -> Tensor:
+            with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
+                part_loss = loss_of(part)
+            (part_loss * distributed.size()).backward()  # DDP and FSDP take the mean, and the sum is wanted
+            return part_loss.detach()
+
+        if not in_halves or batch.inputs[0].numel() < MIN_HALVED_ELEMENTS:
+            return of_part(batch)
+        # The sum of two gradients does not depend on which comes first; that of three would.
+        earlier = [parameter.grad for parameter in parameters]
+        for parameter in parameters:
+            parameter.grad = None
+        losses = numerics.on_two_threads(of_part, batch.halves())
+        for parameter, gradient in zip(parameters, earlier, strict=True):
+            if gradient is not None and parameter.grad is not None:
+                parameter.grad.add_(gradient)
+        return torch.stack(losses).sum()
+
     model.train()
     for step, (micro_batches, n_own) in enumerate(_prefetched(batches, start_step, max_steps, device), start_step):
         n_targets = int(distributed.total(n_own))
@@ -125,10 +162,7 @@ def train(
         loss = torch.zeros((), device=device)
         for number, batch in enumerate(micro_batches, 1):
             distributed.sync_gradients(model, number == len(micro_batches))
-            with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
-                micro_loss = loss_sum(batch) / n_targets
-            (micro_loss * distributed.size()).backward()  # DDP and FSDP take the mean, and the sum is wanted
-            loss += micro_loss.detach()
+            loss += add_gradients(lambda part: loss_sum(part) / n_targets, batch)  # noqa: B023  # called at once
         grad_norm = distributed.whole(nn.utils.clip_grad_norm_(parameters, grad_clip or float("inf")))
         for optimizer in optimizers:
             optimizer.step()
@@ -143,6 +177,15 @@ def train(
             if on_pause(step + 1):
                 return
             model.train()
+
+
+def _draws(model: nn.Module) -> bool:
+    """Whether a forward pass in training draws random numbers: two threads would draw them in any order."""
+    return any(
+        (isinstance(module, nn.Dropout) and module.p > 0)
+        or (isinstance(module, CausalSelfAttention) and module.dropout > 0)
+        for module in model.modules()
+    )
 
 
 def _prefetched(
