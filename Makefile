@@ -6,7 +6,7 @@ export VIRTUAL_ENV := $(CURDIR)/$(VENV)
 READY := $(VENV)/ready
 ON_ALL_CORES := --numprocesses logical --maxprocesses 8 --dist loadgroup
 
-.PHONY: help repro test test-slow test-all golden peers docs docs-tools report seeds profile mirror mlflow lint
+.PHONY: help repro test test-slow test-all tiny-outputs tiny-emulated clean-repro golden peers docs docs-tools report seeds profile mirror mlflow lint
 
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*##' Makefile | sed -E 's/:.*## /\t/' | expand -t 14
@@ -35,6 +35,15 @@ test-slow: $(READY)  ## the slow tests alone
 	pytest -m slow $(ON_ALL_CORES)
 
 test-all: test test-slow  ## everything
+
+tiny-outputs: $(READY)  ## rebuild the profile tiny in a clean clone and compare every output's hash
+	python tools/tiny_outputs.py
+
+tiny-emulated: $(READY)  ## the same under two emulated CPUs, an hour each (needs qemu-user)
+	python tools/tiny_outputs.py --cpu EPYC --cpu Haswell-noTSX
+
+clean-repro: $(READY)  ## make repro in a clean clone, then git status must print nothing
+	python tools/clean_repro.py
 
 golden: $(READY)  ## record the golden loss curves anew, after an intended change of the training
 	python -m tests.golden.curves

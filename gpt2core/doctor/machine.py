@@ -83,7 +83,7 @@ def torch_and_devices() -> Iterator[Finding]:
         remedy = f"export OMP_NUM_THREADS={cores}"
         yield Finding("warning", "threads", f"{threads} on {cores} cores, which is slower", remedy)
     elif threads < cores and device.type == "cpu":
-        remedy = f"unset OMP_NUM_THREADS for all {cores}; other bits then"
+        remedy = f"unset OMP_NUM_THREADS for all {cores} (numerics: portable always takes two)"
         yield Finding("note", "threads", f"{threads} of {cores} cores", remedy)
     else:
         yield Finding("ok", "threads", f"{threads} on {cores} cores")

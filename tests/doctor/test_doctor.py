@@ -168,7 +168,7 @@ def test_too_many_threads_and_too_few_are_told_with_their_remedy(monkeypatch: py
     monkeypatch.setenv("GPT2CORE_DEVICE", "cpu")
     for threads, level, remedy in (
         (4, "ok", ""),
-        (2, "note", "unset OMP_NUM_THREADS for all 4; other bits then"),
+        (2, "note", "unset OMP_NUM_THREADS for all 4 (numerics: portable always takes two)"),
         (8, "warning", "export OMP_NUM_THREADS=4"),
     ):
         monkeypatch.setattr("torch.get_num_threads", lambda threads=threads: threads)
