@@ -167,7 +167,7 @@ def progress(items: Iterable[Any] | None = None, *, what: str, unit: str, total:
 
 
 # Those whose version may change the bytes of what a stage writes.
-LIBRARIES = ("numpy", "pyarrow", "regex", "sacrebleu", "safetensors", "scikit-learn", "tiktoken", "torch")
+LIBRARIES = ("numpy", "pyarrow", "regex", "sacrebleu", "safetensors", "scikit-learn", "scipy", "tiktoken", "torch")
 
 OF_THE_CPU = ("cpu", "threads", "cpu_capability")  # what of `environment` changes with the CPU
 

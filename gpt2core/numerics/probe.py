@@ -1,6 +1,6 @@
 """The probe: small computations whose hashes are the same on every machine where `numerics: portable` holds.
 
-`python -m gpt2core.numerics.probe` prints the hashes of this machine, for HASHES after an intended change.
+`python -m gpt2core.numerics` prints the hashes of this machine, for HASHES after an intended change.
 """
 
 from __future__ import annotations
@@ -139,11 +139,3 @@ def _numbers(*shape: int) -> np.ndarray:
     """Numbers from -4 to 4 without a pattern, each a multiple of 2^-16: the same on every machine."""
     mixed = np.arange(1, math.prod(shape) + 1, dtype=np.uint32) * np.uint32(2654435761)  # Knuth's hash
     return ((mixed >> 13).astype(np.float32) / np.float32(1 << 16) - np.float32(4)).reshape(shape)
-
-
-if __name__ == "__main__":
-    from gpt2core.numerics import kernels
-
-    kernels.install()
-    for name, found in hashes().items():
-        print(f'    "{name}": "{found}",')

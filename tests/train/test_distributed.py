@@ -134,6 +134,7 @@ class Stage:
         yaml = YAML()
         values = yaml.load(ROOT / "profiles" / "tiny.yaml")
         values["pretrain"] |= PARAMS | params
+        values["numerics"] = "native"  # portable numerics compute in one process
         yaml.dump(values, self.root / "params.yaml")
         return subprocess.Popen(
             [sys.executable, *launcher, "-m", "stages.pretrain"], cwd=self.root, env=self.env, text=True,

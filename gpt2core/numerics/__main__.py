@@ -1,0 +1,14 @@
+"""Print the hashes of the probe on this machine: `python -m gpt2core.numerics`."""
+
+from __future__ import annotations
+
+from gpt2core.numerics import prepare
+
+if __name__ == "__main__":
+    prepare("portable")
+    from gpt2core.numerics import blas, kernels, probe
+
+    blas.numpy_blas().set_num_threads(2)
+    kernels.install()
+    for name, found in probe.hashes().items():
+        print(f'    "{name}": "{found}",')
