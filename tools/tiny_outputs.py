@@ -60,19 +60,17 @@ def rebuild(cpu: str | None) -> dict[str, str]:
         shutil.copy(clone / "profiles/tiny.yaml", clone / "params.yaml")
         environment = os.environ | {"GPT2CORE_TRACKING": "off", "GPT2CORE_DEVICE": "cpu", "PYTHONPATH": str(clone)}
         dvc = [sys.executable, "-m", "dvc", "repro", "--force"]
-        python_folder = Path(folder) / "bin"
-        python_folder.mkdir()
-        python = python_folder / "python"
-        if cpu is None:
-            python.symlink_to(sys.executable)
-        else:
-            packages = sysconfig.get_path("purelib")
+        bin_folder = Path(sys.executable).parent
+        if cpu is not None:
+            bin_folder = Path(folder) / "bin"
+            bin_folder.mkdir()
+            python = bin_folder / "python"
             python.write_text(
-                f'#!/bin/sh\nPYTHONPATH="{clone}:{packages}" '
+                f'#!/bin/sh\nPYTHONPATH="{clone}:{sysconfig.get_path("purelib")}" '
                 f'exec qemu-x86_64 -cpu {cpu} "{Path(sys.executable).resolve()}" "$@"\n'
             )
             python.chmod(0o755)
-        environment["PATH"] = f"{python_folder}{os.pathsep}{os.environ['PATH']}"
+        environment["PATH"] = f"{bin_folder}{os.pathsep}{os.environ['PATH']}"
         run(*dvc, cwd=clone, env=environment)
         lock = yaml.safe_load((clone / "dvc.lock").read_text(encoding="utf-8"))
         outs = [clone / out["path"] for stage in lock["stages"].values() for out in stage.get("outs", [])]
