@@ -8,11 +8,8 @@ from __future__ import annotations
 from pathlib import Path
 
 import click
-import torch
 
-from gpt2core.cli.options import load_language_model
-from gpt2core.data.synthetic import parses_sentence, split_sentences
-from gpt2core.generate import generate
+from gpt2core import numerics
 from gpt2core.runtime import run_stage
 
 
@@ -22,6 +19,14 @@ from gpt2core.runtime import run_stage
 @click.option("--seed", type=click.IntRange(0, 2**63 - 1), default=0, show_default=True)
 def main(model_dir: Path, texts: int, seed: int) -> None:
     """Sample texts from MODEL_DIR and parse the sentences of those that came to an end."""
+    numerics.prepare("portable")  # before PyTorch loads: the README's figure is the one that you get
+    numerics.start("portable")
+    import torch
+
+    from gpt2core.cli.options import load_language_model
+    from gpt2core.data.synthetic import parses_sentence, split_sentences
+    from gpt2core.generate import generate
+
     model, tokenizer = load_language_model(model_dir)
     eot_id = tokenizer.eot_id
     starts = torch.full((texts, 1), eot_id)
