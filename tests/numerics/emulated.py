@@ -1,7 +1,7 @@
 """Train, evaluate and generate on a small scale with `numerics: portable`, and write every result to a folder.
 
-`python tests/numerics/emulated.py FOLDER` computes everything. `--states STATES` keeps the pretraining's state after each
-step, and resumes from it; `--stop-after N` ends the pretraining, and the program, when N steps are saved.
+`python tests/numerics/emulated.py FOLDER` computes everything. `--states STATES` saves the pretraining's state after
+each step and resumes from it; `--stop-after N` ends the program when N steps are saved.
 
 test_emulated.py runs it under different CPU models and compares the files.
 """
