@@ -36,6 +36,7 @@ LIBRARIES = ("numpy", "scipy", "sklearn", "torch")
 
 _prepared: Numerics | None = None
 _is_portable = False
+_has_warned = False
 
 
 def prepare(mode: Numerics) -> None:
@@ -67,8 +68,8 @@ def start(mode: Numerics, with_torch: bool = True) -> None:
     Raises:
         UserError: the probe gives other bits than it should, or the process was not prepared for this mode.
     """
-    global _is_portable
-    if mode == "native" or _is_portable:
+    global _is_portable, _has_warned
+    if mode == "native" or _is_portable or _has_warned:
         return
     if _prepared != mode:
         raise UserError(
@@ -83,6 +84,7 @@ def start(mode: Numerics, with_torch: bool = True) -> None:
         where = "an x86-64 CPU with AVX2"
         machine = device if device != "cpu" else f"{platform.machine()} CPU"
         runtime.say(f"warning: numerics: portable: this {machine} gives other bytes than {where}")
+        _has_warned = True
         return
     from gpt2core.numerics import blas, probe
 

@@ -19,7 +19,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from gpt2core import runtime
+from gpt2core import numerics, runtime
 from gpt2core.train import states as states_module
 from gpt2core.train.states import States, digest, prune, stage_states, what_decides
 
@@ -283,6 +283,23 @@ def test_the_key_covers(key, monkeypatch: pytest.MonkeyPatch, change: str) -> No
     assert key() == before
     CHANGES[change](monkeypatch)
     assert key() != before
+
+
+@pytest.mark.parametrize("is_portable", [True, False])
+def test_a_portable_key_is_the_same_on_every_cpu(key, monkeypatch: pytest.MonkeyPatch, is_portable: bool) -> None:
+    monkeypatch.setattr(numerics, "is_portable", lambda: is_portable)
+    environment = what_decides("pretrain", {}, [])["environment"]
+    assert {"python", "torch", "numpy", "device"} <= environment.keys()
+    of_the_cpu = {"cpu", "threads", "cpu_capability"}
+    assert environment.keys() & of_the_cpu == (set() if is_portable else of_the_cpu)
+    before = key()
+    for name in of_the_cpu:
+        with monkeypatch.context() as patch:
+            changed_environment(patch, name)
+            assert (key() == before) == is_portable, name
+    with monkeypatch.context() as patch:
+        changed_environment(patch, "numpy")
+        assert key() != before
 
 
 def test_the_key_covers_params_and_stage(key) -> None:

@@ -1,0 +1,205 @@
+"""Halves of a batch, which two threads compute with `numerics: portable`."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from gpt2core import numerics
+from gpt2core.model import GPT, GPTConfig
+from gpt2core.train import loop
+from gpt2core.train.batches import IGNORE, MaskedBatch, next_token_batch
+from gpt2core.train.loop import Batch, train
+from gpt2core.train.optim import adamw
+
+ROOT = Path(__file__).parents[2]
+CONFIG = GPTConfig(vocab_size=50, n_positions=64, n_embd=16, n_layer=1, n_head=2)
+
+
+def language_batch(n_rows: int) -> Batch:
+    ids = torch.randint(50, (n_rows, 13))
+    return Batch((ids[:, :-1],), ids[:, 1:])
+
+
+def masked_batch(n_rows: int) -> Batch:
+    """Rows of unequal lengths; the first of several has no target, the others have some."""
+    ids = [torch.randint(50, (3 + 2 * row,)).tolist() for row in range(n_rows)]
+    targets = [
+        [IGNORE if place % 3 or (row == 0 and n_rows > 1) else token for place, token in enumerate(tokens)]
+        for row, tokens in enumerate(ids)
+    ]
+    return next_token_batch(ids, targets, pad_id=0)
+
+
+def loss_sum(model: GPT, batch: Batch) -> Tensor:
+    ids, *places = batch.inputs
+    return model.loss_sum(ids, batch.targets, *places)
+
+
+def loss_and_gradients(batches: Sequence[Batch]) -> tuple[float, list[Tensor]]:
+    torch.manual_seed(1)
+    model = GPT(CONFIG)
+    losses = []
+    for batch in batches:
+        loss = loss_sum(model, batch)
+        loss.backward()
+        losses.append(loss.item())
+    return sum(losses), [parameter.grad for parameter in model.parameters() if parameter.grad is not None]
+
+
+@pytest.mark.parametrize("n_rows", [2, 5, 8])
+@pytest.mark.parametrize("make", [language_batch, masked_batch])
+def test_halves_add_up_to_the_batch(make: Callable[[int], Batch], n_rows: int) -> None:
+    batch = make(n_rows)
+    halves = batch.halves()
+    assert [len(half.inputs[0]) for half in halves] == [n_rows // 2, n_rows - n_rows // 2]
+    assert {type(half) for half in halves} == {type(batch)}
+    assert sum(half.n_targets for half in halves) == batch.n_targets
+    assert torch.equal(torch.cat([half.inputs[0] for half in halves]), batch.inputs[0])
+    assert torch.equal(torch.cat([half.targets for half in halves]), batch.targets)
+    loss, gradients = loss_and_gradients([batch])
+    halved_loss, halved_gradients = loss_and_gradients(halves)
+    assert halved_loss == pytest.approx(loss, rel=1e-5)
+    for gradient, halved in zip(gradients, halved_gradients, strict=True):
+        torch.testing.assert_close(halved, gradient, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("make", [language_batch, masked_batch])
+def test_one_row_has_no_halves(make: Callable[[int], Batch]) -> None:
+    batch = make(1)
+    (half,) = batch.halves()
+    assert half is batch
+
+
+def test_places_of_a_masked_half_are_its_own() -> None:
+    ids = torch.arange(12).view(4, 3)
+    batch = MaskedBatch((ids, torch.tensor([1, 5, 6, 8, 11])), torch.tensor([10, 20, 30, 40, 50]))
+    first, second = batch.halves()
+    assert (first.inputs[1].tolist(), first.targets.tolist()) == ([1, 5], [10, 20])
+    assert (second.inputs[1].tolist(), second.targets.tolist()) == ([0, 2, 5], [30, 40, 50])
+
+
+@pytest.fixture
+def shared(monkeypatch: pytest.MonkeyPatch) -> list[list[int]]:
+    """The rows of the halves that the loop gives to two threads, as if this process were portable."""
+    calls: list[list[int]] = []
+
+    def on_two_threads(work: Callable[[Batch], Tensor], items: Sequence[Batch]) -> list[Tensor]:
+        calls.append([len(item.inputs[0]) for item in items])
+        return [work(item) for item in items]
+
+    monkeypatch.setattr(numerics, "is_portable", lambda: True)
+    monkeypatch.setattr(numerics, "on_two_threads", on_two_threads)
+    return calls
+
+
+def train_one_step(n_rows: int, **dropout: float) -> None:
+    torch.manual_seed(2)
+    model = GPT(GPTConfig(**{**CONFIG.__dict__, **dropout}))
+    optimizer = adamw(model.parameters(), lr=1e-3, weight_decay=0.0, beta2=0.95)
+    ids = torch.randint(50, (n_rows, 65))
+    batches = [Batch((ids[:, :-1],), ids[:, 1:])] * 2
+    train(
+        model, [optimizer], lambda step: 1.0, lambda step: batches, lambda batch: loss_sum(model, batch),
+        max_steps=1, grad_clip=0,
+    )  # fmt: skip
+
+
+def test_two_threads_share_each_micro_batch(shared: list[list[int]]) -> None:
+    train_one_step(n_rows=17)
+    assert shared == [[8, 9], [8, 9]]
+
+
+def test_a_small_batch_is_not_shared(shared: list[list[int]]) -> None:
+    train_one_step(n_rows=loop.MIN_HALVED_ELEMENTS // 64 - 1)
+    assert shared == []
+
+
+@pytest.mark.parametrize("dropout", ["attn_pdrop", "resid_pdrop", "embd_pdrop"])
+def test_random_numbers_are_not_shared(shared: list[list[int]], dropout: str) -> None:
+    """Two threads would draw them in any order."""
+    train_one_step(n_rows=17, **{dropout: 0.1})
+    assert shared == []
+
+
+@pytest.mark.parametrize("n_micro_batches", [1, 3])
+def test_halved_steps_are_those_of_whole_batches(
+    shared: list[list[int]], monkeypatch: pytest.MonkeyPatch, n_micro_batches: int
+) -> None:
+    def trained(is_portable: bool) -> tuple[list[float], dict[str, Any]]:
+        torch.manual_seed(3)
+        monkeypatch.setattr(numerics, "is_portable", lambda: is_portable)
+        model = GPT(CONFIG)
+        optimizer = adamw(model.parameters(), lr=1e-3, weight_decay=0.1, beta2=0.95)
+
+        def batches(step: int) -> list[Batch]:
+            ids = torch.randint(50, (n_micro_batches * 16, 65), generator=torch.Generator().manual_seed(step))
+            return [Batch((rows[:, :-1],), rows[:, 1:]) for rows in ids.split(16)]
+
+        losses: list[float] = []
+        train(
+            model, [optimizer], lambda step: 1.0, batches, lambda batch: loss_sum(model, batch),
+            max_steps=3, grad_clip=1.0, on_step=lambda step: losses.append(step.loss),
+        )  # fmt: skip
+        return losses, model.state_dict()
+
+    losses, weights = trained(False)
+    assert shared == []
+    halved_losses, halved_weights = trained(True)
+    assert len(shared) == 3 * n_micro_batches
+    assert halved_losses == pytest.approx(losses, rel=1e-5)
+    for name, weight in weights.items():
+        torch.testing.assert_close(halved_weights[name], weight, rtol=1e-3, atol=1e-4)
+
+
+TWICE = """
+from gpt2core import numerics
+numerics.prepare("portable")
+numerics.start("portable")
+import threading, torch
+from gpt2core.model import GPT, GPTConfig
+from gpt2core.train.loop import Batch, train
+from gpt2core.train.optim import muon_and_adamw
+
+threads = set()
+
+def trained():
+    torch.manual_seed(4)
+    model = GPT(GPTConfig(vocab_size=300, n_positions=128, n_embd=32, n_layer=2, n_head=2))
+    optimizers = muon_and_adamw(model, muon_lr=0.02, lr=0.006, weight_decay=0.1, beta1=0.9, beta2=0.95)
+    losses = []
+
+    def batches(step):
+        ids = torch.randint(300, (18, 129), generator=torch.Generator().manual_seed(step))
+        return [Batch((rows[:, :-1],), rows[:, 1:]) for rows in ids.split(9)]
+
+    def loss_sum(batch):
+        threads.add(threading.current_thread().name)
+        return model.loss_sum(*batch.tensors)
+
+    train(model, optimizers, lambda step: 1.0, batches, loss_sum, max_steps=4, grad_clip=1.0,
+          on_step=lambda step: losses.append((step.loss, step.grad_norm)))
+    return losses, model.state_dict()
+
+(losses, weights), (again, same) = trained(), trained()
+assert losses == again, (losses, again)
+assert all(torch.equal(weights[name], same[name]) for name in weights)
+print(sorted(threads))
+"""
+
+
+def test_two_threads_repeat_the_same_bytes() -> None:
+    result = subprocess.run(
+        [sys.executable, "-c", TWICE],
+        cwd=ROOT, env=os.environ | {"PYTHONPATH": str(ROOT)}, capture_output=True, text=True, timeout=120,
+    )  # fmt: skip
+    assert result.returncode == 0, result.stderr[-3000:]
+    assert result.stdout.strip() == "['MainThread', 'numerics']"
