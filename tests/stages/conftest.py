@@ -18,6 +18,8 @@ from typing import Any
 import pytest
 from ruamel.yaml import YAML
 
+from gpt2core import numerics
+
 ROOT = Path(__file__).parents[2]
 BIN = Path(sys.executable).parent
 # What the surroundings of the tests must not decide.
@@ -168,3 +170,9 @@ def tiny_twins(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Proje
         list(pool.map(lambda project: project.dvc("repro", timeout_s=420), (tracked, untracked)))
     yield tracked, untracked
     shutil.rmtree(folder, ignore_errors=True)
+
+
+@pytest.fixture(autouse=True)
+def _native_in_this_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A stage that a test calls here computes natively: portable numerics are set up before PyTorch is imported."""
+    monkeypatch.setattr(numerics, "start", lambda mode, with_torch=True: None)

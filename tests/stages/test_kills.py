@@ -272,6 +272,7 @@ FULL = """
 import resource, runpy, signal, sys
 most = int(sys.argv.pop(1))
 resource.setrlimit(resource.RLIMIT_FSIZE, (most, most))  # a write beyond it fails, as on a full disk
+sys.argv[0] = "-m"  # as Python sets it while it looks for a module
 runpy.run_module(sys.argv[1], run_name="__main__", alter_sys=True)
 """
 
