@@ -126,5 +126,5 @@ def test_the_record_of_seeds_agrees_with_itself() -> None:
         assert figure["ci_low"] <= figure["mean"] <= figure["ci_high"]
         half_width = (figure["ci_high"] - figure["ci_low"]) / 2
         assert half_width == pytest.approx(
-            2.776445 * figure["sd"] / 5**0.5, abs=3e-6
+            2.776445 * figure["sd"] / 5**0.5, rel=1e-6, abs=3e-6
         )  # Student's t, 4 degrees of freedom
