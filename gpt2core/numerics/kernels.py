@@ -29,7 +29,7 @@ Result = TypeVar("Result")
 
 HALF = (torch.bfloat16, torch.float16)
 MIN_ELEMENTS = 1 << 16  # of what two threads share; less takes less time than waking the second one
-MIN_FLOP = 1 << 24  # likewise of a batch of matrix products
+MIN_FLOP = 1 << 24  # the same for a batch of matrix products
 QUERY_BLOCK = 128  # queries of causal attention that are computed together, over the keys that they may see
 
 # MKL's vector functions, and the functions of NumPy and SciPy that replace them.
