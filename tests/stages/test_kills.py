@@ -29,6 +29,8 @@ ROOT = Path(__file__).parents[2]
 MAX_KILLS = 30  # of a stage; drawn at random where it does more to files
 DRIVER = """
 import importlib, os, signal, sys
+from gpt2core import numerics
+numerics.prepare("portable")
 main = importlib.import_module(sys.argv[1]).main
 sys.argv = sys.argv[1:]
 from gpt2core.runtime import run_stage
