@@ -19,7 +19,7 @@ from gpt2core.errors import UserError
 if TYPE_CHECKING:
     import torch
 
-    from gpt2core.train.loop import Batch
+    from gpt2core.train.batches import Batch
 
 MAX_WHOLE_LAYERS = 4  # of a model that is measured as it is
 DEPTHS = (2, 4)  # of a deeper one
@@ -158,8 +158,7 @@ def random_batch(training: Training, n_tokens: int) -> Batch:
     """A micro-batch of texts of `n_tokens` random ids, in the form that the training takes."""
     import torch
 
-    from gpt2core.train.batches import next_token_batch
-    from gpt2core.train.loop import Batch
+    from gpt2core.train.batches import Batch, next_token_batch
 
     ids = torch.randint(training.vocab_size, (training.batch_size, n_tokens))  # [B, T]
     if training.stage == "pretrain":

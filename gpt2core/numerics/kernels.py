@@ -10,22 +10,20 @@ Shapes: B batch, H heads, T queries, S keys, D head size, N = B * H.
 
 from __future__ import annotations
 
+import contextlib
 import math
 import os
 import threading
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator
 from queue import SimpleQueue
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from gpt2core.numerics import blas
-
-Item = TypeVar("Item")
-Result = TypeVar("Result")
 
 HALF = (torch.bfloat16, torch.float16)
 MIN_ELEMENTS = 1 << 16  # of what two threads share; less takes less time than waking the second one
@@ -90,7 +88,7 @@ def _out(out: Tensor | None, like: Tensor, shape: torch.Size) -> Tensor:
 
 
 class _SecondThread:
-    """A thread that computes half of an operation, or of a training step.
+    """A thread that computes half of an operation.
 
     What is divided, and where, depends on shapes alone, so it does not matter which thread computes a part: while the
     second thread is busy, `share` computes both parts where it is called. NumPy's BLAS has a second thread of its own,
@@ -116,22 +114,28 @@ class _SecondThread:
 
     def share(self, work: Callable[..., object], first: tuple[Any, ...], second: tuple[Any, ...]) -> None:
         """Call `work` with the first arguments here and with the second ones on the other thread; wait for both."""
-        if not self._lock.acquire(blocking=False):
+        if self._lock.locked():
             work(*first)
             work(*second)
             return
-        try:
-            self._blas.set_num_threads(1)
+        with self.reserved():
             self._tasks.put((work, second))
             try:
                 work(*first)
             finally:
                 error = self._errors.get()
-        finally:
-            self._blas.set_num_threads(2)
-            self._lock.release()
         if error is not None:
             raise error
+
+    @contextlib.contextmanager
+    def reserved(self) -> Iterator[None]:
+        """Let nothing else use this thread; BLAS computes on one thread meanwhile."""
+        with self._lock:
+            self._blas.set_num_threads(1)
+            try:
+                yield
+            finally:
+                self._blas.set_num_threads(2)
 
 
 def _after_fork() -> None:
@@ -144,19 +148,11 @@ def _after_fork() -> None:
 os.register_at_fork(after_in_child=_after_fork)
 
 
-def on_two_threads(work: Callable[[Item], Result], items: Sequence[Item]) -> list[Result]:
-    """Return the results of `work` for one or two items, computed at the same time."""
-    results: dict[int, Result] = {}
-
-    def compute(number: int) -> None:
-        results[number] = work(items[number])
-
-    if len(items) == 2:
-        _second_thread.share(compute, (0,), (1,))
-    else:
-        for number in range(len(items)):
-            compute(number)
-    return [results[number] for number in range(len(items))]
+@contextlib.contextmanager
+def one_thread() -> Iterator[None]:
+    """Compute both parts of what is divided on this thread. The bytes are the same."""
+    with _second_thread.reserved():
+        yield
 
 
 # -- Matrix products -------------------------------------------------------------------------------------------------

@@ -2,19 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import platform
 import re
 import sys
-from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TypeVar
 
 from gpt2core.config import Numerics
 from gpt2core.errors import UserError
-
-Item = TypeVar("Item")
-Result = TypeVar("Result")
 
 # PyTorch, NumPy, SciPy and scikit-learn read these variables once, while they load. How a sum is divided among threads
 # decides its last bits, so their thread pools get one thread each, and `kernels` divides work between two threads,
@@ -102,11 +98,11 @@ def is_portable() -> bool:
     return _is_portable
 
 
-def on_two_threads(work: Callable[[Item], Result], items: Sequence[Item]) -> list[Result]:
-    """Return the results of `work` for one or two items, computed at the same time. `start` must have been called."""
+def one_thread() -> contextlib.AbstractContextManager[None]:
+    """Compute on one thread, since another process uses the second core. `start` must have been called."""
     from gpt2core.numerics import kernels
 
-    return kernels.on_two_threads(work, items)
+    return kernels.one_thread()
 
 
 def has_avx2() -> bool:

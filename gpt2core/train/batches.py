@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -12,9 +12,45 @@ from torch import Tensor
 
 from gpt2core.data.shards import release
 from gpt2core.errors import UserError
-from gpt2core.train.loop import Batch
 
 IGNORE = -100  # a target of this value does not count (torch's cross_entropy default)
+
+
+@dataclass(frozen=True)
+class Batch:
+    """What a forward pass takes, and the targets."""
+
+    inputs: tuple[Tensor, ...]
+    targets: Tensor
+
+    @property
+    def tensors(self) -> tuple[Tensor, ...]:
+        """Inputs, and targets."""
+        return *self.inputs, self.targets
+
+    @property
+    def n_targets(self) -> int:
+        return self.targets.numel()
+
+    def to(self, device: torch.device) -> Batch:
+        """The same on `device`; from pinned memory, so that the copy runs beside the computation."""
+        if device.type == "cpu":
+            return self
+        pin = device.type == "cuda"
+        *inputs, targets = (
+            (tensor.pin_memory() if pin else tensor).to(device, non_blocking=pin) for tensor in self.tensors
+        )
+        return replace(self, inputs=tuple(inputs), targets=targets)
+
+    def halves(self) -> list[Batch]:
+        """Two batches with half of the rows each; this one alone if it has one row."""
+        half = len(self.targets) // 2
+        if not half:
+            return [self]
+        return [
+            Batch(tuple(tensor[rows] for tensor in self.inputs), self.targets[rows])
+            for rows in (slice(0, half), slice(half, None))
+        ]
 
 
 @dataclass(frozen=True)

@@ -18,8 +18,8 @@ from gpt2core.model import GPT, GPTClassifier
 from gpt2core.model.frozen import FrozenDtype
 from gpt2core.model.lora import merge_lora
 from gpt2core.tokenizer import Tokenizer
-from gpt2core.train.batches import epoch_order
-from gpt2core.train.loop import Batch, Step, train
+from gpt2core.train.batches import Batch, epoch_order
+from gpt2core.train.loop import Step, train
 from gpt2core.train.optim import adamw
 from gpt2core.train.resume import Resume
 from gpt2core.train.schedule import WarmupCosine

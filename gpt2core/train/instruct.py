@@ -19,9 +19,9 @@ from gpt2core.model.lora import merge_lora
 from gpt2core.model.packed import Packed
 from gpt2core.prompts import Prompt
 from gpt2core.tokenizer import Tokenizer
-from gpt2core.train.batches import IGNORE, epoch_order, next_token_batch
+from gpt2core.train.batches import IGNORE, Batch, epoch_order, next_token_batch
 from gpt2core.train.classify import load_base
-from gpt2core.train.loop import Batch, Step, train
+from gpt2core.train.loop import Step, train
 from gpt2core.train.optim import adamw
 from gpt2core.train.resume import Resume
 from gpt2core.train.schedule import WarmupCosine

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
@@ -15,50 +16,13 @@ from gpt2core.errors import UserError
 from gpt2core.model.attention import CausalSelfAttention
 from gpt2core.runtime import seed_everything
 from gpt2core.train import distributed
-
-MIN_HALVED_ELEMENTS = 1024  # ids of a micro-batch; below, two threads wait more for each other than they gain
+from gpt2core.train.batches import Batch
+from gpt2core.train.halves import Backward, SecondProcess
 
 
 def read_every_steps(device: torch.device) -> int:
     """How many steps' figures are read together: on an accelerator several, since reading one waits for its step."""
     return 1 if device.type == "cpu" else 20
-
-
-@dataclass(frozen=True)
-class Batch:
-    """What a forward pass takes, and the targets."""
-
-    inputs: tuple[Tensor, ...]
-    targets: Tensor
-
-    @property
-    def tensors(self) -> tuple[Tensor, ...]:
-        """Inputs, and targets."""
-        return *self.inputs, self.targets
-
-    @property
-    def n_targets(self) -> int:
-        return self.targets.numel()
-
-    def to(self, device: torch.device) -> Batch:
-        """The same on `device`; from pinned memory, so that the copy runs beside the computation."""
-        if device.type == "cpu":
-            return self
-        pin = device.type == "cuda"
-        *inputs, targets = (
-            (tensor.pin_memory() if pin else tensor).to(device, non_blocking=pin) for tensor in self.tensors
-        )
-        return replace(self, inputs=tuple(inputs), targets=targets)
-
-    def halves(self) -> list[Batch]:
-        """Two batches with half of the rows each; this one alone if it has one row."""
-        half = len(self.targets) // 2
-        if not half:
-            return [self]
-        return [
-            Batch(tuple(tensor[rows] for tensor in self.inputs), self.targets[rows])
-            for rows in (slice(0, half), slice(half, None))
-        ]
 
 
 @dataclass(frozen=True)
@@ -125,62 +89,58 @@ def train(
     """
     device = next(model.parameters()).device
     parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    in_halves = numerics.is_portable() and not _draws(model)
     read_every = read_every_steps(device)
     unread: list[Unread] = []
 
-    def add_gradients(loss_of: Callable[[Batch], Tensor], batch: Batch) -> Tensor:
-        """Add a micro-batch's gradients to the parameters'; return its loss."""
-
-        def of_part(part: Batch) -> Tensor:
-            with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
-                part_loss = loss_of(part)
-            (part_loss * distributed.size()).backward()  # DDP and FSDP take the mean, and the sum is wanted
-            return part_loss.detach()
-
-        if not in_halves or batch.inputs[0].numel() < MIN_HALVED_ELEMENTS:
-            return of_part(batch)
-        # The sum of two gradients does not depend on which comes first; that of three would.
-        earlier = [parameter.grad for parameter in parameters]
-        for parameter in parameters:
-            parameter.grad = None
-        losses = numerics.on_two_threads(of_part, batch.halves())
-        for parameter, gradient in zip(parameters, earlier, strict=True):
-            if gradient is not None and parameter.grad is not None:
-                parameter.grad.add_(gradient)
-        return torch.stack(losses).sum()
+    def backward(batch: Batch, n_targets: int) -> Tensor:
+        """Add the gradients of a micro-batch to the parameters', in a step with so many targets; return its loss."""
+        with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
+            loss = loss_sum(batch) / n_targets
+        (loss * distributed.size()).backward()  # DDP and FSDP take the mean, and the sum is wanted
+        return loss.detach()
 
     model.train()
-    for step, (micro_batches, n_own) in enumerate(_prefetched(batches, start_step, max_steps, device), start_step):
-        n_targets = int(distributed.total(n_own))
-        if dropout_seed:
-            seed_everything(dropout_seed(step))
-        for optimizer in optimizers:
-            for group in optimizer.param_groups:
-                group["lr"] = group["initial_lr"] * schedule(step)
-        lr = optimizers[-1].param_groups[0]["lr"]
-        loss = torch.zeros((), device=device)
-        for number, batch in enumerate(micro_batches, 1):
-            distributed.sync_gradients(model, number == len(micro_batches))
-            loss += add_gradients(lambda part: loss_sum(part) / n_targets, batch)  # noqa: B023  # called at once
-        grad_norm = distributed.whole(nn.utils.clip_grad_norm_(parameters, grad_clip or float("inf")))
-        for optimizer in optimizers:
-            optimizer.step()
-            optimizer.zero_grad(set_to_none=True)
-        unread.append(Unread(step + 1, loss, grad_norm, lr, n_targets))
-        pause = distributed.total(is_pause(step + 1)) > 0  # when it is time to save, one may see first
-        if pause or len(unread) == read_every or step + 1 == max_steps:
-            for done in _read(unread):
-                on_step(done)
-            unread.clear()
-        if pause:
-            if on_pause(step + 1):
-                return
-            model.train()
+    with _in_halves(model, backward) as add_gradients:
+        for step, (micro_batches, n_own) in enumerate(_prefetched(batches, start_step, max_steps, device), start_step):
+            n_targets = int(distributed.total(n_own))
+            if dropout_seed:
+                seed_everything(dropout_seed(step))
+            for optimizer in optimizers:
+                for group in optimizer.param_groups:
+                    group["lr"] = group["initial_lr"] * schedule(step)
+            lr = optimizers[-1].param_groups[0]["lr"]
+            loss = torch.zeros((), device=device)
+            for number, batch in enumerate(micro_batches, 1):
+                distributed.sync_gradients(model, number == len(micro_batches))
+                loss += add_gradients(batch, n_targets)
+            grad_norm = distributed.whole(nn.utils.clip_grad_norm_(parameters, grad_clip or float("inf")))
+            for optimizer in optimizers:
+                optimizer.step()
+                optimizer.zero_grad(set_to_none=True)
+            unread.append(Unread(step + 1, loss, grad_norm, lr, n_targets))
+            pause = distributed.total(is_pause(step + 1)) > 0  # when it is time to save, one may see first
+            if pause or len(unread) == read_every or step + 1 == max_steps:
+                for done in _read(unread):
+                    on_step(done)
+                unread.clear()
+            if pause:
+                if on_pause(step + 1):
+                    return
+                model.train()
+
+
+@contextlib.contextmanager
+def _in_halves(model: nn.Module, backward: Backward) -> Iterator[Backward]:
+    """Yield `backward`; with `numerics: portable`, one that shares each batch with a second process."""
+    if not numerics.is_portable() or _draws(model):
+        yield backward
+        return
+    with contextlib.closing(SecondProcess([p for p in model.parameters() if p.requires_grad], backward)) as second:
+        yield second.add_gradients
 
 
 def _draws(model: nn.Module) -> bool:
-    """Whether a forward pass in training draws random numbers: two threads would draw them in any order."""
+    """Whether a forward pass in training draws random numbers: those of two halves would not be those of the batch."""
     return any(
         (isinstance(module, nn.Dropout) and module.p > 0)
         or (isinstance(module, CausalSelfAttention) and module.dropout > 0)

@@ -20,9 +20,9 @@ from gpt2core.model import GPT, GPTConfig
 from gpt2core.model.induction import write_induction_circuit
 from gpt2core.tokenizer import Tokenizer
 from gpt2core.train import distributed
-from gpt2core.train.batches import WindowSampler
+from gpt2core.train.batches import Batch, WindowSampler
 from gpt2core.train.compiling import compiled_blocks, uncompiled
-from gpt2core.train.loop import Batch, Step, train
+from gpt2core.train.loop import Step, train
 from gpt2core.train.optim import adamw, muon_and_adamw
 from gpt2core.train.resume import Resume
 from gpt2core.train.schedule import new_schedule

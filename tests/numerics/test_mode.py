@@ -173,7 +173,8 @@ numerics.prepare("portable")
 numerics.start("portable")
 import torch
 from gpt2core.model import GPT, GPTConfig
-from gpt2core.train.loop import Batch, train
+from gpt2core.train.batches import Batch
+from gpt2core.train.loop import train
 from gpt2core.train.optim import muon_and_adamw
 from gpt2core.train.schedule import WarmupCosine
 

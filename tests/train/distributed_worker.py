@@ -15,8 +15,8 @@ from torch.distributed.tensor import DTensor
 
 from gpt2core.model import GPT, GPTConfig
 from gpt2core.train import distributed
-from gpt2core.train.batches import WindowSampler
-from gpt2core.train.loop import Batch, Step, train
+from gpt2core.train.batches import Batch, WindowSampler
+from gpt2core.train.loop import Step, train
 from gpt2core.train.optim import adamw, muon_and_adamw
 
 SHARDINGS = ("none", "full")

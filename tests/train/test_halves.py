@@ -1,8 +1,12 @@
-"""Halves of a batch, which two threads compute with `numerics: portable`."""
+"""Halves of a batch, which two processes compute with `numerics: portable`."""
 
 from __future__ import annotations
 
+import contextlib
+import multiprocessing
 import os
+import pickle
+import signal
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
@@ -14,10 +18,11 @@ import torch
 from torch import Tensor
 
 from gpt2core import numerics
+from gpt2core.errors import UserError
 from gpt2core.model import GPT, GPTConfig
-from gpt2core.train import loop
-from gpt2core.train.batches import IGNORE, MaskedBatch, next_token_batch
-from gpt2core.train.loop import Batch, train
+from gpt2core.train import halves
+from gpt2core.train.batches import IGNORE, Batch, MaskedBatch, next_token_batch
+from gpt2core.train.loop import train
 from gpt2core.train.optim import adamw
 
 ROOT = Path(__file__).parents[2]
@@ -59,14 +64,14 @@ def loss_and_gradients(batches: Sequence[Batch]) -> tuple[float, list[Tensor]]:
 @pytest.mark.parametrize("make", [language_batch, masked_batch])
 def test_halves_add_up_to_the_batch(make: Callable[[int], Batch], n_rows: int) -> None:
     batch = make(n_rows)
-    halves = batch.halves()
-    assert [len(half.inputs[0]) for half in halves] == [n_rows // 2, n_rows - n_rows // 2]
-    assert {type(half) for half in halves} == {type(batch)}
-    assert sum(half.n_targets for half in halves) == batch.n_targets
-    assert torch.equal(torch.cat([half.inputs[0] for half in halves]), batch.inputs[0])
-    assert torch.equal(torch.cat([half.targets for half in halves]), batch.targets)
+    parts = batch.halves()
+    assert [len(half.inputs[0]) for half in parts] == [n_rows // 2, n_rows - n_rows // 2]
+    assert {type(half) for half in parts} == {type(batch)}
+    assert sum(half.n_targets for half in parts) == batch.n_targets
+    assert torch.equal(torch.cat([half.inputs[0] for half in parts]), batch.inputs[0])
+    assert torch.equal(torch.cat([half.targets for half in parts]), batch.targets)
     loss, gradients = loss_and_gradients([batch])
-    halved_loss, halved_gradients = loss_and_gradients(halves)
+    halved_loss, halved_gradients = loss_and_gradients(parts)
     assert halved_loss == pytest.approx(loss, rel=1e-5)
     for gradient, halved in zip(gradients, halved_gradients, strict=True):
         torch.testing.assert_close(halved, gradient, rtol=1e-4, atol=1e-5)
@@ -88,51 +93,61 @@ def test_places_of_a_masked_half_are_its_own() -> None:
 
 
 @pytest.fixture
-def shared(monkeypatch: pytest.MonkeyPatch) -> list[list[int]]:
-    """The rows of the halves that the loop gives to two threads, as if this process were portable."""
-    calls: list[list[int]] = []
+def shared(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """The rows of each batch that the second process computed, as if this process were portable."""
+    rows: list[int] = []
+    real = halves.SecondProcess.add_gradients
 
-    def on_two_threads(work: Callable[[Batch], Tensor], items: Sequence[Batch]) -> list[Tensor]:
-        calls.append([len(item.inputs[0]) for item in items])
-        return [work(item) for item in items]
+    def add_gradients(self: halves.SecondProcess, batch: Batch, n_targets: int) -> Tensor:
+        def sent(data: bytes) -> None:
+            half, _ = pickle.loads(data)
+            rows.append(len(half.inputs[0]))
+            send(data)
 
+        send = self._pipe.send_bytes
+        with monkeypatch.context() as patch:
+            patch.setattr(self._pipe, "send_bytes", sent, raising=False)
+            return real(self, batch, n_targets)
+
+    monkeypatch.setattr(halves.SecondProcess, "add_gradients", add_gradients)
     monkeypatch.setattr(numerics, "is_portable", lambda: True)
-    monkeypatch.setattr(numerics, "on_two_threads", on_two_threads)
-    return calls
+    monkeypatch.setattr(numerics, "one_thread", contextlib.nullcontext)
+    return rows
 
 
-def train_one_step(n_rows: int, **dropout: float) -> None:
+def train_one_step(n_rows: int, loss: Callable[[GPT, Batch], Tensor] = loss_sum, **dropout: float) -> None:
     torch.manual_seed(2)
     model = GPT(GPTConfig(**{**CONFIG.__dict__, **dropout}))
     optimizer = adamw(model.parameters(), lr=1e-3, weight_decay=0.0, beta2=0.95)
     ids = torch.randint(50, (n_rows, 65))
     batches = [Batch((ids[:, :-1],), ids[:, 1:])] * 2
     train(
-        model, [optimizer], lambda step: 1.0, lambda step: batches, lambda batch: loss_sum(model, batch),
+        model, [optimizer], lambda step: 1.0, lambda step: batches, lambda batch: loss(model, batch),
         max_steps=1, grad_clip=0,
     )  # fmt: skip
 
 
-def test_two_threads_share_each_micro_batch(shared: list[list[int]]) -> None:
+def test_two_processes_share_each_micro_batch(shared: list[int]) -> None:
     train_one_step(n_rows=17)
-    assert shared == [[8, 9], [8, 9]]
+    assert shared == [9, 9]
+    assert not multiprocessing.active_children()
 
 
-def test_a_small_batch_is_not_shared(shared: list[list[int]]) -> None:
-    train_one_step(n_rows=loop.MIN_HALVED_ELEMENTS // 64 - 1)
+def test_a_small_batch_is_not_shared(shared: list[int]) -> None:
+    train_one_step(n_rows=halves.MIN_ELEMENTS // 64 - 1)
     assert shared == []
 
 
 @pytest.mark.parametrize("dropout", ["attn_pdrop", "resid_pdrop", "embd_pdrop"])
-def test_random_numbers_are_not_shared(shared: list[list[int]], dropout: str) -> None:
-    """Two threads would draw them in any order."""
+def test_random_numbers_are_not_shared(shared: list[int], dropout: str) -> None:
+    """Two processes would draw the same ones for both halves."""
     train_one_step(n_rows=17, **{dropout: 0.1})
     assert shared == []
 
 
 @pytest.mark.parametrize("n_micro_batches", [1, 3])
 def test_halved_steps_are_those_of_whole_batches(
-    shared: list[list[int]], monkeypatch: pytest.MonkeyPatch, n_micro_batches: int
+    shared: list[int], monkeypatch: pytest.MonkeyPatch, n_micro_batches: int
 ) -> None:
     def trained(is_portable: bool) -> tuple[list[float], dict[str, Any]]:
         torch.manual_seed(3)
@@ -160,16 +175,84 @@ def test_halved_steps_are_those_of_whole_batches(
         torch.testing.assert_close(halved_weights[name], weight, rtol=1e-3, atol=1e-4)
 
 
+def in_second_process(action: Callable[[], None]) -> Callable[[GPT, Batch], Tensor]:
+    """A loss that does something before, but only in the second process."""
+    first = os.getpid()
+
+    def loss(model: GPT, batch: Batch) -> Tensor:
+        if os.getpid() != first:
+            action()
+        return loss_sum(model, batch)
+
+    return loss
+
+
+def test_a_mistake_in_the_second_process_is_reported(shared: list[int]) -> None:
+    def fail() -> None:
+        raise ValueError("row 12 has no target")
+
+    with pytest.raises(ValueError, match="row 12"):
+        train_one_step(17, in_second_process(fail))
+    assert not multiprocessing.active_children()
+
+
+def test_a_killed_second_process_is_reported(shared: list[int]) -> None:
+    with pytest.raises(UserError, match="-9.*memory"):
+        train_one_step(17, in_second_process(lambda: os.kill(os.getpid(), signal.SIGKILL)))
+    assert not multiprocessing.active_children()
+
+
+def test_ctrl_c_reaches_the_first_process_alone(shared: list[int]) -> None:
+    train_one_step(17, in_second_process(lambda: os.kill(os.getpid(), signal.SIGINT)))
+    assert shared == [9, 9]
+
+
+ENDLESS = """
+import contextlib, os, sys, time, torch
+from torch import nn
+from gpt2core import numerics
+from gpt2core.train.batches import Batch
+from gpt2core.train.halves import SecondProcess
+
+numerics.one_thread = contextlib.nullcontext
+first, weight = os.getpid(), nn.Parameter(torch.ones(300))
+
+def backward(batch, n_targets):
+    if os.getpid() != first:
+        print(os.getpid(), flush=True)
+    time.sleep(600)
+
+ids = torch.ones(300, 1)
+SecondProcess([weight], backward).add_gradients(Batch((ids,), ids), 1)
+"""
+
+
+def test_the_second_process_ends_with_the_first() -> None:
+    """Even in the middle of a step, so that a run that was killed can start again at once."""
+    first = subprocess.Popen(
+        [sys.executable, "-c", ENDLESS],
+        cwd=ROOT, env=os.environ | {"PYTHONPATH": str(ROOT)}, stdout=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    assert first.stdout is not None
+    second = int(first.stdout.readline())
+    os.kill(second, 0)
+    first.kill()
+    rest, _ = first.communicate(timeout=30)  # it returns when nobody is left who could write there
+    assert rest == ""
+
+
 TWICE = """
 from gpt2core import numerics
 numerics.prepare("portable")
 numerics.start("portable")
-import threading, torch
+import os, torch
 from gpt2core.model import GPT, GPTConfig
-from gpt2core.train.loop import Batch, train
+from gpt2core.train import halves
+from gpt2core.train.batches import Batch
+from gpt2core.train.loop import train
 from gpt2core.train.optim import muon_and_adamw
 
-threads = set()
+rows = set()
 
 def trained():
     torch.manual_seed(4)
@@ -182,7 +265,7 @@ def trained():
         return [Batch((rows[:, :-1],), rows[:, 1:]) for rows in ids.split(9)]
 
     def loss_sum(batch):
-        threads.add(threading.current_thread().name)
+        rows.add(len(batch.targets))
         return model.loss_sum(*batch.tensors)
 
     train(model, optimizers, lambda step: 1.0, batches, loss_sum, max_steps=4, grad_clip=1.0,
@@ -192,14 +275,17 @@ def trained():
 (losses, weights), (again, same) = trained(), trained()
 assert losses == again, (losses, again)
 assert all(torch.equal(weights[name], same[name]) for name in weights)
-print(sorted(threads))
+print(*rows)
+halves.MIN_ELEMENTS = 10**9
+whole, _ = trained()
+assert all(abs(a - b) < 1e-4 * b for (a, _), (b, _) in zip(losses, whole)), (losses, whole)
 """
 
 
-def test_two_threads_repeat_the_same_bytes() -> None:
+def test_two_processes_repeat_the_same_bytes() -> None:
     result = subprocess.run(
         [sys.executable, "-c", TWICE],
         cwd=ROOT, env=os.environ | {"PYTHONPATH": str(ROOT)}, capture_output=True, text=True, timeout=120,
     )  # fmt: skip
     assert result.returncode == 0, result.stderr[-3000:]
-    assert result.stdout.strip() == "['MainThread', 'numerics']"
+    assert result.stdout.strip() == "4"

@@ -20,8 +20,8 @@ from gpt2core.errors import UserError
 from gpt2core.model import GPT, GPTConfig
 from gpt2core.runtime import Terminated
 from gpt2core.train import resume as resume_module
-from gpt2core.train.batches import WindowSampler
-from gpt2core.train.loop import Batch, Step, train
+from gpt2core.train.batches import Batch, WindowSampler
+from gpt2core.train.loop import Step, train
 from gpt2core.train.optim import adamw, muon_and_adamw
 from gpt2core.train.resume import Resume, load_state, state_tensors
 from gpt2core.train.schedule import WarmupCosine
