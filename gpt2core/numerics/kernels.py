@@ -97,11 +97,10 @@ class _SecondThread:
 
     def __init__(self) -> None:
         self._blas = blas.numpy_blas()
-        self._blas.set_num_threads(2)
         self._tasks: SimpleQueue[tuple[Callable[..., object], tuple[Any, ...]]] = SimpleQueue()
         self._errors: SimpleQueue[BaseException | None] = SimpleQueue()
         self._lock = threading.Lock()
-        threading.Thread(target=self._run, name="numerics", daemon=True).start()
+        self._is_started = False  # when it is first needed: a forked process has no threads, and may need none
 
     def _run(self) -> None:
         while True:
@@ -119,6 +118,9 @@ class _SecondThread:
             work(*second)
             return
         with self.reserved():
+            if not self._is_started:
+                threading.Thread(target=self._run, name="numerics", daemon=True).start()
+                self._is_started = True
             self._tasks.put((work, second))
             try:
                 work(*first)
@@ -131,15 +133,19 @@ class _SecondThread:
     def reserved(self) -> Iterator[None]:
         """Let nothing else use this thread; BLAS computes on one thread meanwhile."""
         with self._lock:
+            n_threads = self._blas.get_num_threads()
+            if n_threads == 1:  # in a forked process, where setting it would start BLAS's threads
+                yield
+                return
             self._blas.set_num_threads(1)
             try:
                 yield
             finally:
-                self._blas.set_num_threads(2)
+                self._blas.set_num_threads(n_threads)
 
 
 def _after_fork() -> None:
-    """Start the second thread of a forked process, which inherits none."""
+    """Forget the second thread in a forked process, which inherits none."""
     global _second_thread
     if _library is not None:
         _second_thread = _SecondThread()

@@ -1,8 +1,8 @@
 """A second process that computes half of each micro-batch, for `numerics: portable`.
 
-Its steps are small, and two threads of one process would wait for Python's lock most of the time. So the process forks:
-both processes see the same weights, each computes the gradients of half of the rows on one thread, and the first one
-adds them. The sum of two gradients does not depend on which comes first; that of three would.
+Portable steps are small, and two threads of one process would spend most of the time waiting for Python's global lock.
+So the process forks: both processes share the parameters, each computes the gradients of half of the rows on one
+thread, and the first process adds them. A sum of two gradients does not depend on their order; a sum of three does.
 """
 
 from __future__ import annotations
@@ -46,7 +46,10 @@ class SecondProcess:
         self._pipe, theirs = multiprocessing.Pipe()
         fork = multiprocessing.get_context("fork")
         self._process = fork.Process(target=self._serve, args=(theirs, os.getpid()), name="halves", daemon=True)
-        with warnings.catch_warnings():  # Python 3.12 on; the other threads hold nothing that a half needs
+        with (
+            numerics.one_thread(),
+            warnings.catch_warnings(),
+        ):  # Python 3.12 on; the other threads hold nothing that a half needs
             warnings.filterwarnings("ignore", ".*use of fork\\(\\) may lead to deadlocks", DeprecationWarning)
             self._process.start()
         theirs.close()
@@ -90,7 +93,7 @@ class SecondProcess:
             self._process.join()
             raise UserError(
                 f"the process that computes half of each batch ended (exit code {self._process.exitcode}); is the "
-                "memory full? Lower the batch size, and run again: it goes on from the last saved state"
+                "memory full? Lower the batch size, and run again: it continues from the last saved state"
             ) from None
 
     def _serve(self, pipe: Connection, parent: int) -> None:
