@@ -6,7 +6,7 @@ export VIRTUAL_ENV := $(CURDIR)/$(VENV)
 READY := $(VENV)/ready
 ON_ALL_CORES := --numprocesses logical --maxprocesses 8 --dist loadgroup
 
-.PHONY: help repro test test-slow test-all tiny-outputs tiny-emulated clean-repro golden peers docs docs-tools report seeds profile mirror mlflow lint
+.PHONY: help repro test test-durations test-slow test-all tiny-outputs tiny-emulated deps clean-repro golden peers docs docs-tools report seeds profile mirror mlflow lint
 
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*##' Makefile | sed -E 's/:.*## /\t/' | expand -t 14
@@ -31,6 +31,9 @@ seeds: $(READY)  ## run the pipeline with five seeds, record the spread: benchma
 test: $(READY)  ## every test that is not slow
 	pytest -m "not slow" $(ON_ALL_CORES)
 
+test-durations: $(READY)  ## the slowest 20 tests of make test
+	pytest -m "not slow" $(ON_ALL_CORES) --durations=20 --quiet
+
 test-slow: $(READY)  ## the slow tests alone
 	pytest -m slow $(ON_ALL_CORES)
 
@@ -41,6 +44,9 @@ tiny-outputs: $(READY)  ## rebuild the profile tiny in a clean clone and compare
 
 tiny-emulated: $(READY)  ## the same under two emulated CPUs, an hour each (needs qemu-user)
 	python tools/tiny_outputs.py --cpu EPYC --cpu Haswell-noTSX
+
+deps: $(READY)  ## write the code that each stage depends on into dvc.yaml
+	@python tools/stage_deps.py
 
 clean-repro: $(READY)  ## make repro in a clean clone, then git status must print nothing
 	python tools/clean_repro.py

@@ -25,15 +25,16 @@ import torch
 import torch.nn.functional as F
 
 from benchmarks.machine import Seconds, description, now
-from gpt2core import config
+from gpt2core import config, runtime
 from gpt2core.data import labelled
 from gpt2core.evaluate.classification import tfidf_baseline
+from gpt2core.inference.classify import encode
 from gpt2core.model import GPT, GPTConfig
+from gpt2core.model.padding import pad
 from gpt2core.tokenizer import Tokenizer
-from gpt2core.train.batches import pad
-from gpt2core.train.classify import encode, finetune_classify, load_base, new_classifier
+from gpt2core.train.classify import finetune_classify, new_classifier
 from gpt2core.train.optim import adamw
-from gpt2core.weights.model_dir import save_model
+from gpt2core.weights.model_dir import load_language_model, save_model
 
 ROOT = Path(__file__).parents[1]
 USUAL_TOKENS = 120
@@ -86,7 +87,7 @@ def usual_way(
     section: config.FinetuneClassify, base: Path, splits: labelled.Splits, n_steps: int
 ) -> list[tuple[Seconds, Seconds]]:
     """What each of some steps and forward passes of the usual way takes, after one of both that does not count."""
-    gpt, tokenizer = load_base(base, dropout=0.0)
+    gpt, tokenizer = load_language_model(base, device=runtime.device(), dropout=0.0)
     model = new_classifier(gpt, LABELS, "last_block", SEED).train()
     ids, _ = encode([text for _, text in splits.train], tokenizer, USUAL_TOKENS, None)
     labels = torch.tensor([LABELS.index(label) for label, _ in splits.train])

@@ -7,7 +7,7 @@ All take turns in every round, so that what else the machine does meets them ali
 linear layers once: bytes of these, times passes a second, beside the memory bandwidth measured in the same run, is the
 share of what the memory allows.
 
-The rows "lookup" guess tokens from the text so far (`gpt2core.generate.lookup`) and say how many a pass gave. How many
+The rows "lookup" guess tokens from the text so far (`gpt2core.inference.lookup`) and say how many a pass gave. How many
 depends on the text alone. Greedy decoding with random weights soon writes the same few tokens again and again, which is
 the easiest case there is; with --model and --prompts they are what a trained model makes of texts that it has not read.
 """
@@ -29,7 +29,7 @@ import gpt2core
 from benchmarks.machine import GB, description, memory_bandwidth_gb_s
 from gpt2core.config import PRESETS
 from gpt2core.data.shards import open_shard
-from gpt2core.generate import generate
+from gpt2core.inference import generate
 from gpt2core.model import GPT, GPTConfig
 from gpt2core.model.packed import pack
 from gpt2core.runtime import DECODING_DTYPES

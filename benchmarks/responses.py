@@ -28,7 +28,7 @@ from benchmarks.generate import load, transformers_peer
 from benchmarks.machine import Seconds, description, now
 from gpt2core import config
 from gpt2core.data import instructions
-from gpt2core.generate import generate_batch
+from gpt2core.inference import generate_batch
 from gpt2core.model import GPT
 from gpt2core.model.packed import Packed, pack
 from gpt2core.prompts import PROMPTS

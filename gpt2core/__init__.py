@@ -1,21 +1,59 @@
-"""gpt2core: GPT-2 from scratch, and the pipeline that trains, fine-tunes and judges it."""
+"""GPT-2 from scratch, and the pipeline that trains, fine-tunes, and evaluates it.
+
+import gpt2core
+
+model, tokenizer = gpt2core.load("models/pretrained")
+"""
 
 from __future__ import annotations
 
+from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
-    from gpt2core.weights.model_dir import load
+    from gpt2core.errors import UserError
+    from gpt2core.inference import Sampling, generate, generate_batch, stream
+    from gpt2core.inference.classify import Prediction, classify
+    from gpt2core.inference.respond import respond
+    from gpt2core.model import GPT, GPTClassifier, GPTConfig
+    from gpt2core.tokenizer import Tokenizer
+    from gpt2core.weights.model_dir import load, load_classifier, load_language_model, save_model
 
-__all__ = ["__version__", "load"]
+# The public API: each name, and the module that has it. A module is imported when a name of it is first used, so that
+# `import gpt2core` imports neither PyTorch nor anything else that is large.
+_MODULES = {
+    "GPT": "model",
+    "GPTClassifier": "model",
+    "GPTConfig": "model",
+    "Prediction": "inference.classify",
+    "Sampling": "inference",
+    "Tokenizer": "tokenizer",
+    "UserError": "errors",
+    "classify": "inference.classify",
+    "generate": "inference",
+    "generate_batch": "inference",
+    "load": "weights.model_dir",
+    "load_classifier": "weights.model_dir",
+    "load_language_model": "weights.model_dir",
+    "respond": "inference.respond",
+    "save_model": "weights.model_dir",
+    "stream": "inference",
+}
+
+__all__ = [
+    "GPT", "GPTClassifier", "GPTConfig", "Prediction", "Sampling", "Tokenizer", "UserError", "__version__", "classify",
+    "generate", "generate_batch", "load", "load_classifier", "load_language_model", "respond", "save_model", "stream",
+]  # fmt: skip
 
 
 def __getattr__(name: str) -> Any:
-    """`gpt2core.load`, imported when first asked for: importing the package imports nothing heavy."""
-    if name == "load":
-        from gpt2core.weights.model_dir import load
-
-        return load
+    """Import a name of the public API when it is first used."""
+    if name in _MODULES:
+        return getattr(import_module(f"gpt2core.{_MODULES[name]}"), name)
     raise AttributeError(f"module 'gpt2core' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

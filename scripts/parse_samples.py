@@ -25,7 +25,7 @@ def main(model_dir: Path, texts: int, seed: int) -> None:
 
     from gpt2core.cli.options import load_language_model
     from gpt2core.data.synthetic import parses_sentence, split_sentences
-    from gpt2core.generate import generate
+    from gpt2core.inference import generate
 
     model, tokenizer = load_language_model(model_dir)
     eot_id = tokenizer.eot_id

@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from functools import cache
 from pathlib import Path
 from typing import Any
 
 from gpt2core import config, files, numerics, runtime
-from gpt2core.data.shards import Shard, documents, open_shard, opening
+from gpt2core.data.shards import documents, open_shard
 from gpt2core.data.synthetic import log2_probability
 from gpt2core.evaluate.language_model import evaluate
 from gpt2core.evaluate.trigram import Trigram
-from gpt2core.inspect import LanguageModelInspection, inspect
-from gpt2core.model import GPT
+from gpt2core.report.inspection_figures import log_inspection
 from gpt2core.runtime import run_stage
 from gpt2core.tokenizer import Tokenizer
 from gpt2core.track import plots, stage_run
@@ -25,7 +22,6 @@ from gpt2core.weights.model_dir import save_model
 TOKENS = Path("data/tokens")
 CURVE = Path("metrics/plots/pretrain.csv")
 MAX_TRIGRAM_TOKENS = 20_000_000  # its counts are held in memory
-PROMPT_TOKENS = 16  # of the first validation document, for the pictures of attention and temperature
 
 
 def main() -> None:
@@ -71,26 +67,8 @@ def main() -> None:
         run.log_figure("pretrain_perplexity", plots.perplexity_curve, CURVE)
         run.log_figure("pretrain_learning_rate", plots.learning_rate_curve, CURVE)
         run.log_figure("pretrain_grad_norm", plots.grad_norm_curve, CURVE)
-        inspection = cache(lambda: inspect_prompt(result.model, tokenizer, val))  # once, and only for a tracked run
-        run.log_figure("pretrain_attention", draw_attention, inspection)
-        run.log_figure("pretrain_temperature", draw_temperature, inspection)
+        log_inspection(run, result.model, tokenizer, val)
         run.finish(metrics)
-
-
-def inspect_prompt(model: GPT, tokenizer: Tokenizer, val: Shard) -> LanguageModelInspection:
-    """Inspect the model on the first tokens of the first validation document."""
-    return inspect(model, tokenizer, opening(val, tokenizer.eot_id, min(PROMPT_TOKENS, model.config.n_positions)))
-
-
-def draw_attention(inspection: Callable[[], LanguageModelInspection], path: Path) -> None:
-    """Draw the attention of every head."""
-    plots.attention_heatmaps(inspection().attention.numpy(), inspection().tokens, path)
-
-
-def draw_temperature(inspection: Callable[[], LanguageModelInspection], path: Path) -> None:
-    """Draw the effect of the temperature on the next token."""
-    next_tokens = [candidate.token for candidate in inspection().candidates]
-    plots.temperature_effect(next_tokens, inspection().by_temperature, path)
 
 
 if __name__ == "__main__":

@@ -1,36 +1,41 @@
-"""Who may import whom, and that dvc.yaml's deps are just what a stage's script reaches."""
+"""Who may import whom."""
 
 from __future__ import annotations
 
 import ast
+import importlib
 from functools import cache
 from pathlib import Path
 
 import pytest
-import yaml
+
+import gpt2core
+from gpt2core.stage_code import is_observer
 
 ROOT = Path(__file__).parent.parent
-GROUND = {"errors", "config", "contradictions", "runtime", "files", "prompts", "numerics"}
+GROUND = {
+    "errors", "config", "contradictions", "environment", "runtime", "files", "prompts", "numerics", "stage_code"
+}  # fmt: skip
 # What each part may import, beside the ground and itself.
 ALLOWED: dict[str, set[str]] = {
     "tokenizer": set(),
     "model": set(),
-    "generate": {"model"},
+    "inference": {"model", "tokenizer"},
     "data": {"tokenizer"},
     "weights": {"model", "tokenizer"},
-    "train": {"model", "tokenizer", "generate", "data", "weights"},
-    "evaluate": {"model", "tokenizer", "generate", "data", "weights"},
-    "inspect": {"model", "tokenizer", "generate"},
+    "train": {"model", "tokenizer", "inference", "data", "weights"},
+    "evaluate": {"model", "tokenizer", "inference", "data", "weights"},
+    "inspect": {"model", "tokenizer", "inference"},
     "track": set(),
-    "serve": {"model", "tokenizer", "generate", "weights", "train"},  # track reads its files, and imports none
-    "report": {"model", "tokenizer", "generate", "data", "weights", "train", "evaluate", "inspect", "track"},
+    "serve": {"model", "tokenizer", "inference", "weights"},  # track reads its files, and imports none
+    "report": {"model", "tokenizer", "inference", "data", "weights", "train", "evaluate", "inspect", "track"},
     "doctor": {"model", "tokenizer", "data", "weights", "train", "track"},
     "learn": {"weights"},  # the written-out GPT opens model directories; nothing imports learn
-    "ui": {"model", "tokenizer", "generate", "weights", "train", "evaluate", "inspect", "report"},
+    "ui": {"model", "tokenizer", "inference", "weights", "train", "evaluate", "inspect", "report"},
     "cli": {
         "model",
         "tokenizer",
-        "generate",
+        "inference",
         "data",
         "weights",
         "train",
@@ -87,14 +92,6 @@ def closure(path: Path) -> set[str]:
     return seen
 
 
-def dependency(module: str) -> str | None:
-    """What dvc.yaml should list for a module: its file, or its subpackage's folder."""
-    name = part(module)
-    if not name:
-        return None  # __init__.py holds the version and a lazy load()
-    return f"gpt2core/{name}" if (ROOT / "gpt2core" / name).is_dir() else f"gpt2core/{name}.py"
-
-
 MODULES = sorted((ROOT / "gpt2core").rglob("*.py"))
 
 
@@ -109,21 +106,24 @@ def test_imports_point_one_way(path: Path) -> None:
             assert part(module) in GROUND, f"the ground must not import {module}"
 
 
-def stage_definitions() -> list[tuple[str, dict]]:
-    stages = yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"]
-    return [(name, stage.get("do", stage)) for name, stage in stages.items()]
+@pytest.mark.parametrize("path", MODULES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_code_that_computes_results_imports_no_observer(path: Path) -> None:
+    module = ".".join(path.relative_to(ROOT).with_suffix("").parts)
+    if not is_observer(module):
+        observers = {name for name in imports(path) if is_observer(name)}
+        assert observers <= {"gpt2core.contradictions", "gpt2core.stage_code"}
 
 
-@pytest.mark.parametrize(("name", "stage"), stage_definitions(), ids=lambda value: value if type(value) is str else "")
-def test_deps_are_the_import_closure(name: str, stage: dict) -> None:
-    script = Path("stages") / f"{name.replace('-', '_')}.py"
-    cmd = stage["cmd"].replace("${pretrain.launcher}", "python")
-    assert f"python -m stages.{script.stem}" in cmd
-    code = {dep for dep in stage["deps"] if dep.startswith(("gpt2core", "stages"))}
-    reached = {str(script), *filter(None, map(dependency, closure(ROOT / script)))}
-    if name == "fetch-openai-weights":
-        reached.add("gpt2core/assets/openai-tiny")  # a file that it reads, not imports
-    assert code == reached
+@pytest.mark.parametrize("name", sorted(set(gpt2core.__all__) - {"__version__"}))
+def test_each_name_of_the_public_api_is_what_type_checkers_see(name: str) -> None:
+    tree = ast.parse((ROOT / "gpt2core/__init__.py").read_text(encoding="utf-8"))
+    modules = [
+        node.module for node in ast.walk(tree)
+        if isinstance(node, ast.ImportFrom) and node.module and name in [alias.name for alias in node.names]
+    ]  # fmt: skip
+    (module,) = modules
+    assert getattr(gpt2core, name) is getattr(importlib.import_module(module), name)
+    assert name in dir(gpt2core)
 
 
 def test_importing_the_package_imports_nothing_heavy() -> None:

@@ -42,16 +42,14 @@ def classify(
         raise click.UsageError("Missing argument 'TEXT...': give texts, or --file (- is standard input).")
     if column and path is None:
         raise click.UsageError("--column needs --file.")
-    from gpt2core.train.classify import encode, predict
+    from gpt2core.inference.classify import classify as predict_classes
 
     all_texts = [*texts, *(_read(path, column) if path else ())]
     model, tokenizer = options.load_classifier(model_dir)
-    ids, _ = encode(all_texts, tokenizer, model.config.n_positions, None)
     results: list[dict[str, Any]] = []
-    for text, p in zip(all_texts, predict(model, ids).softmax(-1).tolist(), strict=True):
-        best = max(range(len(p)), key=p.__getitem__)
-        shares = {label: round(value, 6) for label, value in zip(model.labels, p, strict=True)}
-        results.append({"text": text, "label": model.labels[best], "probabilities": shares})
+    for text, (label, probability) in zip(all_texts, predict_classes(model, tokenizer, all_texts), strict=True):
+        shares = {name: round(value, 6) for name, value in probability.items()}
+        results.append({"text": text, "label": label, "probabilities": shares})
     if as_json:
         options.print_json(results)
         return

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from gpt2core import config, prompts
+from gpt2core import config, prompts, runtime
 from gpt2core.cli import options
 from gpt2core.errors import UserError
 
@@ -46,9 +46,10 @@ def compare(
     from gpt2core.evaluate.judges import Judge, make_judges
     from gpt2core.evaluate.judges.chrf import ChrfJudge
     from gpt2core.evaluate.side_by_side import Answers, side_by_side
-    from gpt2core.model import GPT
-    from gpt2core.train.instruct import entry_nats, make_example, n_counted, respond
+    from gpt2core.inference.respond import respond
+    from gpt2core.train.instruct import entry_nats, make_example, n_counted
     from gpt2core.weights.chat_template import prompt_of
+    from gpt2core.weights.model_dir import load_language_model
 
     if len(set(model_dirs)) < len(model_dirs):
         raise UserError("a MODEL_DIR is named twice")
@@ -58,9 +59,7 @@ def compare(
     tokens: list[int] = []
     models = []
     for path in model_dirs:
-        model, tokenizer = options.load_any(path)
-        if not isinstance(model, GPT):
-            raise UserError(f"{path}: is a classifier, which answers no instructions")
+        model, tokenizer = load_language_model(path, device=runtime.device())
         form = prompt_of(path) or prompts.alpaca
         examples = [make_example(entry, tokenizer, model.config.n_positions, True, form) for entry in entries]
         own = [n_counted(example) for example in examples]

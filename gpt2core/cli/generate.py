@@ -16,7 +16,7 @@ from gpt2core.errors import UserError
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from gpt2core.generate import Sampling, TextStream
+    from gpt2core.inference import Sampling, TextStream
 
 INTERRUPTED = 130  # what a shell reports after Ctrl-C
 SAMPLES_AT_ONCE = 32  # each holds keys and values of its own: 74 KB a token with GPT-2 124M
@@ -84,7 +84,7 @@ def generate(
     if stream is None:
         stream = not as_json and num_samples == 1 and sys.stdout.isatty()
 
-    from gpt2core import generate as engine
+    from gpt2core import inference as engine
 
     model, tokenizer = options.load_language_model(model_dir, dtype)
     texts = [engine.TextStream(tokenizer.token_bytes, tokenizer.eot_id, stops) for _ in range(num_samples)]

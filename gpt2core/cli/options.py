@@ -43,7 +43,7 @@ def sampling(command: Any) -> Any:
         repetition_penalty: float,
         **others: Any,
     ) -> Any:
-        from gpt2core.generate import Sampling
+        from gpt2core.inference import Sampling
 
         return command(sampling=Sampling(temperature, top_k, top_p, min_p, repetition_penalty), **others)
 
@@ -65,35 +65,29 @@ def sampling(command: Any) -> Any:
 
 
 def load_language_model(path: Path, dtype: str = "float32") -> tuple[Packed, Tokenizer]:
-    """A language model ready for decoding, and its tokenizer. Raises UserError if the directory holds another."""
-    from gpt2core.model import GPT
+    """Load a language model, ready for decoding, with its tokenizer. Raises UserError if it is something else."""
+    from gpt2core import runtime
     from gpt2core.model.packed import pack
+    from gpt2core.weights import model_dir
 
-    model, tokenizer = load_any(path)
-    if not isinstance(model, GPT):
-        raise UserError(f"{path}: is a classifier; use: gpt2core classify {path} TEXT")
+    model, tokenizer = model_dir.load_language_model(path, device=runtime.device())
     return pack(model, dtype), tokenizer
 
 
 def load_classifier(path: Path) -> tuple[GPTClassifier, Tokenizer]:
-    """A classifier with its tokenizer. Raises UserError if the directory holds something else."""
-    from gpt2core.model import GPTClassifier
+    """Load a classifier with its tokenizer. Raises UserError if it is something else."""
+    from gpt2core import runtime
+    from gpt2core.weights import model_dir
 
-    model, tokenizer = load_any(path)
-    if not isinstance(model, GPTClassifier):
-        raise UserError(f"{path}: is a language model, not a classifier; use: gpt2core generate {path}")
-    return model, tokenizer
+    return model_dir.load_classifier(path, device=runtime.device())
 
 
 def load_any(path: Path) -> tuple[GPT | GPTClassifier, Tokenizer]:
-    """The model of a directory, whichever kind, with its tokenizer. Raises UserError if it has none."""
+    """Load a model of either kind with its tokenizer. Raises UserError if it has none."""
     from gpt2core import runtime
-    from gpt2core.weights.model_dir import load
+    from gpt2core.weights import model_dir
 
-    model, tokenizer = load(path, device=runtime.device())
-    if tokenizer is None:
-        raise UserError(f"{path}: has no vocab.json and merges.txt, so text cannot be read or written")
-    return model, tokenizer
+    return model_dir.load_with_tokenizer(path, device=runtime.device())
 
 
 def needs(extra: str, *modules: str) -> None:

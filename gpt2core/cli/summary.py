@@ -70,7 +70,7 @@ def _read(name: str) -> dict[str, Any]:
 def _samples() -> dict[str, Any]:
     """One generated text, three messages (of different classes, from the data) and two instructions of the test set."""
     from gpt2core.data import labelled
-    from gpt2core.train.classify import encode, predict
+    from gpt2core.inference.classify import classify
 
     texts = files.read_json("metrics/samples.json")
     messages = labelled.read_table(Path("data/raw/sms.jsonl"))
@@ -78,8 +78,7 @@ def _samples() -> dict[str, Any]:
     turns = (message for turn in itertools.zip_longest(*by_class) for message in turn if message)
     chosen = list(itertools.islice(turns, 3))
     model, tokenizer = options.load_classifier(Path("models/classifier"))
-    ids, _ = encode([m.text for m in chosen], tokenizer, model.config.n_positions, None)
-    predicted = [model.labels[i] for i in predict(model, ids).argmax(-1).tolist()]
+    predicted = [prediction.label for prediction in classify(model, tokenizer, [m.text for m in chosen])]
     answers = files.read_json("data/responses/test.json")[:2]
     return {
         "text": texts[-1]["text"],

@@ -31,13 +31,12 @@ from torch.nn.utils.rnn import pad_sequence
 from gpt2core import config, runtime
 from gpt2core.errors import UserError
 from gpt2core.evaluate.mmlu import read_mmlu
-from gpt2core.generate import Sampling, TextStream
-from gpt2core.generate.engine import stream
-from gpt2core.model import GPT
+from gpt2core.inference import Sampling, TextStream
+from gpt2core.inference.engine import stream
 from gpt2core.model.packed import Packed, pack
 from gpt2core.tokenizer import Tokenizer
 from gpt2core.tokenizer.byte_pair import END_OF_TEXT
-from gpt2core.weights.model_dir import load
+from gpt2core.weights.model_dir import load_language_model
 
 DEFAULT_NEW_TOKENS = 256  # of a task that does not say: lm-eval's own default
 LOGIT_ROWS = 1024  # logits that are in memory at once: 1,024 x 50,257 of them are 206 MB
@@ -243,9 +242,7 @@ def task_metrics(params: config.Evaluate, model_dir: Path) -> dict[str, dict[str
     Raises:
         UserError: as `evaluate`, or the directory holds no language model with its tokenizer.
     """
-    model, tokenizer = load(model_dir, device=runtime.device())
-    if not isinstance(model, GPT) or tokenizer is None:
-        raise UserError(f"{model_dir}: must hold a language model with its tokenizer")
+    model, tokenizer = load_language_model(model_dir, device=runtime.device())
     found = evaluate(
         pack(model, "float32"), tokenizer, params.tasks, num_fewshot=params.num_fewshot, limit=params.limit
     )

@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from gpt2core.generate.sampling import Sampling
+from gpt2core.inference.sampling import Sampling
 from gpt2core.inspect.trace import trace
 from gpt2core.model import GPT, GPTClassifier
 from gpt2core.tokenizer import Tokenizer

@@ -6,6 +6,7 @@
 docs/repetition.md says what is promised, what was measured, and which operations differ without this package.
 """
 
-from gpt2core.numerics.mode import is_portable, one_thread, prepare, start
+from gpt2core.environment import prepare
+from gpt2core.numerics.mode import is_portable, one_thread, start
 
 __all__ = ["is_portable", "one_thread", "prepare", "start"]

@@ -12,21 +12,19 @@ from mlflow.pyfunc.model import PythonModel, PythonModelContext
 
 from gpt2core import prompts, runtime
 from gpt2core.errors import UserError
-from gpt2core.model import GPT
+from gpt2core.inference.respond import respond
 from gpt2core.model.packed import pack
 from gpt2core.serve.columns import texts
-from gpt2core.train.instruct import respond
 from gpt2core.weights.chat_template import prompt_of
-from gpt2core.weights.model_dir import load
+from gpt2core.weights.model_dir import load_language_model
 
 
 class Instruct(PythonModel):
     """Input: a table with the column `instruction`, and `input` where an instruction needs one; greedy decoding."""
 
     def load_context(self, context: PythonModelContext) -> None:
-        model, tokenizer = load(context.artifacts["model"], device=runtime.device())
-        assert isinstance(model, GPT) and tokenizer is not None  # what the pipeline logs
-        self.model, self.tokenizer = pack(model, "float32"), tokenizer
+        model, self.tokenizer = load_language_model(context.artifacts["model"], device=runtime.device())
+        self.model = pack(model, "float32")
         self.form = prompt_of(Path(context.artifacts["model"])) or prompts.alpaca
 
     def predict(

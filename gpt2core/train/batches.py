@@ -12,6 +12,7 @@ from torch import Tensor
 
 from gpt2core.data.shards import release
 from gpt2core.errors import UserError
+from gpt2core.model.padding import pad
 
 IGNORE = -100  # a target of this value does not count (torch's cross_entropy default)
 
@@ -124,14 +125,6 @@ def epoch_order(lengths: Sequence[int], batch_size: int, seed: int, epoch: int) 
         pool = sorted(order[start : start + 16 * batch_size].tolist(), key=lambda i: lengths[i])
         batches += [pool[i : i + batch_size] for i in range(0, len(pool), batch_size)]
     return [batches[i] for i in rng.permutation(len(batches))]
-
-
-def pad(rows: Sequence[Sequence[int]], value: int) -> Tensor:
-    """Rows of unequal length as one tensor, padded on the right: [B, T] int64"""
-    out = torch.full((len(rows), max(map(len, rows))), value)
-    for i, row in enumerate(rows):
-        out[i, : len(row)] = torch.tensor(row)
-    return out
 
 
 def next_token_batch(ids: Sequence[Sequence[int]], targets: Sequence[Sequence[int]], pad_id: int) -> Batch:

@@ -13,20 +13,19 @@ from torch import Tensor
 from tqdm import tqdm
 
 from gpt2core import config, runtime
-from gpt2core.errors import UserError
+from gpt2core.inference.classify import Texts, encode
 from gpt2core.model import GPT, GPTClassifier
-from gpt2core.model.frozen import FrozenDtype
 from gpt2core.model.lora import merge_lora
 from gpt2core.tokenizer import Tokenizer
 from gpt2core.train.batches import Batch, epoch_order
+from gpt2core.train.cached_features import CachedFeatures
 from gpt2core.train.loop import Step, train
 from gpt2core.train.optim import adamw
 from gpt2core.train.resume import Resume
 from gpt2core.train.schedule import WarmupCosine
 from gpt2core.train.states import States
-from gpt2core.train.texts import HalfReadTexts, Texts
 from gpt2core.train.trainable import add_detours, frozen_blocks, learn_only, trainable_parameters
-from gpt2core.weights.model_dir import load
+from gpt2core.weights.model_dir import load_language_model
 
 Example = tuple[str, str]  # label, text
 
@@ -50,20 +49,6 @@ class Classified:
 COLUMNS = ("epoch", "examples", "train_loss", "train_accuracy", "val_loss", "val_accuracy")
 
 
-def load_base(path: Path, dropout: float, frozen_dtype: FrozenDtype | None = None) -> tuple[GPT, Tokenizer]:
-    """The language model that a fine-tuning starts from, with its tokenizer; see `load` for the arguments.
-
-    Raises:
-        UserError: it is none.
-    """
-    model, tokenizer = load(path, device=runtime.device(), dropout=dropout, frozen_dtype=frozen_dtype)
-    if not isinstance(model, GPT):
-        raise UserError(f"{path}: is a classifier; a fine-tuning starts from a language model such as pretrained")
-    if tokenizer is None:
-        raise UserError(f"{path}: has no vocab.json and merges.txt, and a fine-tuning takes its base's tokenizer")
-    return model, tokenizer
-
-
 def new_classifier(
     base: GPT, labels: tuple[str, ...], trainable: str, seed: int, position: str = "last"
 ) -> GPTClassifier:
@@ -80,21 +65,6 @@ def new_classifier(
     model.transformer.load_state_dict(base.transformer.state_dict())
     learn_only(model, trainable)
     return model
-
-
-def encode(
-    texts: Sequence[str], tokenizer: Tokenizer, n_positions: int, max_tokens: int | None
-) -> tuple[list[list[int]], int]:
-    """Ids of each text, cut to the model's context (or `max_tokens`), and how many were cut."""
-    limit = min(max_tokens or n_positions, n_positions)
-    ids = [tokenizer.encode(text) for text in texts]
-    cut = sum(len(row) > limit for row in ids)
-    return [row[:limit] or [tokenizer.eot_id] for row in ids], cut
-
-
-def predict(model: GPTClassifier, ids: Sequence[Sequence[int]], batch_size: int = 64) -> Tensor:
-    """Logits of each text, [n, classes], in the order of `ids`."""
-    return Texts(model, ids).predict(batch_size=batch_size)
 
 
 def finetune_classify(
@@ -115,7 +85,7 @@ def finetune_classify(
 
     It goes on from the newest of `states`, and is kept there.
     """
-    base, tokenizer = load_base(base_dir, params.dropout)
+    base, tokenizer = load_language_model(base_dir, device=runtime.device(), dropout=params.dropout)
     model = new_classifier(base, labels, params.trainable, seed, params.position)
     if params.trainable == "lora":
         add_detours(model, params)
@@ -129,7 +99,7 @@ def finetune_classify(
     splits: list[tuple[Texts, Tensor]] = []
     for examples in (train_examples, val_examples, test_examples):
         ids, cut = encode([text for _, text in examples], tokenizer, base.config.n_positions, params.max_tokens)
-        texts = HalfReadTexts(model, ids, n_frozen) if keeps else Texts(model, ids)
+        texts = CachedFeatures(model, ids, n_frozen) if keeps else Texts(model, ids)
         splits.append((texts, torch.tensor([labels.index(label) for label, _ in examples])))
         result.truncated += cut
     (train_texts, train_labels), (val_texts, val_labels), (test_texts, _) = splits

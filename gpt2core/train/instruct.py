@@ -13,21 +13,19 @@ from tqdm import tqdm
 
 from gpt2core import config, prompts, runtime
 from gpt2core.errors import UserError
-from gpt2core.generate import generate_batch
+from gpt2core.inference.respond import respond
 from gpt2core.model import GPT
 from gpt2core.model.lora import merge_lora
-from gpt2core.model.packed import Packed
 from gpt2core.prompts import Prompt
 from gpt2core.tokenizer import Tokenizer
 from gpt2core.train.batches import IGNORE, Batch, epoch_order, next_token_batch
-from gpt2core.train.classify import load_base
 from gpt2core.train.loop import Step, train
 from gpt2core.train.optim import adamw
 from gpt2core.train.resume import Resume
 from gpt2core.train.schedule import WarmupCosine
 from gpt2core.train.states import States
 from gpt2core.train.trainable import add_detours, learn_only, trainable_parameters
-from gpt2core.weights.model_dir import read_state
+from gpt2core.weights.model_dir import load_language_model, read_state
 from gpt2core.weights.peft_adapter import Adapter, adapter_tensors
 
 Entry = Mapping[str, Any]  # the texts instruction, input, output
@@ -136,23 +134,6 @@ def n_counted(example: Example) -> int:
     return sum(target != IGNORE for target in example.targets)
 
 
-def respond(
-    model: Packed,
-    tokenizer: Tokenizer,
-    entries: Sequence[Entry],
-    max_new_tokens: int,
-    batch_size: int = 32,
-    form: Prompt = prompts.alpaca,
-) -> list[str]:
-    """Greedy responses to the prompts of `entries`, without surrounding white space. The model is in eval mode."""
-    encoded = [tokenizer.encode(form(entry["instruction"], entry["input"])) for entry in entries]
-    with runtime.progress(what="respond", unit="answer", total=len(entries)) as bar:
-        answers = generate_batch(
-            model, encoded, max_new_tokens, eos_id=tokenizer.eot_id, batch_size=batch_size, on_answer=bar.update
-        )
-    return [tokenizer.decode(answer).strip() for answer in answers]
-
-
 def finetune_instruct(
     params: config.FinetuneInstruct,
     seed: int,
@@ -173,7 +154,9 @@ def finetune_instruct(
         UserError: a prompt fills the context, a checkpoint lies beyond the last step, or a step's loss is not finite.
     """
     frozen_dtype = None if params.lora_base_dtype == "float32" else params.lora_base_dtype
-    model, tokenizer = load_base(base_dir, params.dropout, frozen_dtype)
+    model, tokenizer = load_language_model(
+        base_dir, device=runtime.device(), dropout=params.dropout, frozen_dtype=frozen_dtype
+    )
     learn_only(model, params.trainable)
     model.transformer.activation_checkpointing = params.activation_checkpointing
     runtime.seed_everything(seed)  # LoRA's first weights, dropout

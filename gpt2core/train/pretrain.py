@@ -15,7 +15,7 @@ from tqdm import tqdm
 from gpt2core import config, runtime
 from gpt2core.data.shards import Shard
 from gpt2core.errors import UserError
-from gpt2core.generate import generate
+from gpt2core.inference import generate
 from gpt2core.model import GPT, GPTConfig
 from gpt2core.model.induction import write_induction_circuit
 from gpt2core.tokenizer import Tokenizer

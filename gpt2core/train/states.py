@@ -17,7 +17,6 @@ import json
 import os
 import re
 import shutil
-import sys
 import time
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -29,7 +28,7 @@ from filelock import FileLock, Timeout
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from gpt2core import config, files, numerics, runtime
+from gpt2core import config, files, numerics, runtime, stage_code
 from gpt2core.runtime import say
 
 KEPT = 2  # states of a training
@@ -185,7 +184,7 @@ def what_decides(stage: str, params: Mapping[str, Any], inputs: Iterable[Path]) 
             for path in sorted([top, *top.rglob("*")])
             if path.is_file()  # what is missing, the stage itself complains of
         },
-        "code": _code(),
+        "code": _code(stage),
         "environment": _deciding_environment(),  # dtypes are params
         "world_size": os.environ.get("WORLD_SIZE", "1"),
     }
@@ -202,16 +201,9 @@ def digest(known: Mapping[str, Any]) -> str:
     return hashlib.sha256(json.dumps(known, sort_keys=True).encode()).hexdigest()[:16]
 
 
-def _code() -> dict[str, str]:
-    """The hash of each file of this project that the stage has imported, and of its script."""
-    paths = {}
-    for name, module in list(sys.modules.items()):
-        path = getattr(module, "__file__", None)
-        spec = getattr(module, "__spec__", None)
-        real_name = spec.name if name == "__main__" and spec else name
-        if path and real_name.split(".")[0] in ("gpt2core", "stages"):
-            paths[real_name] = Path(path)
-    return {name: files.sha256(path) for name, path in sorted(paths.items())}
+def _code(stage: str) -> dict[str, str]:
+    """The hash of each file of this project that decides the stage's outputs."""
+    return {path.as_posix(): files.sha256(stage_code.ROOT / path) for path in stage_code.stage_files(stage)}
 
 
 def _acquire(lock: FileLock, checkpoints: Path, folder: Path) -> None:

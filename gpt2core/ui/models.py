@@ -14,7 +14,12 @@ from gpt2core.model.packed import Packed, pack
 from gpt2core.prompts import Prompt
 from gpt2core.tokenizer import Tokenizer
 from gpt2core.weights.chat_template import prompt_of
-from gpt2core.weights.model_dir import load, read_described
+from gpt2core.weights.model_dir import (
+    load_with_tokenizer,
+    read_described,
+    require_classifier,
+    require_language_model,
+)
 
 KEPT = 3  # models in memory: one for each tab that has its own kind
 KINDS = LANGUAGE_MODEL, INSTRUCT, CLASSIFIER = "language model", "instruct", "classifier"
@@ -81,16 +86,12 @@ class Models:
     def classifier(self, name: str) -> tuple[GPTClassifier, Tokenizer]:
         """Raises UserError if `name` is something else."""
         model, tokenizer = self.any(name)
-        if not isinstance(model, GPTClassifier):
-            raise UserError(f"{name}: is a language model, not a classifier")
-        return model, tokenizer
+        return require_classifier(model, name), tokenizer
 
     def language_model(self, name: str) -> tuple[Packed, Tokenizer]:
         """Ready for decoding. Raises UserError if `name` is something else."""
         model, tokenizer = self.any(name)
-        if not isinstance(model, GPT):
-            raise UserError(f"{name}: is a classifier, not a language model")
-        return self._packed(model), tokenizer
+        return self._packed(require_language_model(model, name)), tokenizer
 
     def prompt(self, name: str) -> Prompt:
         """The form in which this model was taught instructions; Alpaca's, where it does not say."""
@@ -109,7 +110,4 @@ class Models:
 
 def _load(path: Path, stamp: int) -> tuple[GPT | GPTClassifier, Tokenizer]:
     """`stamp` is the time of the directory's files: other files, another model."""
-    model, tokenizer = load(path, device=runtime.device())
-    if tokenizer is None:
-        raise UserError(f"{path}: has no vocab.json and merges.txt, so text cannot be read or written")
-    return model, tokenizer
+    return load_with_tokenizer(path, device=runtime.device())

@@ -13,12 +13,12 @@ from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
 
 from gpt2core.errors import UserError
-from gpt2core.generate import Sampling, TextStream, stream
+from gpt2core.inference import Sampling, TextStream, stream
+from gpt2core.inference.classify import classify as predict_classes
 from gpt2core.inspect import inspect
 from gpt2core.report.inside import inspection_page
 from gpt2core.report.page import render
 from gpt2core.tokenizer import Tokenizer
-from gpt2core.train.classify import encode, predict
 from gpt2core.ui.models import CLASSIFIER, INSTRUCT, Models
 from gpt2core.ui.serving import LOOPBACK, bare_app
 
@@ -107,8 +107,8 @@ def make_app(models: Models, host: str = LOOPBACK[0]) -> FastAPI:
     def classify(asked: Classify) -> JSONResponse:
         with computing:
             model, tokenizer = models.classifier(asked.model)
-            ids, _ = encode(asked.texts, tokenizer, model.config.n_positions, None)
-            rows = predict(model, ids).softmax(-1).tolist()
+            predictions = predict_classes(model, tokenizer, asked.texts)
+        rows = [list(prediction.probabilities.values()) for prediction in predictions]  # [n, classes]
         return JSONResponse({"labels": model.labels, "probabilities": rows})
 
     @app.post("/api/inspect")

@@ -113,6 +113,63 @@ def load(
     return model.eval(), tokenizer
 
 
+def load_with_tokenizer(
+    path: str | os.PathLike[str], *, device: torch.device | str = "cpu", dropout: float | None = None,
+    frozen_dtype: FrozenDtype | None = None,
+) -> tuple[Model, Tokenizer]:  # fmt: skip
+    """Load a model of either kind with its tokenizer; see `load`.
+
+    Raises:
+        UserError: as `load`, or the directory has no tokenizer.
+    """
+    model, tokenizer = load(path, device=device, dropout=dropout, frozen_dtype=frozen_dtype)
+    if tokenizer is None:
+        raise UserError(f"{path}: has no vocab.json and merges.txt, so text cannot be read or written")
+    return model, tokenizer
+
+
+def load_language_model(
+    path: str | os.PathLike[str], *, device: torch.device | str = "cpu", dropout: float | None = None,
+    frozen_dtype: FrozenDtype | None = None,
+) -> tuple[GPT, Tokenizer]:  # fmt: skip
+    """Load a language model with its tokenizer; see `load`.
+
+    Raises:
+        UserError: as `load_with_tokenizer`, or the directory holds a classifier.
+    """
+    model, tokenizer = load_with_tokenizer(path, device=device, dropout=dropout, frozen_dtype=frozen_dtype)
+    return require_language_model(model, str(path)), tokenizer
+
+
+def load_classifier(
+    path: str | os.PathLike[str], *, device: torch.device | str = "cpu"
+) -> tuple[GPTClassifier, Tokenizer]:
+    """Load a classifier with its tokenizer; see `load`.
+
+    Raises:
+        UserError: as `load_with_tokenizer`, or the directory holds a language model.
+    """
+    model, tokenizer = load_with_tokenizer(path, device=device)
+    return require_classifier(model, str(path)), tokenizer
+
+
+def require_language_model(model: Model, where: str) -> GPT:
+    """Return the model if it is a language model. Raises UserError that names `where` if not."""
+    if not isinstance(model, GPT):
+        raise UserError(
+            f"{where}: is a classifier, not a language model such as models/pretrained; it classifies texts: "
+            f"gpt2core classify {where} TEXT"
+        )
+    return model
+
+
+def require_classifier(model: Model, where: str) -> GPTClassifier:
+    """Return the model if it is a classifier. Raises UserError that names `where` if not."""
+    if not isinstance(model, GPTClassifier):
+        raise UserError(f"{where}: is a language model, not a classifier; it writes texts: gpt2core generate {where}")
+    return model
+
+
 def read_state(path: Path, described: Described | None = None) -> tuple[dict[str, torch.Tensor], str]:
     """A model directory's weights under our names, as views of its files, and the path that messages name.
 

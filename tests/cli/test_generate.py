@@ -17,7 +17,7 @@ import pytest
 from torch import Tensor
 
 import gpt2core
-from gpt2core import generate as engine
+from gpt2core import inference as engine
 from tests.cli.test_cli import Ended, Run, models, refused, run
 
 __all__ = ["models", "run"]  # fixtures

@@ -11,7 +11,7 @@ from torch import nn
 import gpt2core
 from gpt2core.data.synthetic import generate_tales
 from gpt2core.errors import UserError
-from gpt2core.generate import generate
+from gpt2core.inference import generate
 from gpt2core.learn import (
     GELU,
     CausalSelfAttention,

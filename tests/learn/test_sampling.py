@@ -5,7 +5,7 @@ import torch
 from scipy.stats import chisquare
 from torch import Tensor
 
-from gpt2core.generate import Sampling
+from gpt2core.inference import Sampling
 from gpt2core.learn import (
     GPTModel,
     draw,

@@ -15,7 +15,7 @@ import gpt2core
 from gpt2core.data.synthetic.tales import generate_tales
 from gpt2core.errors import UserError
 from gpt2core.evaluate.language_model import nats
-from gpt2core.generate import generate, generate_batch
+from gpt2core.inference import generate, generate_batch
 from gpt2core.model import GPT, GPTConfig
 from gpt2core.model.kv_cache import KVCache
 from gpt2core.model.packed import pack

@@ -27,8 +27,8 @@ from gpt2core.data.synthetic import generate_instructions, generate_messages, ge
 from gpt2core.evaluate.language_model import evaluate  # noqa: E402
 from gpt2core.evaluate.nearest import nearest_outputs  # noqa: E402
 from gpt2core.evaluate.over_seeds import OverSeeds  # noqa: E402
-from gpt2core.generate import generate_batch  # noqa: E402
-from gpt2core.generate.sampling import Sampling  # noqa: E402
+from gpt2core.inference import generate_batch  # noqa: E402
+from gpt2core.inference.sampling import Sampling  # noqa: E402
 from gpt2core.tokenizer import Tokenizer  # noqa: E402
 from gpt2core.tokenizer.train import train_bpe  # noqa: E402
 from gpt2core.train.classify import finetune_classify  # noqa: E402

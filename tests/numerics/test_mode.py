@@ -19,9 +19,11 @@ PRESET = {"OMP_NUM_THREADS": "7", "OPENBLAS_CORETYPE": "SkylakeX", "NPY_ENABLE_C
 
 def run(code: str, *prefix: str, **env: str) -> subprocess.CompletedProcess[str]:
     """Run Python code in a process whose numerics variables are only those given."""
-    from gpt2core.numerics import mode
+    from gpt2core import environment
 
-    kept = {name: value for name, value in os.environ.items() if name not in {*mode.ENVIRONMENT, *mode.UNSET}}
+    kept = {
+        name: value for name, value in os.environ.items() if name not in {*environment.ENVIRONMENT, *environment.UNSET}
+    }
     return subprocess.run(
         [*prefix, sys.executable, "-c", code],
         cwd=ROOT, env=kept | {"PYTHONPATH": str(ROOT)} | env, capture_output=True, text=True, timeout=120,
@@ -45,18 +47,18 @@ print(json.dumps(dict(os.environ)))
 
 
 def test_portable_overrides_preset_variables() -> None:
-    from gpt2core.numerics import mode
+    from gpt2core import environment
 
     found = json.loads(output(f"MODE = 'portable'\n{PRINT_ENVIRONMENT}", **PRESET))
-    assert {name: found.get(name) for name in mode.ENVIRONMENT} == mode.ENVIRONMENT
-    assert not {*mode.UNSET} & found.keys()
+    assert {name: found.get(name) for name in environment.ENVIRONMENT} == environment.ENVIRONMENT
+    assert not {*environment.UNSET} & found.keys()
 
 
 def test_native_sets_nothing() -> None:
-    from gpt2core.numerics import mode
+    from gpt2core import environment
 
     found = json.loads(output(f"MODE = 'native'\n{PRINT_ENVIRONMENT}", **PRESET))
-    names = {*mode.ENVIRONMENT, *mode.UNSET}
+    names = {*environment.ENVIRONMENT, *environment.UNSET}
     assert {name: value for name, value in found.items() if name in names} == PRESET
 
 
@@ -132,7 +134,7 @@ numerics.start("portable")
 
 UNPROMISED = """
 from gpt2core import numerics, runtime
-from gpt2core.numerics import mode
+from gpt2core import environment
 PATCH
 said = []
 runtime.say = said.append
@@ -149,7 +151,7 @@ print(said[0])
     ("patch", "machine"),
     [
         ("import types; runtime.device = lambda: types.SimpleNamespace(type='cuda')", "cuda"),
-        ("mode.has_avx2 = lambda: False", "CPU"),
+        ("environment.has_avx2 = lambda: False", "CPU"),
     ],
 )
 def test_a_machine_without_the_promise_warns_once_and_keeps_its_kernels(patch: str, machine: str) -> None:

@@ -11,6 +11,7 @@ from ruamel.yaml import YAML
 
 from gpt2core.data.corpus import Piece
 from gpt2core.data.shards import write_shard
+from gpt2core.report import inspection_figures
 from gpt2core.tokenizer.train import train_bpe
 from gpt2core.track import store
 from stages import pretrain
@@ -28,13 +29,13 @@ OF_THE_INSIDE = {"pretrain_attention.svg", "pretrain_temperature.svg"}
 def inspections(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
     """Collect what the stage inspects."""
     inspected: list[Any] = []
-    real = pretrain.inspect_prompt
+    real = inspection_figures.inspect
 
-    def inspect_prompt(*arguments: Any) -> Any:
+    def inspect(*arguments: Any) -> Any:
         inspected.append(arguments)
         return real(*arguments)
 
-    monkeypatch.setattr(pretrain, "inspect_prompt", inspect_prompt)
+    monkeypatch.setattr(inspection_figures, "inspect", inspect)
     return inspected
 
 
@@ -103,7 +104,7 @@ def test_an_inspection_that_fails_costs_two_pictures(
     def fail(*_: Any) -> None:
         raise MemoryError("no room")
 
-    monkeypatch.setattr(pretrain, "inspect_prompt", fail)
+    monkeypatch.setattr(inspection_figures, "inspect", fail)
     pretrain.main()
     said = capsys.readouterr().err
     for name in OF_THE_INSIDE:

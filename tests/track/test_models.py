@@ -26,10 +26,10 @@ import gpt2core
 from gpt2core import config, files, prompts
 from gpt2core.config import Mlflow, Params
 from gpt2core.errors import UserError
+from gpt2core.inference.respond import respond
 from gpt2core.track import models as track_models
 from gpt2core.track import stage_run
 from gpt2core.track.sync import sync
-from gpt2core.train.instruct import respond
 from gpt2core.weights.model_dir import save_model
 from tests.test_architecture import closure, path_of
 from tests.track.conftest import LABELS

@@ -9,9 +9,10 @@ import torch
 import torch.nn.functional as F
 
 from gpt2core import config
+from gpt2core.inference.classify import encode, predict
 from gpt2core.model import GPT, GPTConfig
 from gpt2core.tokenizer.train import train_bpe
-from gpt2core.train.classify import Classified, encode, finetune_classify, predict
+from gpt2core.train.classify import Classified, finetune_classify
 from gpt2core.train.states import States
 from gpt2core.weights.model_dir import load, save_model
 

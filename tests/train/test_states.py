@@ -19,7 +19,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from gpt2core import numerics, runtime
+from gpt2core import files, numerics, runtime, stage_code
 from gpt2core.train import states as states_module
 from gpt2core.train.states import States, digest, prune, stage_states, what_decides
 
@@ -241,9 +241,8 @@ def key(project: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[types.Functi
     (project / "folder" / "sub").mkdir(parents=True)
     for name in ("input.bin", "folder/a", "folder/sub/b", "module.py"):
         (project / name).write_text(name)
-    module = types.ModuleType("gpt2core.made_up")
-    module.__file__ = str(project / "module.py")
-    monkeypatch.setitem(sys.modules, "gpt2core.made_up", module)
+    real = stage_code.stage_files
+    monkeypatch.setattr(stage_code, "stage_files", lambda stage: (*real(stage), project / "module.py"))
     n_threads = torch.get_num_threads()
 
     def made(params: dict | None = None, stage: str = "pretrain") -> str:
@@ -306,15 +305,15 @@ def test_the_key_covers_params_and_stage(key) -> None:
     assert len({key(), key({"seed": 2, "lr": 0.1}), key({"seed": 1, "lr": 0.2}), key(stage="finetune-instruct")}) == 4
 
 
-def test_the_key_covers_the_stages_own_script_and_what_it_imports(project: Path) -> None:
-    code = "import runpy; from gpt2core.train.states import _code; runpy.run_module('stages.pretrain'); print(*_code())"
-    done = subprocess.run(
-        [sys.executable, "-c", code], env=os.environ | {"PYTHONPATH": str(ROOT)}, capture_output=True, text=True,
-        timeout=120,
-    )  # fmt: skip
-    names = done.stdout.split()
-    assert {"gpt2core.train.loop", "gpt2core.model.gpt", "gpt2core.config", "gpt2core.train.muon"} <= set(names)
-    assert not [name for name in names if name.startswith(("gpt2core.cli", "gpt2core.learn"))]
+def test_the_key_covers_the_code_that_decides_the_outputs(project: Path) -> None:
+    code = what_decides("pretrain", {}, [])["code"]
+    assert list(code) == [path.as_posix() for path in stage_code.stage_files("pretrain")]
+    assert code["gpt2core/train/loop.py"] == files.sha256(ROOT / "gpt2core/train/loop.py")
+
+
+@pytest.mark.parametrize("path", ["gpt2core/track/plots/scores.py", "gpt2core/evaluate/judges/questions.py"])
+def test_a_change_of_an_observer_or_of_another_stage_keeps_the_key(project: Path, path: str) -> None:
+    assert path not in what_decides("pretrain", {}, [])["code"]
 
 
 def test_a_stage_says_why_it_starts_anew(

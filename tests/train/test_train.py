@@ -10,11 +10,13 @@ import torch.nn.functional as F
 from torch import nn
 
 from gpt2core.errors import UserError
+from gpt2core.inference.classify import predict
 from gpt2core.model import GPT, GPTConfig
+from gpt2core.model.padding import pad
 from gpt2core.tokenizer.train import train_bpe
 from gpt2core.train import loop
-from gpt2core.train.batches import IGNORE, Batch, WindowSampler, epoch_order, next_token_batch, pad
-from gpt2core.train.classify import new_classifier, predict
+from gpt2core.train.batches import IGNORE, Batch, WindowSampler, epoch_order, next_token_batch
+from gpt2core.train.classify import new_classifier
 from gpt2core.train.instruct import make_example, mean_loss
 from gpt2core.train.loop import Step, train
 from gpt2core.train.optim import adamw, muon_and_adamw

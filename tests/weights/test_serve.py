@@ -17,9 +17,9 @@ import torch
 
 import gpt2core
 from gpt2core import prompts
-from gpt2core.generate import generate
+from gpt2core.inference import generate
+from gpt2core.inference.respond import respond
 from gpt2core.model import GPT
-from gpt2core.train.instruct import respond
 from gpt2core.weights.model_dir import save_model
 from tests.small import config_and_tokenizer
 

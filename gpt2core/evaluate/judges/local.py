@@ -47,21 +47,17 @@ class GPT2Chat(_LocalChat):
 
     def __init__(self, model_dir: Path, where: str) -> None:
         super().__init__(model_dir, where)
-        from gpt2core.model import GPT
         from gpt2core.model.packed import pack
         from gpt2core.weights.chat_template import prompt_of
-        from gpt2core.weights.model_dir import load
+        from gpt2core.weights.model_dir import load_language_model
 
-        model, tokenizer = load(model_dir, device=runtime.device())
-        if not isinstance(model, GPT) or tokenizer is None:
-            raise UserError(f"{where}: must hold a language model with its tokenizer, such as models/instruct")
+        model, self._tokenizer = load_language_model(model_dir, device=runtime.device())
         self._prompt = prompt_of(model_dir) or prompts.alpaca
-        self._tokenizer = tokenizer
         self._model = pack(model, "float32")
 
     def reply(self, messages: Messages) -> str:
         """The likeliest reply. Raises NoReply where the conversation leaves no room in the context."""
-        from gpt2core.generate import generate_batch
+        from gpt2core.inference import generate_batch
 
         prompt = self._prompt("\n\n".join(message["content"] for message in messages))
         ids = self._tokenizer.encode(prompt)

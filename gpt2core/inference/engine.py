@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 
 from gpt2core.errors import UserError
-from gpt2core.generate.lookup import by_lookup
-from gpt2core.generate.sampling import Sampling, seed_of_each_row, uniforms
+from gpt2core.inference.lookup import by_lookup
+from gpt2core.inference.sampling import Sampling, seed_of_each_row, uniforms
 from gpt2core.model.kv_cache import KVCache
 from gpt2core.model.packed import Packed
 

@@ -8,11 +8,12 @@ import pytest
 import torch
 
 from gpt2core import config
+from gpt2core.inference.classify import Texts
 from gpt2core.model import GPT, GPTClassifier, GPTConfig
 from gpt2core.tokenizer.train import train_bpe
-from gpt2core.train import classify, texts
+from gpt2core.train import cached_features, classify
+from gpt2core.train.cached_features import CachedFeatures
 from gpt2core.train.classify import finetune_classify
-from gpt2core.train.texts import HalfReadTexts, Texts
 from gpt2core.weights.model_dir import save_model
 
 CONFIG = GPTConfig(vocab_size=50, n_positions=40, n_embd=16, n_layer=3, n_head=2, initializer_range=0.3)
@@ -29,9 +30,9 @@ def model(request: pytest.FixtureRequest) -> GPTClassifier:
 def test_logits_and_gradients_are_those_of_the_plain_way(
     model: GPTClassifier, n_blocks: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(texts, "_room", lambda n, n_embd: torch.empty(n, n_embd, dtype=torch.float64))
+    monkeypatch.setattr(cached_features, "_room", lambda n, n_embd: torch.empty(n, n_embd, dtype=torch.float64))
     rows, found = [4, 2, 0, 1], []
-    for side in (Texts(model, IDS), HalfReadTexts(model, IDS, n_blocks)):
+    for side in (Texts(model, IDS), CachedFeatures(model, IDS, n_blocks)):
         model.zero_grad()
         ids, lengths = side.batch(rows)
         logits = side.logits(ids, lengths)
@@ -48,16 +49,16 @@ def test_logits_and_gradients_are_those_of_the_plain_way(
 
 def test_predictions_are_in_the_order_of_the_texts(model: GPTClassifier) -> None:
     model.float()
-    plain, ours = Texts(model, IDS), HalfReadTexts(model, IDS, 2)
+    plain, ours = Texts(model, IDS), CachedFeatures(model, IDS, 2)
     torch.testing.assert_close(ours.predict(), plain.predict(batch_size=1), rtol=1e-4, atol=1e-5)
     torch.testing.assert_close(ours.predict([5, 0]), ours.predict()[[5, 0]])
 
 
 def test_what_is_large_lies_in_a_file_and_is_the_same(model: GPTClassifier, monkeypatch: pytest.MonkeyPatch) -> None:
     model.float()
-    in_memory = HalfReadTexts(model, IDS, 2)
-    monkeypatch.setattr(texts, "MAX_MEMORY_BYTES", 0)
-    mapped = HalfReadTexts(model, IDS, 2)
+    in_memory = CachedFeatures(model, IDS, 2)
+    monkeypatch.setattr(cached_features, "MAX_MEMORY_BYTES", 0)
+    mapped = CachedFeatures(model, IDS, 2)
     assert torch.equal(mapped.hidden, in_memory.hidden)
     assert torch.equal(mapped.predict(), in_memory.predict())
 
@@ -88,15 +89,15 @@ def test_a_training_goes_as_the_plain_one_does(base: Path, trainable: str, monke
 
     used: list[int] = []
 
-    class Counted(HalfReadTexts):
+    class Counted(CachedFeatures):
         def __init__(self, *args: object) -> None:
             used.append(args[2])  # type: ignore[arg-type]
             super().__init__(*args)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(classify, "HalfReadTexts", Counted)
+    monkeypatch.setattr(classify, "CachedFeatures", Counted)
     fast = run()
     assert used == [{"head": 3, "last_block": 2, "last_two_blocks": 1}[trainable]] * 3
-    monkeypatch.setattr(classify, "HalfReadTexts", lambda model, ids, n_blocks: Texts(model, ids))
+    monkeypatch.setattr(classify, "CachedFeatures", lambda model, ids, n_blocks: Texts(model, ids))
     plain = run()
     assert fast.before == plain.before
     for one, other in zip(fast.curve, plain.curve, strict=True):
@@ -113,5 +114,5 @@ def test_a_training_goes_as_the_plain_one_does(base: Path, trainable: str, monke
 def test_blocks_that_learn_or_drop_or_read_little_are_not_kept(
     base: Path, changes: dict[str, object], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(classify, "HalfReadTexts", None)  # to call it is an error
+    monkeypatch.setattr(classify, "CachedFeatures", None)  # to call it is an error
     finetune_classify(params(**changes), 1, base, ("ham", "spam"), EXAMPLES[:28], EXAMPLES, EXAMPLES)

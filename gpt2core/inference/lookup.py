@@ -15,7 +15,7 @@ from collections.abc import Iterable, Iterator
 import torch
 from torch import Tensor
 
-from gpt2core.generate.sampling import Sampling
+from gpt2core.inference.sampling import Sampling
 from gpt2core.model.kv_cache import KVCache
 from gpt2core.model.packed import Packed
 

@@ -15,11 +15,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from gpt2core.generate import Sampling, generate, generate_batch, lookup, stream
-from gpt2core.generate.lookup import MAX_DRAFT_TOKENS, Lookup
+from gpt2core.inference import Sampling, generate, generate_batch, lookup, stream
+from gpt2core.inference.lookup import MAX_DRAFT_TOKENS, Lookup
 from gpt2core.model import GPT, GPTConfig
 from gpt2core.model.packed import pack
-from tests.generate.test_engine import slowly
+from tests.inference.test_engine import slowly
 from tests.model.test_gpt import SMALL, random_model
 
 # A small vocabulary, so that pairs come again, and mostly with another token after them.

@@ -10,8 +10,8 @@ from scipy.stats import chisquare
 from torch import Tensor
 
 from gpt2core.errors import UserError
-from gpt2core.generate import Sampling
-from gpt2core.generate.sampling import seed_of_each_row, uniforms
+from gpt2core.inference import Sampling
+from gpt2core.inference.sampling import seed_of_each_row, uniforms
 
 LOGITS = torch.tensor([2.0, 1.0, 1.0, 0.0, -1.0, -3.0])  # in falling order
 CPU = torch.device("cpu")

@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from gpt2core.errors import UserError
-from gpt2core.generate import Sampling, generate, generate_batch, stream
-from gpt2core.generate.sampling import uniforms
+from gpt2core.inference import Sampling, generate, generate_batch, stream
+from gpt2core.inference.sampling import uniforms
 from gpt2core.model import GPT
 from tests.model.test_gpt import SMALL, random_model
 

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gpt2core.errors import UserError
-from gpt2core.generate import TextStream, text
+from gpt2core.inference import TextStream, text
 
 EOS = -1
 # Few characters, so that stop strings are met; of one, two, three and four bytes, and what broken bytes become.

@@ -1,7 +1,0 @@
-"""Generating tokens; works on ids alone and knows no tokenizer."""
-
-from gpt2core.generate.engine import generate, generate_batch, stream
-from gpt2core.generate.sampling import Sampling
-from gpt2core.generate.text import TextStream
-
-__all__ = ["Sampling", "TextStream", "generate", "generate_batch", "stream"]

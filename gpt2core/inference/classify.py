@@ -1,0 +1,96 @@
+"""The class of texts: encode them, and predict batch by batch."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from gpt2core import runtime
+from gpt2core.model import GPTClassifier
+from gpt2core.model.padding import pad
+from gpt2core.tokenizer import Tokenizer
+
+BATCH_SIZE = 64
+
+
+class Prediction(NamedTuple):
+    """The most probable class of a text, and the probability of every class."""
+
+    label: str
+    probabilities: dict[str, float]
+
+
+def classify(model: GPTClassifier, tokenizer: Tokenizer, texts: Sequence[str]) -> list[Prediction]:
+    """Return the class of each text, in the order of `texts`. A text is truncated to the model's context.
+
+    Example:
+        >>> model, tokenizer = gpt2core.load_classifier("models/classifier")  # doctest: +SKIP
+        >>> gpt2core.classify(model, tokenizer, ["You won a free lamp!"])[0].label  # doctest: +SKIP
+        'spam'
+    """
+    if not texts:
+        return []
+    ids, _ = encode(texts, tokenizer, model.config.n_positions, None)
+    rows = predict(model, ids).softmax(-1).tolist()  # [n, classes]
+    return [Prediction(model.labels[row.index(max(row))], dict(zip(model.labels, row, strict=True))) for row in rows]
+
+
+def encode(
+    texts: Sequence[str], tokenizer: Tokenizer, n_positions: int, max_tokens: int | None
+) -> tuple[list[list[int]], int]:
+    """Return the ids of each text, truncated to the model's context (or `max_tokens`), and how many were truncated."""
+    limit = min(max_tokens or n_positions, n_positions)
+    ids = [tokenizer.encode(text) for text in texts]
+    cut = sum(len(row) > limit for row in ids)
+    return [row[:limit] or [tokenizer.eot_id] for row in ids], cut
+
+
+def predict(model: GPTClassifier, ids: Sequence[Sequence[int]], batch_size: int = 64) -> Tensor:
+    """Return the logits of each text, [n, classes], in the order of `ids`."""
+    return Texts(model, ids).predict(batch_size=batch_size)
+
+
+class Texts:
+    """Encoded texts for one model.
+
+    Args:
+        model: reads them.
+        ids: [n] rows of at least one id.
+    """
+
+    def __init__(self, model: GPTClassifier, ids: Sequence[Sequence[int]]):
+        self.model, self.ids = model, ids
+        self.lengths = [len(row) for row in ids]
+
+    def batch(self, rows: Sequence[int], pad_id: int = 0) -> tuple[Tensor, Tensor]:
+        """What `logits` takes of these rows: ids [B, T], padded on the right, and lengths [B]."""
+        return pad([self.ids[i] for i in rows], pad_id), self._lengths(rows)
+
+    def logits(self, ids: Tensor, lengths: Tensor) -> Tensor:
+        """[B, T], [B] -> [B, classes]"""
+        return self.model(ids, lengths)
+
+    @torch.inference_mode()
+    def predict(self, rows: Sequence[int] | None = None, batch_size: int = BATCH_SIZE) -> Tensor:
+        """Logits of these rows (or all), [n, classes]; texts of like length are computed together."""
+        self.model.eval()
+        device = self.model.score.weight.device
+        rows = range(len(self.ids)) if rows is None else rows
+        logits = torch.empty(len(rows), len(self.model.labels))
+        batches = by_length([self.lengths[i] for i in rows], batch_size)
+        for places in runtime.progress(batches, what="classify", unit="batch"):
+            inputs = (tensor.to(device) for tensor in self.batch([rows[place] for place in places]))
+            logits[places] = self.logits(*inputs).float().cpu()
+        return logits
+
+    def _lengths(self, rows: Sequence[int]) -> Tensor:
+        return torch.tensor([self.lengths[i] for i in rows])
+
+
+def by_length(lengths: Sequence[int], batch_size: int = BATCH_SIZE) -> list[list[int]]:
+    """The places of all lengths, the shortest first, in batches: little of them is padding."""
+    order = sorted(range(len(lengths)), key=lambda i: lengths[i])
+    return [order[start : start + batch_size] for start in range(0, len(order), batch_size)]

@@ -1,0 +1,37 @@
+"""Responses of an instruction-tuned model."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from gpt2core import prompts, runtime
+from gpt2core.inference.engine import generate_batch
+from gpt2core.model.packed import Packed
+from gpt2core.prompts import Prompt
+from gpt2core.tokenizer import Tokenizer
+
+
+def respond(
+    model: Packed,
+    tokenizer: Tokenizer,
+    entries: Sequence[Mapping[str, str]],
+    max_new_tokens: int,
+    batch_size: int = 32,
+    form: Prompt = prompts.alpaca,
+) -> list[str]:
+    """Return the greedy response to each entry, without surrounding white space.
+
+    Args:
+        model: in eval mode.
+        tokenizer: of the model.
+        entries: each with `instruction` and `input`.
+        max_new_tokens: the longest response, in tokens.
+        batch_size: prompts that are decoded together.
+        form: makes a prompt of instruction and input.
+    """
+    encoded = [tokenizer.encode(form(entry["instruction"], entry["input"])) for entry in entries]
+    with runtime.progress(what="respond", unit="answer", total=len(entries)) as bar:
+        answers = generate_batch(
+            model, encoded, max_new_tokens, eos_id=tokenizer.eot_id, batch_size=batch_size, on_answer=bar.update
+        )
+    return [tokenizer.decode(answer).strip() for answer in answers]

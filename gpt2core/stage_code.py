@@ -1,0 +1,117 @@
+"""The code that decides a stage's outputs: its import closure without observers.
+
+`dvc.yaml` lists these files as the dependencies of each stage (`tools/stage_deps.py` writes them), and the key of a
+training checkpoint contains their hashes. So a change of a plot, a command, or tracking reruns no stage.
+"""
+
+from __future__ import annotations
+
+import ast
+import re
+from collections.abc import Iterator
+from functools import cache
+from pathlib import Path
+
+ROOT = Path(__file__).parents[1]
+PACKAGES = ("gpt2core", "stages")
+FILE_NAME = re.compile(r"[\w-][\w.-]{1,99}")
+
+# Observers show or track results, or check params. They cannot change an output's bytes; tests/test_stage_code.py.
+OBSERVERS = (
+    "gpt2core.__main__",
+    "gpt2core.cli",
+    "gpt2core.contradictions",
+    "gpt2core.doctor",
+    "gpt2core.inspect",
+    "gpt2core.learn",
+    "gpt2core.report",
+    "gpt2core.serve",
+    "gpt2core.stage_code",
+    "gpt2core.track",
+    "gpt2core.ui",
+)
+
+
+@cache
+def stage_files(stage: str) -> tuple[Path, ...]:
+    """Return the modules and package data that decide a stage's outputs.
+
+    A module counts if the stage's script reaches it by imports, those inside of functions included. Imports for type
+    checkers do not count. Package data counts if a reached module contains its name as a string. `gpt2core/__init__.py`
+    does not count: it only gives names of other modules.
+
+    Args:
+        stage: name in `dvc.yaml`, such as `finetune-classify`; what follows an `@` is ignored.
+
+    Returns:
+        Paths relative to the project, sorted.
+    """
+    reached: set[str] = set()
+    waiting = [f"stages.{stage.partition('@')[0].replace('-', '_')}"]
+    while waiting:
+        module = waiting.pop()
+        if module in reached or module == "gpt2core" or is_observer(module):
+            continue
+        reached.add(module)
+        waiting += [*_imports(module), *_parents(module)]
+    found = {file for module in reached for file in (_path(module), *_package_data(module))}
+    return tuple(sorted(path.relative_to(ROOT) for path in found if path is not None))
+
+
+def is_observer(module: str) -> bool:
+    """Return whether a module of this project is an observer."""
+    return any(module == observer or module.startswith(f"{observer}.") for observer in OBSERVERS)
+
+
+def _path(module: str) -> Path | None:
+    """Return the file of a module of this project, or None if there is no such module."""
+    base = ROOT.joinpath(*module.split("."))
+    return next((path for path in (base / "__init__.py", base.with_suffix(".py")) if path.is_file()), None)
+
+
+def _parents(module: str) -> list[str]:
+    """Return the packages that Python imports before a module."""
+    parts = module.split(".")
+    return [".".join(parts[:n]) for n in range(1, len(parts))]
+
+
+@cache
+def _tree(path: Path) -> ast.Module:
+    return ast.parse(path.read_text(encoding="utf-8"), path)
+
+
+def _imports(module: str) -> Iterator[str]:
+    """Yield the modules of this project that a module imports anywhere, but not for type checkers only."""
+    path = _path(module)
+    assert path is not None
+    for node in _executed(_tree(path)):
+        names: list[str] = []
+        if isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            names = [node.module, *(f"{node.module}.{alias.name}" for alias in node.names)]
+        yield from (name for name in names if name.split(".")[0] in PACKAGES and _path(name))
+
+
+def _executed(node: ast.AST) -> Iterator[ast.AST]:
+    """Yield all nodes below, except what `if TYPE_CHECKING` contains."""
+    for child in ast.iter_child_nodes(node):
+        if isinstance(child, ast.If) and ast.unparse(child.test) == "TYPE_CHECKING":
+            continue
+        yield child
+        yield from _executed(child)
+
+
+def _package_data(module: str) -> set[Path]:
+    """Return the data files whose names a module contains: next to it, or in a data folder of the package."""
+    path = _path(module)
+    assert path is not None
+    constants = (node.value for node in ast.walk(_tree(path)) if isinstance(node, ast.Constant))
+    names = {value for value in constants if isinstance(value, str) and FILE_NAME.fullmatch(value)}
+    found: set[Path] = set()
+    for place in (base / name for name in names for base in (path.parent, ROOT / "gpt2core")):
+        if place.is_dir() and not any(place.rglob("*.py")):
+            found |= {file for file in place.rglob("*") if file.is_file()}
+        elif place.is_file() and place.suffix != ".py":
+            found.add(place)
+    return found
