@@ -6,6 +6,7 @@ relations between them into one `UserError`, each line naming file, key, value a
 
 from __future__ import annotations
 
+import difflib
 import os
 import re
 import warnings
@@ -331,7 +332,10 @@ def _explain(details: Any) -> str:
         section: Any = Params
         if len(details["loc"]) > 1:
             section = Params.model_fields[details["loc"][0]].annotation
-        return f"{key}: unknown key; allowed here: {', '.join(section.model_fields)}"
+        allowed = list(section.model_fields)
+        closest = difflib.get_close_matches(str(details["loc"][-1]), allowed, n=1)
+        question = f" did you mean {closest[0]}?" if closest else ""
+        return f"{key}: unknown key;{question} allowed here: {', '.join(allowed)}"
     if kind == "missing":
         return f"{key}: {MISSING}"
     if kind == "literal_error":

@@ -94,6 +94,20 @@ def test_all_errors_come_in_one_message(tmp_path: Path) -> None:
         assert any(line.strip().startswith(start) for line in lines), start
 
 
+@pytest.mark.parametrize(
+    ("key", "closest"),
+    [
+        ("pretrain.max_step", "max_steps"),
+        ("finetune_classify.batchsize", "batch_size"),
+        ("judge.bootstrap", "bootstrap_samples"),
+        ("pretran", "pretrain"),
+    ],
+)
+def test_a_misspelled_key_gets_the_closest_one(tmp_path: Path, key: str, closest: str) -> None:
+    with pytest.raises(UserError, match=rf"{key}: unknown key; did you mean {closest}\?"):
+        load_params(edited(tmp_path, (key, 1)))
+
+
 @pytest.mark.parametrize(("key", "value"), [("pretrain.lr", True), ("pretrain.max_steps", 1.5), ("seed", -1)])
 def test_wrong_types_are_not_bent_into_right_ones(tmp_path: Path, key: str, value: object) -> None:
     with pytest.raises(UserError, match=key):
