@@ -28,7 +28,7 @@ from gpt2core.config import Tokenizer as TokenizerParams
 from gpt2core.data.shards import open_shard
 from gpt2core.data.synthetic import generate_tales
 from gpt2core.data.tokenize import tokenize
-from gpt2core.data.workers import available_processes
+from gpt2core.runtime import available_processes
 from gpt2core.tokenizer import END_OF_TEXT, Tokenizer
 
 MB = 1e6

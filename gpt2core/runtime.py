@@ -92,6 +92,20 @@ def device() -> torch.device:
         raise UserError(f"GPT2CORE_DEVICE={name}: this device cannot be used ({reason}); try cpu") from None
 
 
+def available_processes() -> int:
+    """Return `GPT2CORE_PROCESSES` if it is set, else the number of cores that this process may use.
+
+    Raises:
+        UserError: it is set to something else than a positive number.
+    """
+    asked = os.environ.get("GPT2CORE_PROCESSES")
+    if asked is None:
+        return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    if not asked.isdecimal() or int(asked) < 1:
+        raise UserError(f"GPT2CORE_PROCESSES={asked}: must be a number of processes, 1 or more")
+    return int(asked)
+
+
 def training_dtype(name: str) -> torch.dtype:
     """The torch dtype of a params value: float32, bfloat16, or for `auto` the faster of them; it says which and why."""
     import torch

@@ -14,7 +14,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
 PACKAGES = ("gpt2core", "stages")
-FILE_NAME = re.compile(r"[\w-][\w.-]{1,99}")
+FILE_NAME = re.compile(r"[\w-][\w./-]{1,99}")
 
 # Observers show or track results, or check params. They cannot change an output's bytes; tests/test_stage_code.py.
 OBSERVERS = (
@@ -88,8 +88,11 @@ def _imports(module: str) -> Iterator[str]:
         names: list[str] = []
         if isinstance(node, ast.Import):
             names = [alias.name for alias in node.names]
-        elif isinstance(node, ast.ImportFrom) and node.module:
-            names = [node.module, *(f"{node.module}.{alias.name}" for alias in node.names)]
+        elif isinstance(node, ast.ImportFrom):
+            names = [f"{node.module}.{alias.name}" for alias in node.names]
+            if node.level or (node.module == "gpt2core" and not all(map(_path, names))):
+                raise ValueError(f"{path}, line {node.lineno}: name the module: from gpt2core.MODULE import NAME")
+            names.append(str(node.module))
         yield from (name for name in names if name.split(".")[0] in PACKAGES and _path(name))
 
 
@@ -97,6 +100,7 @@ def _executed(node: ast.AST) -> Iterator[ast.AST]:
     """Yield all nodes below, except what `if TYPE_CHECKING` contains."""
     for child in ast.iter_child_nodes(node):
         if isinstance(child, ast.If) and ast.unparse(child.test) == "TYPE_CHECKING":
+            yield from (node for branch in child.orelse for node in (branch, *_executed(branch)))
             continue
         yield child
         yield from _executed(child)

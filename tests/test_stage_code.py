@@ -52,9 +52,11 @@ def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
         "gpt2core/unused.py": "",
         "gpt2core/a.py": (
             "from typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    import gpt2core.typed\n"
+            "else:\n    import gpt2core.untyped\n"
             "def later():\n    from gpt2core.part.lazy import name\nTABLE = 'table.tsv'"
         ),
         "gpt2core/typed.py": "",
+        "gpt2core/untyped.py": "",
         "gpt2core/table.tsv": "1",
         "gpt2core/other.tsv": "2",
         "gpt2core/part/__init__.py": "import gpt2core.part.first",
@@ -85,9 +87,17 @@ def test_the_closure_follows_executed_imports_and_names_of_data(project: Path) -
         "gpt2core/part/first.py",
         "gpt2core/part/lazy.py",
         "gpt2core/table.tsv",
+        "gpt2core/untyped.py",
         "stages/__init__.py",
         "stages/one_stage.py",
     ]
+
+
+@pytest.mark.parametrize("line", ["from . import a", "from .part import first", "from gpt2core import load"])
+def test_an_import_that_hides_the_module_is_refused(project: Path, line: str) -> None:
+    (project / "gpt2core/a.py").write_text(f"import os\n{line}")
+    with pytest.raises(ValueError, match="a.py, line 2: name the module"):
+        stage_files("one-stage")
 
 
 # -- Real runs -------------------------------------------------------------------------------------------------------

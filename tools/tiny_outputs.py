@@ -62,6 +62,7 @@ def rebuild(cpu: str | None) -> dict[str, str]:
         dvc = [sys.executable, "-m", "dvc", "repro", "--force"]
         bin_folder = Path(sys.executable).parent
         if cpu is not None:
+            environment["GPT2CORE_PROCESSES"] = "1"  # qemu's fork of several threads may hang
             bin_folder = Path(folder) / "bin"
             bin_folder.mkdir()
             python = bin_folder / "python"

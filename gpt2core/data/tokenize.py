@@ -22,12 +22,12 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from gpt2core import config, files, tokenizer
+from gpt2core import config, files, runtime, tokenizer
 from gpt2core.data.corpus import Corpus, split_pieces
 from gpt2core.data.documents import Part, find_documents
 from gpt2core.data.lengths import token_counts
 from gpt2core.data.shards import Shard, join_shards, shard_writer
-from gpt2core.data.workers import Workers, available_processes
+from gpt2core.data.workers import Workers
 from gpt2core.tokenizer import Tokenizer
 from gpt2core.tokenizer.train import count_words, merge_words, train_char
 
@@ -55,7 +55,7 @@ def tokenize(
     inputs = find_documents(raw)
     size_bytes = sum(path.stat().st_size for path in inputs)
     if processes is None:
-        processes = available_processes() if size_bytes >= PARALLEL_FROM_BYTES else 1
+        processes = runtime.available_processes() if size_bytes >= PARALLEL_FROM_BYTES else 1
     checkpoints = config.project_root() / ".checkpoints"
     kept = checkpoints / "tokenize" / _key(params, seed, raw, inputs)
     with Workers(processes) as workers, files.lock(checkpoints / "tokenize.lock"):

@@ -18,16 +18,6 @@ Result = TypeVar("Result")
 TASKS_AHEAD = 4  # a process; more would only fill the memory
 
 
-def available_processes() -> int:
-    """`GPT2CORE_PROCESSES` where set, else the cores that this process may use."""
-    asked = os.environ.get("GPT2CORE_PROCESSES")
-    if asked is None:
-        return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    if not asked.isdecimal() or int(asked) < 1:
-        raise UserError(f"GPT2CORE_PROCESSES={asked}: must be a number of processes, 1 or more")
-    return int(asked)
-
-
 class Workers:
     """Some processes, or with `processes` 1 this one alone: `with Workers(2) as workers: workers.map(…)`.
 

@@ -97,19 +97,18 @@ class _SecondThread:
 
     def __init__(self) -> None:
         self._blas = blas.numpy_blas()
-        self._tasks: SimpleQueue[tuple[Callable[..., object], tuple[Any, ...]]] = SimpleQueue()
-        self._errors: SimpleQueue[BaseException | None] = SimpleQueue()
+        self._tasks: SimpleQueue[tuple[Callable[..., object], tuple[Any, ...], SimpleQueue[Any]]] = SimpleQueue()
         self._lock = threading.Lock()
         self._is_started = False  # when it is first needed: a forked process has no threads, and may need none
 
     def _run(self) -> None:
         while True:
-            work, arguments = self._tasks.get()
+            work, arguments, reply = self._tasks.get()
             try:
                 work(*arguments)
-                self._errors.put(None)
+                reply.put(None)
             except BaseException as error:
-                self._errors.put(error)
+                reply.put(error)
 
     def share(self, work: Callable[..., object], first: tuple[Any, ...], second: tuple[Any, ...]) -> None:
         """Call `work` with the first arguments here and with the second ones on the other thread; wait for both."""
@@ -121,11 +120,12 @@ class _SecondThread:
             if not self._is_started:
                 threading.Thread(target=self._run, name="numerics", daemon=True).start()
                 self._is_started = True
-            self._tasks.put((work, second))
+            reply: SimpleQueue[BaseException | None] = SimpleQueue()  # its own: an interrupt may leave one unread
+            self._tasks.put((work, second, reply))
             try:
                 work(*first)
             finally:
-                error = self._errors.get()
+                error = reply.get()
         if error is not None:
             raise error
 

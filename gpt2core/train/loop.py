@@ -17,7 +17,7 @@ from gpt2core.model.attention import CausalSelfAttention
 from gpt2core.runtime import seed_everything
 from gpt2core.train import distributed
 from gpt2core.train.batches import Batch
-from gpt2core.train.halves import Backward, SecondProcess
+from gpt2core.train.halves import Backward, halves
 
 
 def read_every_steps(device: torch.device) -> int:
@@ -131,12 +131,12 @@ def train(
 
 @contextlib.contextmanager
 def _in_halves(model: nn.Module, backward: Backward) -> Iterator[Backward]:
-    """Yield `backward`; with `numerics: portable`, one that shares each batch with a second process."""
+    """Yield `backward`, or with `numerics: portable` one that computes each batch in halves."""
     if not numerics.is_portable() or _draws(model):
         yield backward
         return
-    with contextlib.closing(SecondProcess([p for p in model.parameters() if p.requires_grad], backward)) as second:
-        yield second.add_gradients
+    with contextlib.closing(halves([p for p in model.parameters() if p.requires_grad], backward)) as both:
+        yield both.add_gradients
 
 
 def _draws(model: nn.Module) -> bool:

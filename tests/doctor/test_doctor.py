@@ -7,6 +7,7 @@ import http.server
 import json
 import os
 import socket
+import statistics
 import subprocess
 import sys
 import threading
@@ -294,7 +295,8 @@ def test_a_deep_model_measured_by_few_blocks_needs_what_the_whole_one_does() -> 
     deep = replace(SMALL, n_embd=384, vocab_size=1000)
     # Other work shares the machine: by turns, and the least of each.
     scaled, whole = zip(*((step.measure(deep, params), step._alone(deep, params)) for _ in range(3)), strict=True)
-    assert scaled[0].memory_bytes == pytest.approx(whole[0].memory_bytes, rel=0.25)  # what allocators keep differs
+    memory_bytes = [statistics.median(cost.memory_bytes for cost in costs) for costs in (scaled, whole)]
+    assert memory_bytes[0] == pytest.approx(memory_bytes[1], rel=0.25)  # what allocators keep differs
     assert 0.3 < min(cost.step_s for cost in scaled) / min(cost.step_s for cost in whole) < 3
 
 

@@ -9,6 +9,7 @@ import pickle
 import signal
 import subprocess
 import sys
+import threading
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -112,6 +113,7 @@ def shared(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     monkeypatch.setattr(halves.SecondProcess, "add_gradients", add_gradients)
     monkeypatch.setattr(numerics, "is_portable", lambda: True)
     monkeypatch.setattr(numerics, "one_thread", contextlib.nullcontext)
+    monkeypatch.setenv("GPT2CORE_PROCESSES", "2")
     return rows
 
 
@@ -202,6 +204,21 @@ def test_a_killed_second_process_is_reported(shared: list[int]) -> None:
     assert not multiprocessing.active_children()
 
 
+class Unpicklable(Exception):
+    def __init__(self, row: int, lock: object) -> None:
+        super().__init__(f"row {row}")
+        self.lock = lock
+
+
+def test_an_error_that_cannot_be_sent_keeps_its_message(shared: list[int]) -> None:
+    def fail() -> None:
+        raise Unpicklable(12, threading.Lock())
+
+    with pytest.raises(RuntimeError, match="Unpicklable: row 12") as caught:
+        train_one_step(17, in_second_process(fail))
+    assert "line" in caught.value.__notes__[0]
+
+
 def test_ctrl_c_reaches_the_first_process_alone(shared: list[int]) -> None:
     train_one_step(17, in_second_process(lambda: os.kill(os.getpid(), signal.SIGINT)))
     assert shared == [9, 9]
@@ -241,11 +258,33 @@ def test_the_second_process_ends_with_the_first() -> None:
     assert rest == ""
 
 
+UNCLOSED = """
+import contextlib, torch
+from torch import nn
+from gpt2core import numerics
+from gpt2core.train.halves import SecondProcess
+
+numerics.one_thread = contextlib.nullcontext
+second = SecondProcess([nn.Parameter(torch.ones(300))], lambda batch, n_targets: torch.ones(()))
+print(second._process.pid)
+"""
+
+
+def test_a_process_that_was_not_closed_ends_at_exit() -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", UNCLOSED],
+        cwd=ROOT, env=os.environ | {"PYTHONPATH": str(ROOT)}, capture_output=True, text=True, timeout=60,
+    )  # fmt: skip
+    with pytest.raises(ProcessLookupError):
+        os.kill(int(done.stdout), 0)
+
+
 TWICE = """
 from gpt2core import numerics
 numerics.prepare("portable")
 numerics.start("portable")
 import os, torch
+os.environ["GPT2CORE_PROCESSES"] = "2"
 from gpt2core.model import GPT, GPTConfig
 from gpt2core.train import halves
 from gpt2core.train.batches import Batch
@@ -276,6 +315,11 @@ def trained():
 assert losses == again, (losses, again)
 assert all(torch.equal(weights[name], same[name]) for name in weights)
 print(*rows)
+os.environ["GPT2CORE_PROCESSES"] = "1"
+one_after_the_other, same = trained()
+assert one_after_the_other == losses
+assert all(torch.equal(weights[name], same[name]) for name in weights)
+assert rows == {4, 5}, rows
 halves.MIN_ELEMENTS = 10**9
 whole, _ = trained()
 assert all(abs(a - b) < 1e-4 * b for (a, _), (b, _) in zip(losses, whole)), (losses, whole)
@@ -289,3 +333,23 @@ def test_two_processes_repeat_the_same_bytes() -> None:
     )  # fmt: skip
     assert result.returncode == 0, result.stderr[-3000:]
     assert result.stdout.strip() == "4"
+
+
+ACCELERATED = """
+import torch
+from torch.utils import backend_registration
+backend_registration._setup_privateuseone_for_python_backend("npy")
+assert torch.accelerator.is_available()
+from gpt2core.train.halves import Halves, halves
+print(type(halves([], lambda batch, n_targets: torch.ones(()))) is Halves)
+"""
+
+
+def test_a_process_with_an_accelerator_does_not_fork() -> None:
+    """PyTorch refuses a backward pass in a fork of a process that has an accelerator and has done a backward pass."""
+    result = subprocess.run(
+        [sys.executable, "-c", ACCELERATED],
+        cwd=ROOT, env=os.environ | {"PYTHONPATH": str(ROOT), "GPT2CORE_PROCESSES": "2"}, capture_output=True, text=True,
+        timeout=60,
+    )  # fmt: skip
+    assert result.stdout.strip() == "True", result.stderr[-2000:]
