@@ -9,7 +9,7 @@ ON_ALL_CORES := --numprocesses logical --maxprocesses 8 --dist loadgroup
 .PHONY: help repro test test-durations test-slow test-all tiny-outputs tiny-emulated deps clean-repro golden peers docs docs-tools report seeds profile mirror mlflow lint
 
 help:  ## list the targets
-	@grep -E '^[a-z-]+:.*##' Makefile | sed -E 's/:.*## /\t/' | expand -t 14
+	@grep -E '^[a-z-]+:.*##' Makefile | sed -E 's/:.*## /\t/' | expand -t 16
 
 $(READY): requirements.lock pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "error: Python 3.11 or newer is needed; try: make PYTHON=python3.12")'

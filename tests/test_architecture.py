@@ -114,6 +114,23 @@ def test_code_that_computes_results_imports_no_observer(path: Path) -> None:
         assert observers <= {"gpt2core.contradictions", "gpt2core.stage_code"}
 
 
+MAP = (ROOT / "docs/architecture.md").read_text(encoding="utf-8").partition("## Map")[2].partition("\n## ")[0]
+MAPPED = ["", "numerics", "model", "tokenizer", "inference", "data", "weights", "train", "evaluate"]
+
+
+@pytest.mark.parametrize("folder", MAPPED, ids=lambda folder: folder or "ground")
+def test_the_map_has_a_line_for_each_module(folder: str) -> None:
+    section = MAP.partition(f"### `{folder}/`\n" if folder else "### The ground\n")[2].partition("\n### ")[0]
+    named = [line.split("`")[1] for line in section.splitlines() if line.startswith("| `")]
+    files = sorted((ROOT / "gpt2core" / folder).glob("*.py"))
+    assert named == [path.name for path in files if not path.name.startswith("__")]
+
+
+def test_the_map_has_a_line_for_each_folder() -> None:
+    folders = {path.name for path in (ROOT / "gpt2core").iterdir() if (path / "__init__.py").exists()}
+    assert not [name for name in folders if f"`{name}/`" not in MAP]
+
+
 @pytest.mark.parametrize("name", sorted(set(gpt2core.__all__) - {"__version__"}))
 def test_each_name_of_the_public_api_is_what_type_checkers_see(name: str) -> None:
     tree = ast.parse((ROOT / "gpt2core/__init__.py").read_text(encoding="utf-8"))
