@@ -1,0 +1,152 @@
+"""Check the language of docs, comments, docstrings, and messages: words that the project replaces by plain ones.
+
+python tools/prose.py              # fails if a file has more findings than tools/prose_baseline.json allows
+python tools/prose.py FILE...      # print the findings in these files
+python tools/prose.py --update     # lower the baseline after a cleanup; it never rises
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import re
+import subprocess
+import tokenize
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import click
+
+ROOT = Path(__file__).parents[1]
+BASELINE = Path(__file__).with_name("prose_baseline.json")
+CHECKED = ("*.md", "gpt2core/*.py", "stages/*.py", "scripts/*.py", "benchmarks/*.py", "tools/*.py", "params.yaml")
+NOT_CHECKED = ("tools/prose.py",)  # it names the words
+UNITS = "token|byte|step|run|second|minute|weight|batch|epoch|entry|row|message|document|word|line|core|process|task"
+
+# pattern, and what to write instead; matched without regard to case
+RULES = {
+    rf"\b(nats|bits|bytes|tokens|loss|ms|GB|MB|rows|requests|once|one|times) an? ({UNITS})\b": "per",
+    r"\bbeside\b": "next to, compared with",
+    r"\bbehind\b": "after",
+    r"\banew\b": "again",
+    r"\blikewise\b": "also",
+    r"\bat once\b": "immediately, together",
+    r"\bmend(s|ed|ing)?\b": "fix",
+    r"\btold\b": "reported",
+    r"\bto be had\b": "available",
+    r"\b(go|goes|going|went) on\b": "continue",
+    r"\b(begins?|began|begun)\b": "start",
+    r"\b(lies?|lay|stands?|stood)\b": "is, was",
+    r"\bmakes? of (it|each|them|a)\b": "the output",
+    r"\bthose that there are\b": "existing ones",
+    r"\b(so many|as many as fit)\b": "n, up to capacity",
+    r"\bthe (thinner|fewer)\b": "smaller",
+    r"\bsays no\b": "disables it",
+    r"\bare turned\b": "are transposed",
+    r"\bfirst weights\b": "initial weights",
+    r"(?-i:\bOf (the|its|all|a)\b)": "say what is done to what",
+    r"\bholds? (\w+ ){1,3}to\b": "checks that",
+    r"\bat this very\b": "already running",
+    r"\bdetours?\b": "adapter",
+    r"\bweights that learn\b": "parameters",
+    r"\b\w*(tokenis|initialis|normalis|recognis|optimis)\w*\b": "American spelling: -ize",
+    r"\b(licences?|colours?|behaviours?|neighbours?|labelled|grey)\b": "American spelling",
+}
+
+
+class Finding(NamedTuple):
+    """A word that should be replaced."""
+
+    path: str
+    line: int
+    words: str
+    instead: str
+
+    def __str__(self) -> str:
+        return f"{self.path}:{self.line}: {self.words!r}; write: {self.instead}"
+
+
+@click.command()
+@click.argument("paths", nargs=-1, type=click.Path(exists=True, dir_okay=False, path_type=Path))
+@click.option("--update", is_flag=True, help="Lower the baseline to the present findings.")
+def main(paths: tuple[Path, ...], update: bool) -> None:
+    """Check the language of docs, comments, docstrings, and messages."""
+    if paths:
+        for path in paths:
+            for finding in findings(path.resolve()):
+                click.echo(finding)
+        return
+    found = {name: found for name in checked_files() if (found := findings(ROOT / name))}
+    allowed = read_baseline()
+    if update:
+        lowered = {name: min(len(each), allowed.get(name, 0)) for name, each in found.items()}
+        BASELINE.write_text(json.dumps({n: c for n, c in lowered.items() if c}, indent=1) + "\n", encoding="utf-8")
+        allowed = read_baseline()
+    worse = [name for name, each in found.items() if len(each) > allowed.get(name, 0)]
+    for name in worse:
+        click.echo(f"{name}: {len(found[name])} findings, {allowed.get(name, 0)} allowed")
+        for finding in found[name]:
+            click.echo(f"  {finding}")
+    if worse:
+        raise click.ClickException(f"{len(worse)} files have new findings; replace the words")
+    stale = [name for name, count in allowed.items() if count > len(found.get(name, ()))]
+    if stale:
+        raise click.ClickException(f"the baseline can be lower for {', '.join(stale)}: python tools/prose.py --update")
+    click.echo(f"no new findings; {sum(allowed.values())} old ones in {len(allowed)} files")
+
+
+def checked_files() -> list[str]:
+    """Return the tracked files whose language is checked."""
+    listed = subprocess.run(
+        ["git", "ls-files", "--cached", "--others", "--exclude-standard", *CHECKED],
+        cwd=ROOT, capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    return sorted(name for name in listed.stdout.splitlines() if name not in NOT_CHECKED and (ROOT / name).exists())
+
+
+def read_baseline() -> dict[str, int]:
+    """Return how many findings each file may have."""
+    return json.loads(BASELINE.read_text(encoding="utf-8"))
+
+
+def findings(path: Path) -> list[Finding]:
+    """Return the findings in the prose of a file."""
+    name = path.relative_to(ROOT).as_posix() if path.is_relative_to(ROOT) else str(path)
+    text = path.read_text(encoding="utf-8")
+    prose = {".py": python_prose, ".yaml": yaml_prose}.get(path.suffix, markdown_prose)
+    return [
+        Finding(name, line, match.group().strip(), instead)
+        for line, words in prose(text)
+        for pattern, instead in RULES.items()
+        for match in re.finditer(pattern, words, re.IGNORECASE)
+    ]
+
+
+def python_prose(text: str) -> Iterator[tuple[int, str]]:
+    """Yield the lines of comments and strings with their numbers."""
+    kinds = {tokenize.COMMENT, tokenize.STRING, getattr(tokenize, "FSTRING_MIDDLE", tokenize.STRING)}
+    for token in tokenize.generate_tokens(io.StringIO(text).readline):
+        if token.type in kinds:
+            for number, line in enumerate(token.string.splitlines(), token.start[0]):
+                yield number, line
+
+
+def yaml_prose(text: str) -> Iterator[tuple[int, str]]:
+    """Yield the comments with their line numbers."""
+    for number, line in enumerate(text.splitlines(), 1):
+        yield number, line.partition("#")[2]
+
+
+def markdown_prose(text: str) -> Iterator[tuple[int, str]]:
+    """Yield the lines outside of code blocks, without inline code, with their numbers."""
+    in_code = False
+    for number, line in enumerate(text.splitlines(), 1):
+        if line.lstrip().startswith("```"):
+            in_code = not in_code
+        elif not in_code:
+            yield number, re.sub(r"`[^`]*`", "`", line)
+
+
+if __name__ == "__main__":
+    main()
