@@ -371,15 +371,11 @@ def test_a_file_in_data_own_that_no_param_names_reruns_nothing_else(scratch: Pro
 
 
 @pytest.mark.slow
-def test_an_edited_judge_reruns_just_the_stages_that_list_evaluation(scratch: Project) -> None:
+def test_an_edited_judge_reruns_the_judge_alone(scratch: Project) -> None:
     path = scratch.root / "gpt2core/evaluate/judges/chrf.py"
     path.write_text(path.read_text(encoding="utf-8") + "\n# edited\n", encoding="utf-8")
-    stages = yaml.safe_load((scratch.root / "dvc.yaml").read_text())["stages"]
-    listing = [name for name, stage in stages.items() if "gpt2core/evaluate" in stage.get("do", stage)["deps"]]
     before = {name: entry.get("outs") for name, entry in scratch.lock().items()}
-    assert sorted(scratch.dvc("repro", timeout_s=300).stages_run) == sorted(listing)
-    assert "llm-judge-eval" in listing
-    assert "tokenize" not in listing
+    assert scratch.dvc("repro", timeout_s=300).stages_run == ["llm-judge-eval"]
     assert {name: entry.get("outs") for name, entry in scratch.lock().items()} == before  # the same bytes again
 
 
