@@ -36,7 +36,7 @@ CODE = (
     "*.py", "inference/*.py", "model/*.py", "numerics/*.py", "serve/*.py", "tokenizer/*.py", "weights/*.py"
 )  # fmt: skip
 REQUIREMENTS = (
-    "filelock", "mlflow", "numpy", "pandas", "pydantic", "regex", "ruamel.yaml", "safetensors", "tiktoken", "torch",
+    "filelock", "mlflow", "pandas", "pydantic", "regex", "ruamel.yaml", "safetensors", "tiktoken", "torch",
     "tqdm",
 )  # fmt: skip
 VERSIONS_TAG = "mlflow.modelVersions"  # by which MLflow's pages show where a logged model is registered
