@@ -34,7 +34,7 @@ class Batch:
         return self.targets.numel()
 
     def to(self, device: torch.device) -> Batch:
-        """The same on `device`; from pinned memory, so that the copy runs beside the computation."""
+        """Return the batch on `device`, copied from pinned memory, so that the copy overlaps the computation."""
         if device.type == "cpu":
             return self
         pin = device.type == "cuda"

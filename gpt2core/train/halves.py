@@ -123,6 +123,7 @@ class SecondProcess(Halves):
         self._pipe.close()
 
     def _add_both(self, first: Batch, second: Batch, n_targets: int) -> Tensor:
+        # Pickled between this process and its own fork only; `send` would put each tensor into a file of /dev/shm.
         with self._report_killed():
             self._pipe.send_bytes(pickle.dumps((_owned(second), n_targets)))
         with numerics.one_thread():
