@@ -114,6 +114,33 @@ def test_code_that_computes_results_imports_no_observer(path: Path) -> None:
         assert observers <= {"gpt2core.contradictions", "gpt2core.stage_code"}
 
 
+PEERS = {
+    "accelerate",
+    "jupytext",
+    "lm_eval",
+    "mkdocs",
+    "moto",
+    "nbclient",
+    "optuna",
+    "peft",
+    "tensorflow",
+    "transformers",
+}
+TESTS = sorted([*(ROOT / "tests").rglob("test_*.py"), *(ROOT / "tests").rglob("conftest.py")])
+
+
+@pytest.mark.parametrize("path", TESTS, ids=lambda path: str(path.relative_to(ROOT)))
+def test_tests_are_collected_without_peers(path: Path) -> None:
+    """`make test` on a fresh machine has no peers; a test takes them by `pytest.importorskip`."""
+    names = set()
+    for node in ast.parse(path.read_text(encoding="utf-8")).body:
+        if isinstance(node, ast.Import):
+            names |= {alias.name.partition(".")[0] for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            names.add(str(node.module).partition(".")[0])
+    assert not names & PEERS
+
+
 MAP = (ROOT / "docs/architecture.md").read_text(encoding="utf-8").partition("## Map")[2].partition("\n## ")[0]
 MAPPED = ["", "numerics", "model", "tokenizer", "inference", "data", "weights", "train", "evaluate"]
 
