@@ -26,15 +26,15 @@ import torch.nn.functional as F
 
 from benchmarks.machine import Seconds, description, now
 from gpt2core import config, runtime
-from gpt2core.data import labelled
-from gpt2core.evaluate.classification import tfidf_baseline
+from gpt2core.checkpoint.model_dir import load_language_model, save_model
+from gpt2core.evaluation.metrics.classification import tfidf_baseline
 from gpt2core.inference.classify import encode
 from gpt2core.model import GPT, GPTConfig
 from gpt2core.model.padding import pad
+from gpt2core.tasks import labeled_texts
 from gpt2core.tokenizer import Tokenizer
-from gpt2core.train.classify import finetune_classify, new_classifier
-from gpt2core.train.optim import adamw
-from gpt2core.weights.model_dir import load_language_model, save_model
+from gpt2core.training.classify import finetune_classify, new_classifier
+from gpt2core.training.optimizers import adamw
 
 ROOT = Path(__file__).parents[1]
 USUAL_TOKENS = 120
@@ -49,8 +49,8 @@ def main() -> None:
     parser.add_argument("--usual-steps", type=int, default=20)
     given = parser.parse_args()
     section = config.load_params(ROOT / "profiles/gpt2-124m.yaml").finetune_classify
-    messages = labelled.read_table(given.mirror / "sms-spam-collection/SMSSpamCollection")
-    splits = labelled.split(messages, section.val_fraction, section.test_fraction, SEED)
+    messages = labeled_texts.read_table(given.mirror / "sms-spam-collection/SMSSpamCollection")
+    splits = labeled_texts.split(messages, section.val_fraction, section.test_fraction, SEED)
     n_steps = section.epochs * -(-len(splits.train) // section.batch_size)
     print(description())
     print(f"{given.size}, {len(splits.train)} messages to train on, {section.epochs} epochs, {n_steps} steps")
@@ -77,14 +77,14 @@ def main() -> None:
         )
 
 
-def evaluated_batches(section: config.FinetuneClassify, splits: labelled.Splits, n_steps: int) -> int:
+def evaluated_batches(section: config.FinetuneClassify, splits: labeled_texts.Splits, n_steps: int) -> int:
     """Forward passes of the usual way's evaluations; see the module's first lines."""
     during = -(-n_steps // 50) * 2 * 5 + section.epochs * 2 * 5
     return during + sum(-(-len(split) // section.batch_size) for split in splits)
 
 
 def usual_way(
-    section: config.FinetuneClassify, base: Path, splits: labelled.Splits, n_steps: int
+    section: config.FinetuneClassify, base: Path, splits: labeled_texts.Splits, n_steps: int
 ) -> list[tuple[Seconds, Seconds]]:
     """What each of some steps and forward passes of the usual way takes, after one of both that does not count."""
     gpt, tokenizer = load_language_model(base, device=runtime.device(), dropout=0.0)

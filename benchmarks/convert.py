@@ -19,14 +19,14 @@ import tempfile
 from pathlib import Path
 
 from benchmarks.machine import GB, Used, description, memory_bandwidth_gb_s, run_measured
+from gpt2core.checkpoint.openai import CHECKPOINT_PREFIX
+from gpt2core.checkpoint.tf_checkpoint import TFCheckpoint
 from gpt2core.config import PRESETS
-from gpt2core.weights.openai import CHECKPOINT_PREFIX
-from gpt2core.weights.tf_checkpoint import TFCheckpoint
 
 ROOT = Path(__file__).parents[1]
 MB = 1e6
 MARGIN_BYTES = 100 * MB  # beyond imports and the largest tensor
-IMPORTS = "import gpt2core.cli.convert, gpt2core.weights.openai"
+IMPORTS = "import gpt2core.cli.convert, gpt2core.checkpoint.openai"
 TENSORFLOW = """
 import sys
 import tensorflow as tf

@@ -27,13 +27,13 @@ from torch import Tensor, nn
 
 import gpt2core
 from benchmarks.machine import GB, description, memory_bandwidth_gb_s
+from gpt2core.checkpoint.names import head_name, to_hf
 from gpt2core.config import PRESETS
-from gpt2core.data.shards import open_shard
+from gpt2core.corpus.shards import open_shard
 from gpt2core.inference import generate
 from gpt2core.model import GPT, GPTConfig
-from gpt2core.model.packed import pack
+from gpt2core.model.inference import pack
 from gpt2core.runtime import DECODING_DTYPES
-from gpt2core.weights.names import head_name, to_hf
 
 WORKS = {"one prompt of 32, 128 new": (1, 32, 128), "eight prompts of 64, 128 new": (8, 64, 128)}
 WEIGHT_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2, "int8": 1}

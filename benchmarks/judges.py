@@ -17,11 +17,11 @@ from pathlib import Path
 import sacrebleu
 
 from gpt2core import config, files
-from gpt2core.evaluate.agreement import agreement
-from gpt2core.evaluate.intervals import Scores, mean, scored
-from gpt2core.evaluate.judges import Item, make_judges
-from gpt2core.evaluate.judges.chrf import ChrfJudge
-from gpt2core.runtime import run_stage
+from gpt2core.evaluation.judges import Item, make_judges
+from gpt2core.evaluation.judges.chrf import ChrfJudge
+from gpt2core.evaluation.metrics.agreement import agreement
+from gpt2core.evaluation.metrics.intervals import Scores, drop_missing, mean
+from gpt2core.runtime import stage_main
 
 ROOT = Path(__file__).parents[1]
 MODELS = ("1", "2")
@@ -76,7 +76,9 @@ def table(judged: dict[str, Scores], gpt4: Scores) -> list[str]:
     ]
     for name, scores in judged.items():
         # "both" says nothing new of a judge of one.
-        parts = {key: part for key, part in PARTS.items() if len(scored(scores[part])) > (part.stop - part.start) / 2}
+        parts = {
+            key: part for key, part in PARTS.items() if len(drop_missing(scores[part])) > (part.stop - part.start) / 2
+        }
         for responses, part in parts.items():
             found = agreement(scores[part], gpt4[part])
             correlations = (found.pearson, found.spearman, found.kendall)
@@ -87,4 +89,4 @@ def table(judged: dict[str, Scores], gpt4: Scores) -> list[str]:
 
 
 if __name__ == "__main__":
-    run_stage(main)
+    stage_main(main)

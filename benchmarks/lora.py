@@ -20,14 +20,14 @@ from pathlib import Path
 import torch
 
 from benchmarks.machine import GB, description, run_measured
+from gpt2core.checkpoint.model_dir import load
 from gpt2core.config import PRESETS
 from gpt2core.model import GPT
 from gpt2core.model.lora import add_lora
-from gpt2core.train.batches import next_token_batch
-from gpt2core.train.loop import train
-from gpt2core.train.optim import adamw
-from gpt2core.train.trainable import learn_only, trainable_parameters
-from gpt2core.weights.model_dir import load
+from gpt2core.training.batches import next_token_batch
+from gpt2core.training.optimizers import adamw
+from gpt2core.training.trainable import freeze_except, trainable_parameters
+from gpt2core.training.trainer import train
 
 ROOT = Path(__file__).parents[1]
 KINDS = ("all", "float32", "bfloat16", "int8", "nf4")
@@ -74,7 +74,7 @@ def steps(model_dir: Path, kind: str, batch_size: int, n_tokens: int, max_steps:
     model, _ = load(model_dir, frozen_dtype=None if kind in ("all", "float32") else kind)  # type: ignore[arg-type]
     assert isinstance(model, GPT)
     if kind != "all":
-        learn_only(model, "lora")
+        freeze_except(model, "lora")
         add_lora(model, rank=8, alpha=16.0, dropout=0.0)
     rows = torch.randint(model.config.vocab_size, (batch_size, n_tokens)).tolist()
     batch = next_token_batch(rows, rows, pad_id=0)

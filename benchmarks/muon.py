@@ -12,7 +12,7 @@ import torch
 from benchmarks.machine import best_time_s, description
 from gpt2core.config import PRESETS
 from gpt2core.model import GPT, GPTConfig
-from gpt2core.train.muon import Muon
+from gpt2core.training.muon import Muon
 
 
 def main() -> None:

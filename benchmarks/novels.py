@@ -28,13 +28,13 @@ import torch
 
 from benchmarks import machine, nanogpt
 from gpt2core import config, files
-from gpt2core.data.raw import prepare_raw
-from gpt2core.data.shards import Shard, open_shard
-from gpt2core.data.tokenize import tokenize
-from gpt2core.evaluate.language_model import nats
+from gpt2core.corpus.shards import Shard, open_shard
+from gpt2core.corpus.tokenize import tokenize
+from gpt2core.evaluation.metrics.language_model import nats
 from gpt2core.runtime import should_compile
+from gpt2core.sources.download_data import prepare_raw
 from gpt2core.tokenizer import Tokenizer
-from gpt2core.train.pretrain import pretrain
+from gpt2core.training.pretrain import pretrain
 
 PROFILE = Path(__file__).parent.parent / "profiles" / "novels.yaml"
 TIMED_STEPS = 20

@@ -27,12 +27,12 @@ import torch
 from benchmarks.generate import load, transformers_peer
 from benchmarks.machine import Seconds, description, now
 from gpt2core import config
-from gpt2core.data import instructions
 from gpt2core.inference import generate_batch
 from gpt2core.model import GPT
-from gpt2core.model.packed import Packed, pack
+from gpt2core.model.inference import Packed, pack
 from gpt2core.prompts import PROMPTS
 from gpt2core.runtime import DECODING_DTYPES
+from gpt2core.tasks import instructions
 from gpt2core.tokenizer import Tokenizer
 
 ROOT = Path(__file__).parents[1]

@@ -25,13 +25,13 @@ import yaml
 
 from benchmarks.machine import description
 from gpt2core import config
-from gpt2core.data import labelled
-from gpt2core.evaluate.classification import classification_metrics, tfidf_baseline
-from gpt2core.evaluate.intervals import spread
+from gpt2core.checkpoint.model_dir import save_model
+from gpt2core.evaluation.metrics.classification import classification_metrics, tfidf_baseline
+from gpt2core.evaluation.metrics.intervals import mean_std_ci
 from gpt2core.model import GPT, GPTConfig
+from gpt2core.tasks import labeled_texts
 from gpt2core.tokenizer import Tokenizer
-from gpt2core.train.classify import finetune_classify
-from gpt2core.weights.model_dir import save_model
+from gpt2core.training.classify import finetune_classify
 
 PROFILES = Path(__file__).parents[1] / "profiles"
 
@@ -49,9 +49,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
     )
     given = parser.parse_args(arguments)
     section = config.load_params(PROFILES / f"{given.profile}.yaml").finetune_classify
-    messages = labelled.read_table(given.mirror / "sms-spam-collection/SMSSpamCollection")
-    labels = labelled.classes(messages)
-    splits = {seed: labelled.split(messages, section.val_fraction, section.test_fraction, seed) for seed in given.seeds}
+    messages = labeled_texts.read_table(given.mirror / "sms-spam-collection/SMSSpamCollection")
+    labels = labeled_texts.classes(messages)
+    splits = {
+        seed: labeled_texts.split(messages, section.val_fraction, section.test_fraction, seed) for seed in given.seeds
+    }
     print(description())
     some = splits[given.seeds[0]]
     print(f"{len(some.train)} messages to train on, {len(some.val)} to validate, {len(some.test)} to test")
@@ -105,7 +107,7 @@ def row(name: str, scores: Sequence[float], times_s: Sequence[float] = ()) -> st
     """
     line = f"{name:<32}  {100 * statistics.mean(scores):.1f}"
     if len(scores) > 1:
-        sd, low, high = (100 * value for value in spread(scores))
+        sd, low, high = (100 * value for value in mean_std_ci(scores))
         line += f" ± {sd:.1f} ({low:.1f} to {min(100.0, high):.1f})"
     line += "  " + ", ".join(f"{100 * score:.1f}" for score in scores)
     return line + (f"  {statistics.median(times_s):.0f} s a seed" if times_s else "")

@@ -21,11 +21,11 @@ import torch
 
 from benchmarks import machine, nanogpt
 from gpt2core import config
-from gpt2core.data.shards import Shard
-from gpt2core.evaluate.language_model import nats
+from gpt2core.corpus.shards import Shard
+from gpt2core.evaluation.metrics.language_model import nats
 from gpt2core.tokenizer import Tokenizer
 from gpt2core.tokenizer.train import train_char
-from gpt2core.train.pretrain import pretrain
+from gpt2core.training.pretrain import pretrain
 
 CONTEXT, BATCH_SIZE = 64, 12
 NANOGPT = nanogpt.Recipe(learning_rate=1e-3, min_lr=1e-4, warmup_steps=100, decay_steps=2000, beta2=0.99)

@@ -25,10 +25,10 @@ import tiktoken
 from tiktoken_ext.openai_public import r50k_pat_str
 
 from gpt2core.config import Tokenizer as TokenizerParams
-from gpt2core.data.shards import open_shard
-from gpt2core.data.synthetic import generate_tales
-from gpt2core.data.tokenize import tokenize
+from gpt2core.corpus.shards import open_shard
+from gpt2core.corpus.tokenize import tokenize
 from gpt2core.runtime import available_processes
+from gpt2core.sources.synthetic import generate_tales
 from gpt2core.tokenizer import END_OF_TEXT, Tokenizer
 
 MB = 1e6

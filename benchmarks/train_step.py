@@ -34,7 +34,7 @@ from benchmarks.machine import GB, anonymous_bytes, best_time_s, description
 from gpt2core import runtime
 from gpt2core.config import PRESETS
 from gpt2core.model import GPT, GPTConfig
-from gpt2core.train.optim import adamw
+from gpt2core.training.optimizers import adamw
 
 SIDES = ("transformers", "nanogpt", "gpt2core")
 WARM_UP_STEPS = 3  # the first compiles and makes the optimizer's state

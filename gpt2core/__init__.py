@@ -13,13 +13,13 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
+    from gpt2core.checkpoint.model_dir import load, load_classifier, load_language_model, save_model
     from gpt2core.errors import UserError
     from gpt2core.inference import Sampling, generate, generate_batch, stream
     from gpt2core.inference.classify import Prediction, classify
     from gpt2core.inference.respond import respond
     from gpt2core.model import GPT, GPTClassifier, GPTConfig
     from gpt2core.tokenizer import Tokenizer
-    from gpt2core.weights.model_dir import load, load_classifier, load_language_model, save_model
 
 # The public API: each name, and the module that has it. A module is imported when a name of it is first used, so that
 # `import gpt2core` imports neither PyTorch nor anything else that is large.
@@ -34,11 +34,11 @@ _MODULES = {
     "classify": "inference.classify",
     "generate": "inference",
     "generate_batch": "inference",
-    "load": "weights.model_dir",
-    "load_classifier": "weights.model_dir",
-    "load_language_model": "weights.model_dir",
+    "load": "checkpoint.model_dir",
+    "load_classifier": "checkpoint.model_dir",
+    "load_language_model": "checkpoint.model_dir",
     "respond": "inference.respond",
-    "save_model": "weights.model_dir",
+    "save_model": "checkpoint.model_dir",
     "stream": "inference",
 }
 

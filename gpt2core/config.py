@@ -88,7 +88,7 @@ class Section(BaseModel):
 
 
 class Data(Section):
-    """What `download-data` brings: names of the registry in `gpt2core/data/sources.py`, or `own/FILE` in data/own/."""
+    """Inputs of `download-data`: names in `gpt2core/sources/registry.py`, or `own/FILE` in data/own/."""
 
     corpus: Names  # also own/GLOB and https://…
     sms: str

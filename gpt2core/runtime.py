@@ -14,12 +14,13 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 from gpt2core import files
 from gpt2core.errors import UserError
+from gpt2core.log import log_to_stderr, logger
 
 if TYPE_CHECKING:
     import torch
 
 
-DECODING_DTYPES = ("float32", "bfloat16", "float16", "int8")  # of the weights while generating; see model/packed.py
+DECODING_DTYPES = ("float32", "bfloat16", "float16", "int8")  # of the weights while generating; see model/inference.py
 SPEAKS_FIRST_S = 5.0  # torchrun needs less to end the others of a process that failed
 
 
@@ -27,9 +28,10 @@ class Terminated(KeyboardInterrupt):
     """SIGTERM, which ends a stage as Ctrl-C does: what is open is closed on the way."""
 
 
-def run_stage(main: Callable[[], None]) -> None:
+def stage_main(main: Callable[[], None]) -> None:
     """Run a stage's `main`. A user's mistake or a full disk ends in its message and exit code 1, Ctrl-C in 130, SIGTERM
     in 143; no traceback."""
+    log_to_stderr()
     if threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGTERM, _terminate)
     try:
@@ -116,7 +118,7 @@ def training_dtype(name: str) -> torch.dtype:
         else:
             fast, reason = _cpu_has_bfloat16(), "this CPU"
         name = "bfloat16" if fast else "float32"
-        say(f"dtype: {name} (auto: {reason} {'has' if fast else 'has no'} bfloat16 arithmetic)")
+        logger.info(f"dtype: {name} (auto: {reason} {'has' if fast else 'has no'} bfloat16 arithmetic)")
     return {"float32": torch.float32, "bfloat16": torch.bfloat16}[name]
 
 
@@ -150,16 +152,8 @@ def should_compile(value: bool | str, max_steps: int) -> bool:
     else:
         compiler = os.environ.get("CXX") or shutil.which("g++") or shutil.which("clang++")
         chosen, reason = bool(compiler), f"compiler {compiler}" if compiler else "no C++ compiler; install g++"
-    say(f"compile: {str(chosen).lower()} (auto: {reason})")
+    logger.info(f"compile: {str(chosen).lower()} (auto: {reason})")
     return chosen
-
-
-def say(message: str) -> None:
-    """One line to the person who watches, above any progress bar; of several processes the first one speaks."""
-    if rank() == 0:
-        from tqdm import tqdm
-
-        tqdm.write(message, file=sys.stderr)
 
 
 BAR_AFTER_S = 2.0  # what takes less needs no progress bar

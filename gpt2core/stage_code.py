@@ -27,7 +27,7 @@ OBSERVERS = (
     "gpt2core.report",
     "gpt2core.serve",
     "gpt2core.stage_code",
-    "gpt2core.track",
+    "gpt2core.tracking",
     "gpt2core.ui",
 )
 

@@ -16,11 +16,11 @@ from pathlib import Path
 import numpy as np
 
 from gpt2core import files
+from gpt2core.checkpoint.model_dir import read_described
+from gpt2core.checkpoint.openai import CHECKPOINT_PREFIX, FILES, write_bpe, write_hparams
+from gpt2core.checkpoint.openai_export import openai_tensors
 from gpt2core.errors import UserError
 from gpt2core.tokenizer import Tokenizer
-from gpt2core.weights.model_dir import read_described
-from gpt2core.weights.openai import CHECKPOINT_PREFIX, FILES, write_bpe, write_hparams
-from gpt2core.weights.openai_export import openai_tensors
 
 
 def make(model_dir: Path, out_dir: Path) -> None:

@@ -18,13 +18,13 @@ from pathlib import Path
 import numpy as np
 
 from gpt2core import files
+from gpt2core.checkpoint.openai import CHECKPOINT_PREFIX, Row, table, write_bpe, write_hparams
+from gpt2core.checkpoint.tf_writer import write_checkpoint, write_saver_files
 from gpt2core.config import PRESETS
 from gpt2core.errors import UserError
 from gpt2core.model import GPTConfig
 from gpt2core.tokenizer import Tokenizer
 from gpt2core.tokenizer.byte_pair import printable_bytes
-from gpt2core.weights.openai import CHECKPOINT_PREFIX, Row, table, write_bpe, write_hparams
-from gpt2core.weights.tf_writer import write_checkpoint, write_saver_files
 
 VOCAB_SIZE = 50_257  # 256 bytes, 50,000 merges, <|endoftext|>
 

@@ -9,9 +9,9 @@ from pathlib import Path
 
 import click
 
-from gpt2core.data.download import fetch
-from gpt2core.data.sources import registry
-from gpt2core.runtime import run_stage
+from gpt2core.runtime import stage_main
+from gpt2core.sources.download import fetch
+from gpt2core.sources.registry import registry
 
 LARGE_BYTES = 10**9
 
@@ -29,4 +29,4 @@ def main(folder: Path) -> None:
 
 
 if __name__ == "__main__":
-    run_stage(main)
+    stage_main(main)

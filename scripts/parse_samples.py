@@ -10,7 +10,7 @@ from pathlib import Path
 import click
 
 from gpt2core import numerics
-from gpt2core.runtime import run_stage
+from gpt2core.runtime import stage_main
 
 
 @click.command()
@@ -24,8 +24,8 @@ def main(model_dir: Path, texts: int, seed: int) -> None:
     import torch
 
     from gpt2core.cli.options import load_language_model
-    from gpt2core.data.synthetic import parses_sentence, split_sentences
     from gpt2core.inference import generate
+    from gpt2core.sources.synthetic import parses_sentence, split_sentences
 
     model, tokenizer = load_language_model(model_dir)
     eot_id = tokenizer.eot_id
@@ -38,4 +38,4 @@ def main(model_dir: Path, texts: int, seed: int) -> None:
 
 
 if __name__ == "__main__":
-    run_stage(main)
+    stage_main(main)

@@ -20,11 +20,11 @@ from gpt2core import config, files
 from gpt2core.cli.seeds import print_groups, with_headlines
 from gpt2core.errors import UserError
 from gpt2core.report import results
-from gpt2core.runtime import Terminated, run_stage
-from gpt2core.track import targets
-from gpt2core.track.pipeline_run import git
-from gpt2core.track.seeds import CONFIDENCE, SeedGroup, seed_groups
-from gpt2core.track.targets import Target
+from gpt2core.runtime import Terminated, stage_main
+from gpt2core.tracking import revisions
+from gpt2core.tracking.pipeline_run import git
+from gpt2core.tracking.revisions import Revision
+from gpt2core.tracking.seeds import CONFIDENCE, SeedGroup, seed_groups
 
 RECORD = Path("benchmarks/records/seeds.json")
 # Results depend on these. DVC copies uncommitted changes into an experiment, but the record describes a commit.
@@ -63,7 +63,7 @@ def require_committed(root: Path) -> str:
     return head
 
 
-def find(root: Path, head: str, seed: int) -> Target | None:
+def find(root: Path, head: str, seed: int) -> Revision | None:
     """Return the finished experiment of a seed, or None.
 
     The experiment may be of an earlier commit, if nothing that results depend on has changed since.
@@ -73,10 +73,10 @@ def find(root: Path, head: str, seed: int) -> Target | None:
     """
     name = experiment_name(seed)
     params = config.read_yaml(root / "params.yaml") | {"seed": seed}
-    for experiment, baseline, commit in reversed(targets.experiments(root)):
+    for experiment, baseline, commit in reversed(revisions.experiments(root)):
         if experiment != name or git("diff", "--name-only", baseline, head, "--", *RESULTS_DEPEND_ON, cwd=root) != "":
             continue
-        target = targets.experiment(root, name, baseline, commit)
+        target = revisions.experiment(root, name, baseline, commit)
         if target is not None and target.state.params == params and not missing_stages(target):
             return target
         if baseline == head:
@@ -84,12 +84,12 @@ def find(root: Path, head: str, seed: int) -> Target | None:
     return None
 
 
-def missing_stages(target: Target) -> set[str]:
+def missing_stages(target: Revision) -> set[str]:
     """Return the stages of the headline metrics that have no results."""
     return set(results.NAMES) - {stage.replace("-", "_") for stage in target.state.metrics}
 
 
-def run(root: Path, head: str, seed: int) -> Target:
+def run(root: Path, head: str, seed: int) -> Revision:
     """Run the whole pipeline with a seed, in a temporary copy.
 
     Raises:
@@ -152,4 +152,4 @@ def record(group: SeedGroup) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    run_stage(main)
+    stage_main(main)

@@ -9,7 +9,7 @@ import click
 from gpt2core import files
 from gpt2core.config import load_params
 from gpt2core.errors import UserError
-from gpt2core.runtime import run_stage
+from gpt2core.runtime import stage_main
 
 
 @click.command()
@@ -33,4 +33,4 @@ def main(name: str, force: bool) -> None:
 
 
 if __name__ == "__main__":
-    run_stage(lambda: main(standalone_mode=True))
+    stage_main(lambda: main(standalone_mode=True))

@@ -6,10 +6,10 @@ import sys
 from pathlib import Path
 
 from gpt2core import config
+from gpt2core.checkpoint.openai import convert
 from gpt2core.errors import UserError
-from gpt2core.runtime import run_stage
-from gpt2core.track import stage_run
-from gpt2core.weights.openai import convert
+from gpt2core.runtime import stage_main
+from gpt2core.tracking import track_stage
 
 
 def main() -> None:
@@ -17,11 +17,11 @@ def main() -> None:
     if size not in config.OPENAI_SIZES:
         raise UserError(f"usage: python -m stages.convert SIZE, one of {', '.join(config.OPENAI_SIZES)}")
     params = config.load_params()
-    with stage_run(f"convert@{size}", params, sections=("openai",), inputs=[f"data/openai/{size}"]) as run:
+    with track_stage(f"convert@{size}", params, sections=("openai",), inputs=[f"data/openai/{size}"]) as run:
         out = Path("models/openai") / size
         convert(Path("data/openai") / size, out)
         run.finish({"model_bytes": (out / "model.safetensors").stat().st_size})
 
 
 if __name__ == "__main__":
-    run_stage(main)
+    stage_main(main)

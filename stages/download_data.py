@@ -5,16 +5,16 @@ from __future__ import annotations
 from pathlib import Path
 
 from gpt2core import config
-from gpt2core.data.raw import prepare_raw
-from gpt2core.runtime import run_stage
-from gpt2core.track import stage_run
+from gpt2core.runtime import stage_main
+from gpt2core.sources.download_data import prepare_raw
+from gpt2core.tracking import track_stage
 
 
 def main() -> None:
     params = config.load_params()
-    with stage_run("download-data", params) as run:
+    with track_stage("download-data", params) as run:
         run.finish(prepare_raw(params.data, params.tokenizer.kind, params.seed, Path("data/raw"), Path("data/own")))
 
 
 if __name__ == "__main__":
-    run_stage(main)
+    stage_main(main)

@@ -6,11 +6,11 @@ import sys
 from pathlib import Path
 
 from gpt2core import config
-from gpt2core.data import sources
-from gpt2core.data.download import fetch_all
 from gpt2core.errors import UserError
-from gpt2core.runtime import run_stage
-from gpt2core.track import stage_run
+from gpt2core.runtime import stage_main
+from gpt2core.sources import registry
+from gpt2core.sources.download import fetch_all
+from gpt2core.tracking import track_stage
 
 
 def main() -> None:
@@ -18,11 +18,11 @@ def main() -> None:
     if size not in config.OPENAI_SIZES:
         raise UserError(f"usage: python -m stages.fetch_openai_weights SIZE, one of {', '.join(config.OPENAI_SIZES)}")
     params = config.load_params()
-    with stage_run(f"fetch-openai-weights@{size}", params) as run:
+    with track_stage(f"fetch-openai-weights@{size}", params) as run:
         out_dir = Path("data/openai") / size
-        fetch_all(sources.find("openai", f"openai-{size}"), out_dir)
+        fetch_all(registry.find("openai", f"openai-{size}"), out_dir)
         run.finish({"bytes": sum(path.stat().st_size for path in out_dir.iterdir())})
 
 
 if __name__ == "__main__":
-    run_stage(main)
+    stage_main(main)

@@ -7,13 +7,14 @@ from pathlib import Path
 from typing import Any
 
 from gpt2core import config, files, numerics
-from gpt2core.data import labelled
-from gpt2core.evaluate.over_seeds import OverSeeds, with_seed
-from gpt2core.runtime import run_stage, say
-from gpt2core.track import plots, stage_run
-from gpt2core.train.classify import COLUMNS, finetune_classify
-from gpt2core.train.states import stage_states
-from gpt2core.weights.model_dir import save_model
+from gpt2core.checkpoint.model_dir import save_model
+from gpt2core.evaluation.seed_results import SeedResults, add_seed_column
+from gpt2core.log import logger
+from gpt2core.runtime import stage_main
+from gpt2core.tasks import labeled_texts
+from gpt2core.tracking import plots, track_stage
+from gpt2core.training.checkpoints import stage_checkpoints
+from gpt2core.training.classify import COLUMNS, finetune_classify
 
 MODEL = Path("models/classifier")
 MESSAGES = Path("data/raw/sms.jsonl")
@@ -25,24 +26,26 @@ def main() -> None:
     params = config.load_params()
     numerics.start(params.numerics)
     section = params.finetune_classify
-    messages = labelled.read_table(MESSAGES)
-    labels = labelled.classes(messages)
+    messages = labeled_texts.read_table(MESSAGES)
+    labels = labeled_texts.classes(messages)
     base = Path("models") / section.base
     if section.position != "last":
-        say(f"position: {section.position}: gpt2core reads models/classifier; transformers, which knows last, will not")
-    decides = params.model_dump(include={"finetune_classify", "numerics"})
+        logger.info(
+            f"position: {section.position}: gpt2core reads models/classifier; transformers, which knows last, will not"
+        )
+    key_params = params.model_dump(include={"finetune_classify", "numerics"})
     with (
-        stage_states("finetune-classify", decides, [MESSAGES, base]) as states,
-        stage_run(
+        stage_checkpoints("finetune-classify", key_params, [MESSAGES, base]) as states,
+        track_stage(
             "finetune-classify", params, sections=("numerics", "data", "finetune_classify"), inputs=[MESSAGES, base],
             run_file=states.run_file
         ) as run,
     ):  # fmt: skip
-        results = OverSeeds(labels)
+        results = SeedResults(labels)
         curve: list[dict[str, Any]] = []
         kept_epochs: dict[str, int] = {}
         for number, seed in enumerate(section.seeds):
-            splits = labelled.split(
+            splits = labeled_texts.split(
                 messages, section.val_fraction, section.test_fraction, seed,
                 balance=section.balance, drop_duplicates=section.drop_duplicates,
             )  # fmt: skip
@@ -52,7 +55,7 @@ def main() -> None:
                 splits.train, splits.val, splits.test, on_metrics, states.training(f"seed-{seed}"),
             )  # fmt: skip
             results.add(seed, splits.train, splits.test, result.before, result.after, result.probabilities)
-            curve += with_seed(seed, result.curve)
+            curve += add_seed_column(seed, result.curve)
             kept_epochs[str(seed)] = result.kept_epoch
             if number == 0:  # the first seed's model is the one kept
                 save_model(MODEL, result.model, result.tokenizer)
@@ -87,4 +90,4 @@ def _silent(metrics: dict[str, float], step: int) -> None:
 
 
 if __name__ == "__main__":
-    run_stage(main)
+    stage_main(main)

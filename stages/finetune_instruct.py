@@ -11,15 +11,15 @@ from __future__ import annotations
 from pathlib import Path
 
 from gpt2core import config, files, numerics
-from gpt2core.data import instructions
+from gpt2core.checkpoint.model_dir import save_model
+from gpt2core.checkpoint.peft_adapter import save_adapter
 from gpt2core.prompts import PROMPTS, chat_template
-from gpt2core.runtime import run_stage
-from gpt2core.track import plots, stage_run
-from gpt2core.train.instruct import COLUMNS, finetune_instruct
-from gpt2core.train.instruct_seeds import InstructSeeds
-from gpt2core.train.states import stage_states
-from gpt2core.weights.model_dir import save_model
-from gpt2core.weights.peft_adapter import save_adapter
+from gpt2core.runtime import stage_main
+from gpt2core.tasks import instructions
+from gpt2core.tracking import plots, track_stage
+from gpt2core.training.checkpoints import stage_checkpoints
+from gpt2core.training.instruct import COLUMNS, finetune_instruct
+from gpt2core.training.instruct_seeds import InstructSeeds
 
 MODEL = Path("models/instruct")
 ENTRIES = Path("data/raw/instructions.json")
@@ -33,11 +33,11 @@ def main() -> None:
     section = params.finetune_instruct
     entries = instructions.read(ENTRIES)
     base = Path("models") / section.base
-    decides = params.model_dump(include={"seed", "finetune_instruct", "numerics"})
+    key_params = params.model_dump(include={"seed", "finetune_instruct", "numerics"})
     splits = instructions.split(entries, section.val_fraction, section.test_fraction, params.seed)
     with (
-        stage_states("finetune-instruct", decides, [ENTRIES, base]) as states,
-        stage_run(
+        stage_checkpoints("finetune-instruct", key_params, [ENTRIES, base]) as states,
+        track_stage(
             "finetune-instruct", params, sections=("numerics", "data", "finetune_instruct"), inputs=[ENTRIES, base],
             run_file=states.run_file
         ) as run,
@@ -70,4 +70,4 @@ def _silent(metrics: dict[str, float], step: int) -> None:
 
 
 if __name__ == "__main__":
-    run_stage(main)
+    stage_main(main)

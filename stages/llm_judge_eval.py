@@ -11,11 +11,11 @@ from __future__ import annotations
 from pathlib import Path
 
 from gpt2core import config, files, numerics
-from gpt2core.evaluate.judge import evaluate_responses, read_responses
-from gpt2core.evaluate.judges import make_judges
-from gpt2core.evaluate.side_by_side import compare_checkpoints
-from gpt2core.runtime import run_stage
-from gpt2core.track import plots, stage_run
+from gpt2core.evaluation.comparison import compare_checkpoints
+from gpt2core.evaluation.judges import make_judges
+from gpt2core.evaluation.llm_judge_eval import evaluate_responses, read_responses
+from gpt2core.runtime import stage_main
+from gpt2core.tracking import plots, track_stage
 
 RESPONSES = "data/responses"
 MODEL = Path("models/instruct")  # for evaluate.tasks alone
@@ -32,14 +32,14 @@ def main() -> None:
     test = test[: judge.max_items]
     judges = make_judges(judge, params.seed, config.project_root() / REPLIES)
     inputs = [RESPONSES, str(MODEL)] if tasks else [RESPONSES]
-    with stage_run("llm-judge-eval", params, sections=("numerics", "judge", "evaluate"), inputs=inputs) as run:
+    with track_stage("llm-judge-eval", params, sections=("numerics", "judge", "evaluate"), inputs=inputs) as run:
         evaluation = evaluate_responses(
             test, train, judges, judge.bootstrap_samples, params.seed, pairwise=judge.pairwise
         )
         table = compare_checkpoints(RESPONSES, test, judges[0], judge.bootstrap_samples, params.seed)
         metrics = evaluation.metrics() | (table.metrics() if table else {})
         if tasks:
-            from gpt2core.evaluate.harness import task_metrics  # an extra
+            from gpt2core.evaluation.harness import task_metrics  # an extra
 
             metrics["tasks"] = task_metrics(params.evaluate, MODEL)
         files.write_text(SCORES, evaluation.to_csv())
@@ -56,4 +56,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    run_stage(main)
+    stage_main(main)

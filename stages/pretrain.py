@@ -6,18 +6,18 @@ from pathlib import Path
 from typing import Any
 
 from gpt2core import config, files, numerics, runtime
-from gpt2core.data.shards import documents, open_shard
-from gpt2core.data.synthetic import log2_probability
-from gpt2core.evaluate.language_model import evaluate
-from gpt2core.evaluate.trigram import Trigram
+from gpt2core.checkpoint.model_dir import save_model
+from gpt2core.corpus.shards import documents, open_shard
+from gpt2core.evaluation.metrics.language_model import evaluate
+from gpt2core.evaluation.metrics.trigram import Trigram
 from gpt2core.report.inspection_figures import log_inspection
-from gpt2core.runtime import run_stage
+from gpt2core.runtime import stage_main
+from gpt2core.sources.synthetic import log2_probability
 from gpt2core.tokenizer import Tokenizer
-from gpt2core.track import plots, stage_run
-from gpt2core.track.throughput import with_throughput
-from gpt2core.train.pretrain import COLUMNS, pretrain
-from gpt2core.train.states import stage_states
-from gpt2core.weights.model_dir import save_model
+from gpt2core.tracking import plots, track_stage
+from gpt2core.tracking.throughput import with_throughput
+from gpt2core.training.checkpoints import stage_checkpoints
+from gpt2core.training.pretrain import COLUMNS, pretrain
 
 TOKENS = Path("data/tokens")
 CURVE = Path("metrics/plots/pretrain.csv")
@@ -32,10 +32,10 @@ def main() -> None:
     if runtime.rank():  # of several processes the first one keeps the states and writes what comes out
         pretrain(params.pretrain, params.seed, train, val, tokenizer)
         return
-    decides = params.model_dump(include={"seed", "pretrain", "numerics"})
+    key_params = params.model_dump(include={"seed", "pretrain", "numerics"})
     with (
-        stage_states("pretrain", decides, [TOKENS]) as states,
-        stage_run(
+        stage_checkpoints("pretrain", key_params, [TOKENS]) as states,
+        track_stage(
             "pretrain",
             params,
             sections=("numerics", "data", "tokenizer", "pretrain"),
@@ -72,4 +72,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    run_stage(main)
+    stage_main(main)

@@ -5,12 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 
 from gpt2core import config, files
-from gpt2core.data import lengths
-from gpt2core.data.shards import open_shard
-from gpt2core.data.tokenize import tokenize
-from gpt2core.runtime import run_stage
+from gpt2core.corpus import lengths
+from gpt2core.corpus.shards import open_shard
+from gpt2core.corpus.tokenize import tokenize
+from gpt2core.runtime import stage_main
 from gpt2core.tokenizer import Tokenizer
-from gpt2core.track import plots, stage_run
+from gpt2core.tracking import plots, track_stage
 
 TOKENS = Path("data/tokens")
 PLOTS = Path("metrics/plots")
@@ -18,7 +18,7 @@ PLOTS = Path("metrics/plots")
 
 def main() -> None:
     params = config.load_params()
-    with stage_run("tokenize", params, sections=("data", "tokenizer"), inputs=["data/raw/corpus"]) as run:
+    with track_stage("tokenize", params, sections=("data", "tokenizer"), inputs=["data/raw/corpus"]) as run:
         metrics = tokenize(params.tokenizer, params.seed, Path("data/raw"), TOKENS)
         files.write_json("metrics/tokenize.json", metrics)
         tokenizer, train = Tokenizer.load(TOKENS), open_shard(TOKENS / "train.bin")
@@ -31,4 +31,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    run_stage(main)
+    stage_main(main)

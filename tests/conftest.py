@@ -9,6 +9,8 @@ from pathlib import Path
 import pytest
 from hypothesis import settings
 
+from gpt2core.log import log_to_stderr
+
 # Of several processes (pytest-xdist) each has its share of the cores. Set before a test imports torch, which reads it.
 if "PYTEST_XDIST_WORKER_COUNT" in os.environ:
     n_threads = max(1, (os.cpu_count() or 1) // int(os.environ["PYTEST_XDIST_WORKER_COUNT"]))
@@ -85,3 +87,9 @@ def mirror() -> Path:
 def _tracking_off(monkeypatch: pytest.MonkeyPatch) -> None:
     """Only the tests of tracking track."""
     monkeypatch.setenv("GPT2CORE_TRACKING", "off")
+
+
+@pytest.fixture(autouse=True)
+def shown_messages() -> None:
+    """Messages of the package appear on standard error, as in a stage."""
+    log_to_stderr()

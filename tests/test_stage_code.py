@@ -47,7 +47,7 @@ def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """A project with one stage."""
     sources = {
         "stages/__init__.py": "",
-        "stages/one_stage.py": "from gpt2core import a\nfrom gpt2core.track import run",
+        "stages/one_stage.py": "from gpt2core import a\nfrom gpt2core.tracking import run",
         "gpt2core/__init__.py": "from gpt2core import unused",
         "gpt2core/unused.py": "",
         "gpt2core/a.py": (
@@ -64,8 +64,8 @@ def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
         "gpt2core/part/lazy.py": "ASSETS = 'assets'",
         "gpt2core/part/other.py": "",
         "gpt2core/assets/x/y.bin": "",
-        "gpt2core/track/__init__.py": "",
-        "gpt2core/track/run.py": "import gpt2core.part.other",
+        "gpt2core/tracking/__init__.py": "",
+        "gpt2core/tracking/run.py": "import gpt2core.part.other",
     }
     for name, source in sources.items():
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
@@ -224,7 +224,7 @@ def test_observers_do_not_change_the_bytes(pipeline: Pipeline) -> None:
     """The pipeline ran with tracking; profiles/tiny.sha256 is of a run without."""
     expected = (ROOT / "profiles/tiny.sha256").read_text(encoding="utf-8").splitlines()
     assert pipeline.outputs() == {path: hash_ for hash_, path in (line.split("  ", 1) for line in expected)}
-    tracked = "gpt2core/track/mlflow_run.py"
+    tracked = "gpt2core/tracking/mlflow_run.py"
     assert all(tracked in pipeline.opened(name) for name in stage_definitions())
 
 
@@ -232,9 +232,9 @@ TRAININGS = {"pretrain", "finetune-classify", "finetune-instruct"}
 ALL = set(stage_definitions())
 # What a change of each file reruns.
 RERUN: dict[str, set[str]] = {
-    "gpt2core/track/plots/scores.py": set(),
-    "gpt2core/track/mlflow_run.py": set(),
-    "gpt2core/track/usage.py": set(),
+    "gpt2core/tracking/plots/scores.py": set(),
+    "gpt2core/tracking/mlflow_run.py": set(),
+    "gpt2core/tracking/usage.py": set(),
     "gpt2core/report/page.py": set(),
     "gpt2core/report/templates/page.css": set(),
     "gpt2core/doctor/step.py": set(),
@@ -243,15 +243,15 @@ RERUN: dict[str, set[str]] = {
     "gpt2core/learn/gpt.py": set(),
     "gpt2core/contradictions.py": set(),
     "gpt2core/__init__.py": set(),
-    "gpt2core/weights/verify.py": set(),
-    "gpt2core/evaluate/judges/questions.py": {"llm-judge-eval"},
-    "gpt2core/evaluate/judge.py": {"llm-judge-eval"},
-    "gpt2core/evaluate/calibration.py": {"finetune-classify"},
-    "gpt2core/train/instruct.py": {"finetune-instruct"},
-    "gpt2core/train/classify.py": {"finetune-classify"},
-    "gpt2core/train/pretrain.py": {"pretrain"},
-    "gpt2core/train/loop.py": TRAININGS,
-    "gpt2core/data/novels.tsv": {"download-data", "fetch-openai-weights"},
+    "gpt2core/checkpoint/verify.py": set(),
+    "gpt2core/evaluation/judges/questions.py": {"llm-judge-eval"},
+    "gpt2core/evaluation/llm_judge_eval.py": {"llm-judge-eval"},
+    "gpt2core/evaluation/metrics/calibration.py": {"finetune-classify"},
+    "gpt2core/training/instruct.py": {"finetune-instruct"},
+    "gpt2core/training/classify.py": {"finetune-classify"},
+    "gpt2core/training/pretrain.py": {"pretrain"},
+    "gpt2core/training/trainer.py": TRAININGS,
+    "gpt2core/sources/novels.tsv": {"download-data", "fetch-openai-weights"},
     "gpt2core/files.py": ALL,
 }
 

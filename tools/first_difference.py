@@ -113,7 +113,7 @@ def training_step(mode: str) -> list[Row]:
     from torch import nn
 
     from gpt2core.model import GPT, GPTConfig
-    from gpt2core.train.optim import muon_and_adamw
+    from gpt2core.training.optimizers import muon_and_adamw
 
     recorder = new_recorder()
     with recorder:

@@ -15,8 +15,8 @@ from typing import Any
 
 import optuna
 
-from gpt2core.track import store, targets
-from gpt2core.track.pipeline_run import PIPELINE_TAG
+from gpt2core.tracking import revisions, store
+from gpt2core.tracking.pipeline_run import PIPELINE_TAG
 
 ROOT = Path.cwd()
 
@@ -34,12 +34,12 @@ def assignment(key: str, value: Any) -> str:
     return f"{key}={value:.6g}" if isinstance(value, float) else f"{key}={value}"
 
 
-def run_experiment(name: str, params: dict[str, Any], stage: str) -> targets.Target:
+def run_experiment(name: str, params: dict[str, Any], stage: str) -> revisions.Revision:
     """Run the pipeline up to `stage` beside the workspace, and return what the experiment has of results."""
     changes = [word for key, value in params.items() for word in ("--set-param", assignment(key, value))]
     command = [sys.executable, "-m", "dvc", "exp", "run", "--temp", "--name", name, *changes, stage]
     subprocess.run(command, cwd=ROOT, check=True, stdout=sys.stderr)
-    return targets.named(ROOT, name)
+    return revisions.named(ROOT, name)
 
 
 class StudyRun:
@@ -53,7 +53,7 @@ class StudyRun:
         self.run_id = run.info.run_id
         self.client.update_run(self.run_id, status="RUNNING")
 
-    def nest(self, target: targets.Target) -> None:
+    def nest(self, target: revisions.Revision) -> None:
         for run in self._search(f"tags.`{PIPELINE_TAG}` = '{target.key}'"):
             self.client.set_tag(run.info.run_id, "mlflow.parentRunId", self.run_id)
 

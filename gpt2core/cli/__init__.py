@@ -27,7 +27,7 @@ from gpt2core.cli.summary import summary
 from gpt2core.cli.sync_mlflow import sync_mlflow
 from gpt2core.cli.ui import ui
 from gpt2core.cli.verify import verify
-from gpt2core.runtime import interrupted, run_stage
+from gpt2core.runtime import interrupted, stage_main
 
 
 class Commands(click.Group):
@@ -56,4 +56,4 @@ for command in COMMANDS:
 
 def main() -> None:
     """Entry point of the console script."""
-    run_stage(lambda: cli.main(prog_name="gpt2core"))
+    stage_main(lambda: cli.main(prog_name="gpt2core"))

@@ -42,14 +42,14 @@ def compare(
     The models must share their tokenizer. Seeds and checkpoints of one run: the params finetune_instruct.seeds and
     checkpoint_steps.
     """
-    from gpt2core.evaluate.judge import read_responses
-    from gpt2core.evaluate.judges import Judge, make_judges
-    from gpt2core.evaluate.judges.chrf import ChrfJudge
-    from gpt2core.evaluate.side_by_side import Answers, side_by_side
+    from gpt2core.checkpoint.chat_template import prompt_of
+    from gpt2core.checkpoint.model_dir import load_language_model
+    from gpt2core.evaluation.comparison import Answers, compare_models
+    from gpt2core.evaluation.judges import Judge, make_judges
+    from gpt2core.evaluation.judges.chrf import ChrfJudge
+    from gpt2core.evaluation.llm_judge_eval import read_responses
     from gpt2core.inference.respond import respond
-    from gpt2core.train.instruct import entry_nats, make_example, n_counted
-    from gpt2core.weights.chat_template import prompt_of
-    from gpt2core.weights.model_dir import load_language_model
+    from gpt2core.training.instruct import entry_nats, make_example, n_target_tokens
 
     if len(set(model_dirs)) < len(model_dirs):
         raise UserError("a MODEL_DIR is named twice")
@@ -62,13 +62,13 @@ def compare(
         model, tokenizer = load_language_model(path, device=runtime.device())
         form = prompt_of(path) or prompts.alpaca
         examples = [make_example(entry, tokenizer, model.config.n_positions, True, form) for entry in entries]
-        own = [n_counted(example) for example in examples]
+        own = [n_target_tokens(example) for example in examples]
         if own != (tokens := tokens or own):
             raise UserError(f"{path}: has other tokens than {model_dirs[0]}: a loss a token cannot be compared")
         nats = entry_nats(model, examples, tokenizer.eot_id)
         models.append(Answers(str(path), nats, respond(model, tokenizer, entries, max_new_tokens, form=form)))
     samples = section.bootstrap_samples if section else 1000
-    table = side_by_side(entries, tokens, models, judge, str(model_dirs[0]), samples, seed)
+    table = compare_models(entries, tokens, models, judge, str(model_dirs[0]), samples, seed)
     if as_json:
         options.print_json({"judge": table.judge, "n": len(entries), "models": table.metrics()["checkpoints"]})
         return

@@ -19,7 +19,7 @@ def convert(src_dir: Path, out_dir: Path, as_json: bool) -> None:
     SRC_DIR holds OpenAI's files (hparams.json, model.ckpt.index, ...). TensorFlow is not needed; every tensor's
     checksum is verified. OUT_DIR is opened by this program and by transformers.
     """
-    from gpt2core.weights import openai
+    from gpt2core.checkpoint import openai
 
     openai.convert(src_dir, out_dir)
     if as_json:

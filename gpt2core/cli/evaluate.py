@@ -43,7 +43,7 @@ def evaluate(
     first used; a task file (YAML) over local data, and MMLU's CSV, need no network. `lm-eval ls tasks` lists the names.
     """
     options.needs("evaluate", "lm_eval")
-    from gpt2core.evaluate.harness import evaluate as by_harness
+    from gpt2core.evaluation.harness import evaluate as by_harness
 
     model, tokenizer = options.load_language_model(model_dir, dtype)
     names = [name for name in (part.strip() for part in tasks.split(",")) if name]

@@ -19,7 +19,7 @@ def export_openai(model_dir: Path, out_dir: Path, as_json: bool) -> None:
     TensorFlow is not needed, and reads what is written; so does `gpt2core convert`. model.ckpt.meta is there, but holds
     no graph. A classifier or a head of its own has no place in that format and is refused.
     """
-    from gpt2core.weights.openai_export import export
+    from gpt2core.checkpoint.openai_export import export
 
     export(model_dir, out_dir)
     if as_json:

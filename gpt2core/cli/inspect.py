@@ -72,7 +72,7 @@ def inspect(
 def _write(out: Path, model_dir: Path, prompt: str, inspection: LanguageModelInspection | ClassifierInspection) -> None:
     from gpt2core.inspect import LanguageModelInspection
     from gpt2core.report.inside import inspection_page
-    from gpt2core.track import plots
+    from gpt2core.tracking import plots
 
     plots.attention_heatmaps(inspection.attention.numpy(), inspection.tokens, out / "attention.png")
     if isinstance(inspection, LanguageModelInspection):

@@ -15,7 +15,7 @@ from gpt2core.runtime import DECODING_DTYPES
 
 if TYPE_CHECKING:
     from gpt2core.model import GPT, GPTClassifier
-    from gpt2core.model.packed import Packed
+    from gpt2core.model.inference import Packed
     from gpt2core.tokenizer import Tokenizer
 
 model_dir = click.argument("model_dir", type=click.Path(path_type=Path))
@@ -67,8 +67,8 @@ def sampling(command: Any) -> Any:
 def load_language_model(path: Path, dtype: str = "float32") -> tuple[Packed, Tokenizer]:
     """Load a language model, ready for decoding, with its tokenizer. Raises UserError if it is something else."""
     from gpt2core import runtime
-    from gpt2core.model.packed import pack
-    from gpt2core.weights import model_dir
+    from gpt2core.checkpoint import model_dir
+    from gpt2core.model.inference import pack
 
     model, tokenizer = model_dir.load_language_model(path, device=runtime.device())
     return pack(model, dtype), tokenizer
@@ -77,7 +77,7 @@ def load_language_model(path: Path, dtype: str = "float32") -> tuple[Packed, Tok
 def load_classifier(path: Path) -> tuple[GPTClassifier, Tokenizer]:
     """Load a classifier with its tokenizer. Raises UserError if it is something else."""
     from gpt2core import runtime
-    from gpt2core.weights import model_dir
+    from gpt2core.checkpoint import model_dir
 
     return model_dir.load_classifier(path, device=runtime.device())
 
@@ -85,7 +85,7 @@ def load_classifier(path: Path) -> tuple[GPTClassifier, Tokenizer]:
 def load_any(path: Path) -> tuple[GPT | GPTClassifier, Tokenizer]:
     """Load a model of either kind with its tokenizer. Raises UserError if it has none."""
     from gpt2core import runtime
-    from gpt2core.weights import model_dir
+    from gpt2core.checkpoint import model_dir
 
     return model_dir.load_with_tokenizer(path, device=runtime.device())
 

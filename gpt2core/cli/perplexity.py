@@ -50,9 +50,9 @@ def perplexity(
     """
     import numpy as np
 
-    from gpt2core.data.documents import SEPARATOR
-    from gpt2core.evaluate.language_model import nats
-    from gpt2core.evaluate.wikitext import detokenize
+    from gpt2core.corpus.documents import SEPARATOR
+    from gpt2core.evaluation.metrics.language_model import nats
+    from gpt2core.evaluation.wikitext import detokenize
 
     if wikitext and max_tokens:
         raise UserError("--wikitext counts the words of the whole file: leave --max-tokens out")

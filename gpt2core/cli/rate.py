@@ -13,7 +13,7 @@ from gpt2core.cli import options
 from gpt2core.errors import UserError
 
 if TYPE_CHECKING:
-    from gpt2core.evaluate.ratings import Responses
+    from gpt2core.evaluation.rating.ratings import Responses
 
 HOST = "127.0.0.1"
 
@@ -53,13 +53,13 @@ def rate(
     such as data/responses/test.json. Raters give a name and go on where they stopped; who wrote a text is not shown.
     Each answer is written to the ratings' CSV at once. --summary reads that file and tells what it holds.
     """
-    from gpt2core.evaluate.ratings import Ratings, read_responses
+    from gpt2core.evaluation.rating.ratings import Ratings, read_responses
 
     responses = read_responses(responses_file, models)
     ratings = Ratings(ratings_file or default_ratings_file(responses_file))
     given = ratings.read()
     if summary:
-        from gpt2core.evaluate.human import summarize
+        from gpt2core.evaluation.rating.statistics import summarize
 
         if not given:
             raise UserError(f"{ratings.path}: no ratings yet; make some with: gpt2core rate {responses_file}")
@@ -111,8 +111,8 @@ def _outs(dvc_yaml: Path) -> list[str]:
 
 def _chrf(responses: Responses) -> dict[str, dict[str, float]]:
     """chrF++ of every text that has a reference, by item."""
-    from gpt2core.evaluate.judges import Item
-    from gpt2core.evaluate.judges.chrf import ChrfJudge
+    from gpt2core.evaluation.judges import Item
+    from gpt2core.evaluation.judges.chrf import ChrfJudge
 
     texts = {item: text for item, text in responses.distinct().items() if text.reference.strip()}
     if not texts:

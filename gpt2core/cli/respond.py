@@ -21,8 +21,8 @@ from gpt2core.cli import options
 def respond(model_dir: Path, instruction: str, input_text: str, max_new_tokens: int, dtype: str, as_json: bool) -> None:
     """Answer an instruction with the instruction-tuned model in MODEL_DIR, in the form that it was tuned with."""
     from gpt2core import prompts
+    from gpt2core.checkpoint.chat_template import prompt_of
     from gpt2core.inference.respond import respond as answer
-    from gpt2core.weights.chat_template import prompt_of
 
     model, tokenizer = options.load_language_model(model_dir, dtype)
     entry = {"instruction": instruction, "input": input_text}

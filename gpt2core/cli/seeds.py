@@ -16,7 +16,7 @@ from gpt2core.errors import UserError
 from gpt2core.report import results
 
 if TYPE_CHECKING:
-    from gpt2core.track.seeds import SeedGroup
+    from gpt2core.tracking.seeds import SeedGroup
 
 
 @click.command(short_help="Show mean, standard deviation, and 95% interval over seeds.")
@@ -32,11 +32,11 @@ def seeds(names: tuple[str, ...], all_metrics: bool, as_json: bool) -> None:
     Name experiments or Git revisions. Without a name, the command takes the workspace, HEAD, and every experiment. To
     create experiments: dvc exp run --queue -S 'seed=1,2,3' && dvc exp run --run-all
     """
-    from gpt2core.track import targets
-    from gpt2core.track.seeds import seed_groups
+    from gpt2core.tracking import revisions
+    from gpt2core.tracking.seeds import seed_groups
 
     root = config.project_root()
-    groups = seed_groups([targets.named(root, name) for name in names] or targets.all_of(root))
+    groups = seed_groups([revisions.named(root, name) for name in names] or revisions.all_of(root))
     if not groups:
         raise UserError(
             "no two experiments differ in seed only; create some: "

@@ -69,12 +69,12 @@ def _read(name: str) -> dict[str, Any]:
 
 def _samples() -> dict[str, Any]:
     """One generated text, three messages (of different classes, from the data) and two instructions of the test set."""
-    from gpt2core.data import labelled
     from gpt2core.inference.classify import classify
+    from gpt2core.tasks import labeled_texts
 
     texts = files.read_json("metrics/samples.json")
-    messages = labelled.read_table(Path("data/raw/sms.jsonl"))
-    by_class = [[m for m in messages if m.label == label] for label in reversed(labelled.classes(messages))]
+    messages = labeled_texts.read_table(Path("data/raw/sms.jsonl"))
+    by_class = [[m for m in messages if m.label == label] for label in reversed(labeled_texts.classes(messages))]
     turns = (message for turn in itertools.zip_longest(*by_class) for message in turn if message)
     chosen = list(itertools.islice(turns, 3))
     model, tokenizer = options.load_classifier(Path("models/classifier"))

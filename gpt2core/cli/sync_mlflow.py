@@ -20,7 +20,7 @@ def sync_mlflow(names: tuple[str, ...], as_json: bool) -> None:
     broke off when the tracking server went away is completed. The workspace's models are logged and registered as far
     as `mlflow` of params.yaml says. What MLflow has is left alone.
     """
-    from gpt2core.track.sync import sync
+    from gpt2core.tracking.sync import sync
 
     shown = sync(config.project_root(), names)
     if as_json:

@@ -12,7 +12,7 @@ import click
 from gpt2core.cli import options
 
 if TYPE_CHECKING:
-    from gpt2core.weights.verify import Report
+    from gpt2core.checkpoint.verify import Report
 
 
 @click.command(short_help="What a directory is, and if it is whole.")
@@ -24,7 +24,7 @@ def verify(directory: Path, as_json: bool) -> None:
     Reads every tensor: names, shapes, checksums where there are any, no NaN; and holds the tokenizer against the model.
     Ends with 1 if something is missing or damaged, and lists all of it.
     """
-    from gpt2core.weights.verify import verify as examine
+    from gpt2core.checkpoint.verify import verify as examine
 
     report = examine(directory)
     if as_json:

@@ -10,13 +10,13 @@ from pathlib import Path
 from typing import NamedTuple
 
 from gpt2core import config, prompts, runtime
-from gpt2core.data import instructions, labelled
-from gpt2core.data.synthetic import generate_instructions, generate_messages
+from gpt2core.checkpoint.config_json import read_config_json
 from gpt2core.doctor import step, stores
 from gpt2core.doctor.finding import Finding
 from gpt2core.doctor.step import Training
 from gpt2core.errors import UserError
-from gpt2core.weights.config_json import read_config_json
+from gpt2core.sources.synthetic import generate_instructions, generate_messages
+from gpt2core.tasks import instructions, labeled_texts
 
 CHARACTERS_A_TOKEN = 4  # of English, in GPT-2's BPE as in the embedded one
 CHARACTER_VOCABULARY = 100
@@ -34,7 +34,7 @@ class Texts(NamedTuple):
     longest: int
 
 
-# Of the public ones, counted; see sources.py.
+# Of the public ones, counted; see sources/registry.py.
 KNOWN = {"sms-spam-collection": Texts(1306, 104, 629), "instruction-data": Texts(1100, 262, 457)}
 KNOWN_UNBALANCED = {"sms-spam-collection": Texts(5171, 79, 910)}
 
@@ -46,12 +46,12 @@ def messages(params: config.Params, own_dir: Path) -> Texts:
     if name in known:
         return known[name]
     if name.startswith("own/"):
-        rows = labelled.read_table(
+        rows = labeled_texts.read_table(
             own_dir / name.removeprefix("own/"), params.data.sms_label_column, params.data.sms_text_column
         )
     else:
-        rows = [labelled.Message(label, text) for label, text in generate_messages(params.seed)]
-    splits = labelled.split(
+        rows = [labeled_texts.Message(label, text) for label, text in generate_messages(params.seed)]
+    splits = labeled_texts.split(
         rows, section.val_fraction, section.test_fraction, 0,
         balance=section.balance, drop_duplicates=section.drop_duplicates,
     )  # fmt: skip

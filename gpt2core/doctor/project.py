@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from gpt2core import config
+from gpt2core.checkpoint.config_json import read_config_json
 from gpt2core.doctor.finding import Finding
 from gpt2core.errors import UserError
-from gpt2core.weights.config_json import read_config_json
 
 MAX_NAMED = 5
 CODE = ("gpt2core", "stages", "data/own", "params.yaml", "dvc.yaml")  # what an experiment's copy takes from Git

@@ -19,7 +19,7 @@ from gpt2core.errors import UserError
 if TYPE_CHECKING:
     import torch
 
-    from gpt2core.train.batches import Batch
+    from gpt2core.training.batches import Batch
 
 MAX_WHOLE_LAYERS = 4  # of a model that is measured as it is
 DEPTHS = (2, 4)  # of a deeper one
@@ -96,12 +96,12 @@ def steps(training: Training, params: config.Params) -> Cost:
     import torch
 
     from gpt2core import runtime
-    from gpt2core.model.frozen import freeze_linears
-    from gpt2core.train.classify import new_classifier
-    from gpt2core.train.loop import train
-    from gpt2core.train.optim import adamw
-    from gpt2core.train.pretrain import new_model, new_optimizers
-    from gpt2core.train.trainable import add_detours, learn_only
+    from gpt2core.model.quantized import quantize_linears
+    from gpt2core.training.classify import new_classifier
+    from gpt2core.training.optimizers import adamw
+    from gpt2core.training.pretrain import new_model, new_optimizers
+    from gpt2core.training.trainable import add_adapters, freeze_except
+    from gpt2core.training.trainer import train
 
     _first_to_be_killed()
     device = runtime.device()
@@ -118,16 +118,16 @@ def steps(training: Training, params: config.Params) -> Cost:
         section = params.finetune_classify
         model = new_classifier(language_model, ("ham", "spam"), section.trainable, 0, section.position)
         if section.trainable == "lora":
-            add_detours(model, section)
+            add_adapters(model, section)
         model.to(device)
         optimizers = [adamw(model.parameters(), lr=section.lr, weight_decay=0.1, beta2=0.95)]
     else:
         section = params.finetune_instruct
-        learn_only(language_model, section.trainable)
+        freeze_except(language_model, section.trainable)
         if section.trainable == "lora":
             if section.lora_base_dtype != "float32":
-                freeze_linears(language_model.transformer.h, section.lora_base_dtype)
-            add_detours(language_model, section)
+                quantize_linears(language_model.transformer.h, section.lora_base_dtype)
+            add_adapters(language_model, section)
         optimizers = [adamw(language_model.to(device).parameters(), lr=section.lr, weight_decay=0.1, beta2=0.95)]
     language_model.transformer.activation_checkpointing = section.activation_checkpointing
     dtype = runtime.training_dtype(section.dtype)
@@ -136,8 +136,8 @@ def steps(training: Training, params: config.Params) -> Cost:
     def loss_sum(batch: Batch) -> torch.Tensor:
         if is_classifier:
             return torch.nn.functional.cross_entropy(model(*batch.inputs).float(), batch.targets, reduction="sum")
-        counted = batch.inputs[1] if len(batch.inputs) > 1 else None
-        return language_model.loss_sum(batch.inputs[0], batch.targets, counted)
+        target_positions = batch.inputs[1] if len(batch.inputs) > 1 else None
+        return language_model.loss_sum(batch.inputs[0], batch.targets, target_positions)
 
     def run(n_tokens: int, max_steps: int) -> float:
         batch = random_batch(training, n_tokens)
@@ -158,7 +158,7 @@ def random_batch(training: Training, n_tokens: int) -> Batch:
     """A micro-batch of texts of `n_tokens` random ids, in the form that the training takes."""
     import torch
 
-    from gpt2core.train.batches import Batch, next_token_batch
+    from gpt2core.training.batches import Batch, next_token_batch
 
     ids = torch.randint(training.vocab_size, (training.batch_size, n_tokens))  # [B, T]
     if training.stage == "pretrain":

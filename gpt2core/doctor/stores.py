@@ -13,11 +13,11 @@ from urllib.parse import urlsplit
 import requests
 
 from gpt2core import config
-from gpt2core.data import sources
-from gpt2core.data.sources import Asset, File
 from gpt2core.doctor.finding import Finding
 from gpt2core.errors import UserError
-from gpt2core.track import store
+from gpt2core.sources import registry
+from gpt2core.sources.registry import Asset, File
+from gpt2core.tracking import store
 
 CONNECT_TIMEOUT_S = 3.0
 
@@ -86,10 +86,10 @@ def _server(address: str) -> Finding:
     return Finding("ok", "mlflow", f"{shown} answers ({answer.status_code})")
 
 
-def named(params: config.Params) -> list[tuple[sources.Kind, str]]:
+def named(params: config.Params) -> list[tuple[registry.Kind, str]]:
     """What the params name that is not a file of one's own, by its kind."""
     corpora = [params.data.corpus] if isinstance(params.data.corpus, str) else params.data.corpus
-    names: list[tuple[sources.Kind, str]] = [("corpus", name) for name in corpora]
+    names: list[tuple[registry.Kind, str]] = [("corpus", name) for name in corpora]
     names += [("sms", params.data.sms), ("instructions", params.data.instructions)]
     names += [("openai", f"openai-{size}") for size in params.openai.sizes]
     if params.tokenizer.kind == "gpt2":
@@ -97,9 +97,9 @@ def named(params: config.Params) -> list[tuple[sources.Kind, str]]:
     return [(kind, name) for kind, name in names if not name.startswith("own/")]
 
 
-def find(kind: sources.Kind, name: str) -> Asset:
+def find(kind: registry.Kind, name: str) -> Asset:
     """By its name, or its address. Raises UserError if there is none."""
-    return sources.from_url(name) if name.startswith("https://") else sources.find(kind, name)
+    return registry.from_url(name) if name.startswith("https://") else registry.find(kind, name)
 
 
 def needed(params: config.Params) -> list[tuple[Asset, list[File]]]:

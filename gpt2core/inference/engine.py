@@ -14,8 +14,8 @@ from torch import Tensor
 from gpt2core.errors import UserError
 from gpt2core.inference.lookup import by_lookup
 from gpt2core.inference.sampling import Sampling, seed_of_each_row, uniforms
+from gpt2core.model.inference import Packed
 from gpt2core.model.kv_cache import KVCache
-from gpt2core.model.packed import Packed
 
 GREEDY = Sampling()
 KEPT_SHARE = 3 / 4  # of the rows; not at each end, since to leave rows out copies the keys and values of the others

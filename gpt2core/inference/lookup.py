@@ -16,8 +16,8 @@ import torch
 from torch import Tensor
 
 from gpt2core.inference.sampling import Sampling
+from gpt2core.model.inference import Packed
 from gpt2core.model.kv_cache import KVCache
-from gpt2core.model.packed import Packed
 
 MAX_DRAFT_TOKENS = 10
 # A pass over two tokens takes a quarter longer than one over one, and about a tenth more for each further one

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 
 from gpt2core import prompts, runtime
 from gpt2core.inference.engine import generate_batch
-from gpt2core.model.packed import Packed
+from gpt2core.model.inference import Packed
 from gpt2core.prompts import Prompt
 from gpt2core.tokenizer import Tokenizer
 

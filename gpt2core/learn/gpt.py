@@ -21,8 +21,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from gpt2core.checkpoint.model_dir import load
 from gpt2core.errors import UserError
-from gpt2core.weights.model_dir import load
 
 
 class LayerNorm(nn.Module):

@@ -70,7 +70,7 @@ class CausalSelfAttention(nn.Module):
         y = y.transpose(1, 2).reshape(B, T, C)  # [B, T, C]
         return self.resid_dropout(self.c_proj(y))
 
-    def at(self, x: Tensor, positions: Tensor) -> Tensor:
+    def forward_at(self, x: Tensor, positions: Tensor) -> Tensor:
         """What `forward` gives at one position of each row, for which the other positions need no queries.
 
         x: [B, T, C]; positions: [B] -> [B, C]

@@ -1,7 +1,7 @@
 """GPT-2, in the paper's order: embeddings, blocks, final norm, tied output head (Radford et al. 2019, section 2.3).
 
 Shapes: B batch, T tokens, C channels (n_embd), V vocabulary. Parameter names are transformers', so that a state dict
-needs no renaming but for its prefix; `weights/names.py` has the table.
+needs no renaming but for its prefix; `checkpoint/names.py` has the table.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from gpt2core.errors import UserError
 from gpt2core.model.attention import CausalSelfAttention
 from gpt2core.model.config import GPTConfig
 from gpt2core.model.kv_cache import KVCache, LayerCache
-from gpt2core.model.loss import head_cross_entropy
+from gpt2core.model.loss import linear_cross_entropy
 
 
 class MLP(nn.Module):
@@ -49,13 +49,13 @@ class Block(nn.Module):
         x = x + self.attn(self.ln_1(x), cache, mask)
         return x + self.mlp(self.ln_2(x))
 
-    def at(self, x: Tensor, positions: Tensor) -> Tensor:
+    def forward_at(self, x: Tensor, positions: Tensor) -> Tensor:
         """What `forward` gives at one position of each row, without the others' queries and MLPs.
 
         [B, T, C], [B] -> [B, C]
         """
         here = torch.arange(x.size(0), device=x.device), positions
-        x = x[here] + self.attn.at(self.ln_1(x), positions)  # [B, C]
+        x = x[here] + self.attn.forward_at(self.ln_1(x), positions)  # [B, C]
         return x + self.mlp(self.ln_2(x))
 
 
@@ -140,7 +140,7 @@ class GPT(nn.Module):
         """ids [B, T] -> logits [B, T, V]; see `Transformer.forward` for the rest."""
         return self.lm_head(self.transformer(ids, cache, positions, mask))
 
-    def loss_sum(self, ids: Tensor, targets: Tensor, counted: Tensor | None = None) -> Tensor:
+    def loss_sum(self, ids: Tensor, targets: Tensor, target_positions: Tensor | None = None) -> Tensor:
         """Cross-entropy in nats, summed over the targets.
 
         Args:
@@ -149,9 +149,9 @@ class GPT(nn.Module):
             counted: [n], the places in the flattened [B * T] that have a target; the others need no logits.
         """
         hidden = self.transformer(ids).flatten(0, 1)  # [B * T, C]
-        if counted is not None:
-            hidden = hidden[counted]  # [n, C]
-        return head_cross_entropy(hidden, self.lm_head.weight, targets.flatten())
+        if target_positions is not None:
+            hidden = hidden[target_positions]  # [n, C]
+        return linear_cross_entropy(hidden, self.lm_head.weight, targets.flatten())
 
 
 def initialize(model: nn.Module, config: GPTConfig) -> None:

@@ -44,7 +44,7 @@ class GPTClassifier(nn.Module):
         hidden = self.transformer(ids)  # [B, T, C]
         return self.score(self.pool(hidden, lengths))
 
-    def lower(self, ids: Tensor, n_blocks: int) -> Tensor:
+    def forward_prefix(self, ids: Tensor, n_blocks: int) -> Tensor:
         """The hidden states after the first `n_blocks` blocks: [B, T] -> [B, T, C]"""
         positions = torch.arange(ids.size(1), device=ids.device)  # [T]
         x = self.transformer.drop(self.transformer.wte(ids) + self.transformer.wpe(positions))  # [B, T, C]
@@ -52,7 +52,7 @@ class GPTClassifier(nn.Module):
             x = block(x)
         return x
 
-    def upper(self, x: Tensor, lengths: Tensor, n_blocks: int) -> Tensor:
+    def forward_suffix(self, x: Tensor, lengths: Tensor, n_blocks: int) -> Tensor:
         """The logits, from what `lower` gave; of the last block only what the head reads.
 
         [B, T, C], [B] -> [B, classes]
@@ -64,7 +64,7 @@ class GPTClassifier(nn.Module):
         if last is None:
             return self.score(self.pool(self.transformer.ln_f(x), lengths))
         read = lengths - 1 if self.position == "last" else torch.zeros_like(lengths)
-        return self.score(self.transformer.ln_f(last.at(x, read)))
+        return self.score(self.transformer.ln_f(last.forward_at(x, read)))
 
     def pool(self, hidden: Tensor, lengths: Tensor) -> Tensor:
         """What the head reads of the hidden states [B, T, C] of rows with these lengths [B] -> [B, C]"""

@@ -16,9 +16,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from gpt2core.errors import UserError
-from gpt2core.model.frozen import FrozenLinear
 from gpt2core.model.gpt import GPT
 from gpt2core.model.heads import GPTClassifier
+from gpt2core.model.quantized import QuantizedLinear
 
 TARGETS = ("attn.c_attn", "attn.c_proj", "mlp.c_fc", "mlp.c_proj")  # the linear layers of a block
 
@@ -33,7 +33,7 @@ class LoRALinear(nn.Module):
         dropout: the share of the detour's inputs that is dropped while training.
     """
 
-    def __init__(self, base: nn.Linear | FrozenLinear, rank: int, alpha: float, dropout: float = 0.0):
+    def __init__(self, base: nn.Linear | QuantizedLinear, rank: int, alpha: float, dropout: float = 0.0):
         super().__init__()
         self.base = base.requires_grad_(False)
         A = torch.empty(rank, base.in_features)  # drawn on the CPU: the same on every device
@@ -51,8 +51,8 @@ class LoRALinear(nn.Module):
     @torch.no_grad()
     def merged(self, weight: Tensor) -> nn.Linear:
         """One linear layer that does both: `weight` [out, in] + alpha / rank · B A, laid out as `weight`; the bias."""
-        detour = self.lora_B @ self.lora_A * self.scaling  # [out, in]
-        return _plain(weight.to(detour.device, copy=True).add_(detour), self.base.bias)
+        adapter = self.lora_B @ self.lora_A * self.scaling  # [out, in]
+        return _plain(weight.to(adapter.device, copy=True).add_(adapter), self.base.bias)
 
 
 def add_lora(
@@ -87,14 +87,14 @@ def merge_lora(model: nn.Module, weights: Mapping[str, Tensor] | None = None) ->
 
     Args:
         model: with detours.
-        weights: the base's, by their names in it, where those that the model has are rounded ones (see `frozen.py`).
+        weights: the base's, by their names in it, where those that the model has are rounded ones (see `quantized.py`).
     """
     for name, module in list(model.named_modules()):
         parent, _, child = name.rpartition(".")
         if isinstance(module, LoRALinear):
             weight = weights[f"{name}.weight"] if weights else module.base.weight
             setattr(model.get_submodule(parent), child, module.merged(weight))
-        elif weights and isinstance(module, FrozenLinear) and child != "base":  # rounded, but without a detour
+        elif weights and isinstance(module, QuantizedLinear) and child != "base":  # rounded, but without a detour
             setattr(model.get_submodule(parent), child, _plain(weights[f"{name}.weight"], module.bias))
     model.requires_grad_(True)
 

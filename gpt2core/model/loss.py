@@ -23,7 +23,7 @@ VOCAB_MULTIPLE = 64
 CPU_HEAD_ROWS = 4096
 
 
-def head_cross_entropy(hidden: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
+def linear_cross_entropy(hidden: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
     """`F.cross_entropy(hidden @ weight.T, targets, reduction="sum")`, in nats, with its gradients.
 
     Under autocast the products are in its dtype, softmax and sum in float32, as PyTorch has it. On CUDA the vocabulary
@@ -43,7 +43,7 @@ def head_cross_entropy(hidden: Tensor, weight: Tensor, targets: Tensor) -> Tenso
         hidden, weight = hidden.detach(), weight.detach()
     with torch.autocast(device, enabled=False):
         multiple = VOCAB_MULTIPLE if hidden.is_cuda else 1
-        return _HeadCrossEntropy.apply(hidden, weight, targets, dtype, multiple)  # type: ignore[no-untyped-call]
+        return _LinearCrossEntropy.apply(hidden, weight, targets, dtype, multiple)  # type: ignore[no-untyped-call]
 
 
 def padded(weight: Tensor, dtype: torch.dtype, multiple: int) -> Tensor:
@@ -52,7 +52,7 @@ def padded(weight: Tensor, dtype: torch.dtype, multiple: int) -> Tensor:
     return F.pad(weight.to(dtype), (0, 0, 0, missing)) if missing else weight.to(dtype)
 
 
-class _HeadCrossEntropy(torch.autograd.Function):
+class _LinearCrossEntropy(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, hidden: Tensor, weight: Tensor, targets: Tensor, dtype: torch.dtype, multiple: int) -> Tensor:
         V = len(weight)

@@ -9,6 +9,7 @@ import platform
 from gpt2core import environment
 from gpt2core.config import Numerics
 from gpt2core.errors import UserError
+from gpt2core.log import logger
 
 _is_portable = False
 _has_warned = False
@@ -42,7 +43,7 @@ def start(mode: Numerics, with_torch: bool = True) -> None:
     if device != "cpu" or not environment.has_avx2():
         where = "an x86-64 CPU with AVX2"
         machine = device if device != "cpu" else f"{platform.machine()} CPU"
-        runtime.say(f"warning: numerics: portable: this {machine} gives other bytes than {where}")
+        logger.warning(f"numerics: portable: this {machine} gives other bytes than {where}")
         _has_warned = True
         return
     from gpt2core.numerics import blas, probe

@@ -9,7 +9,7 @@ import numpy as np
 
 from gpt2core.inspect import ClassifierInspection, Inspection, LanguageModelInspection
 from gpt2core.report.page import Picture, Table, picture, render
-from gpt2core.track import plots
+from gpt2core.tracking import plots
 
 
 def inspection_page(name: str, prompt: str, inspection: LanguageModelInspection | ClassifierInspection) -> str:

@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from gpt2core.track import plots
+from gpt2core.tracking import plots
 
 
 @dataclass(frozen=True)
@@ -35,7 +35,7 @@ class Table:
 
 
 def picture(caption: str, plot: Callable[..., None], *arguments: Any) -> Picture:
-    """Draw `plot(*arguments, path)` of `gpt2core.track.plots`, for light screens and for dark ones."""
+    """Draw `plot(*arguments, path)` of `gpt2core.tracking.plots`, for light screens and for dark ones."""
     drawn = {}
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "figure.svg"

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import io
-import sys
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -13,11 +12,12 @@ from typing import Any, NamedTuple
 
 from gpt2core import config, files, runtime
 from gpt2core.errors import UserError
+from gpt2core.log import logger
 from gpt2core.report import results
 from gpt2core.report.inside import language_model_pictures, script_data, temperature_table
 from gpt2core.report.page import Picture, Table, picture, render
-from gpt2core.track import plots
-from gpt2core.track.recorded import LOCAL_PAGE, RecordedRun, recorded_runs
+from gpt2core.tracking import plots
+from gpt2core.tracking.find_runs import LOCAL_PAGE, FoundRun, find_runs
 
 PLOTS = Path("metrics/plots")
 METRICS = ("tokenize", *results.NAMES)
@@ -45,7 +45,7 @@ class Section:
     pictures: list[Picture] = field(default_factory=list)
     texts: list[Text] = field(default_factory=list)
     answers: list[dict[str, Any]] = field(default_factory=list)
-    runs: list[RecordedRun] = field(default_factory=list)
+    runs: list[FoundRun] = field(default_factory=list)
     inside: dict[str, Any] | None = None
 
 
@@ -133,9 +133,9 @@ def _inside(root: Path, metrics: Mapping[str, Any]) -> Section | None:
     model_dir, shard = root / "models/pretrained", root / "data/tokens/val.bin"
     if not model_dir.exists() or not shard.exists():
         return None
-    from gpt2core.data.shards import open_shard, opening
+    from gpt2core.checkpoint.model_dir import load
+    from gpt2core.corpus.shards import open_shard, opening
     from gpt2core.inspect import LanguageModelInspection, inspect
-    from gpt2core.weights.model_dir import load
 
     model, tokenizer = load(model_dir)
     if tokenizer is None:
@@ -271,14 +271,14 @@ def _several_judges(found: Mapping[str, Any]) -> Iterator[Table]:
 
 def _side_by_side(found: Mapping[str, Any]) -> Iterator[Table]:
     """The seeds and checkpoints of the fine-tuning, where there are several."""
-    from gpt2core.evaluate import side_by_side
+    from gpt2core.evaluation import comparison
 
     if checkpoints := found.get("checkpoints"):
-        columns = ("after", *side_by_side.COLUMNS[1:])
+        columns = ("after", *comparison.COLUMNS[1:])
         caption = "Seeds and checkpoints on the test set: 95% intervals, and differences to the model that is kept"
         rows = [  # a narrow cell breaks before its interval
             (name.replace("_", " "), *(cell.replace(" to ", "\u00a0to\u00a0") for cell in cells))
-            for name, *cells in side_by_side.table_rows(checkpoints)
+            for name, *cells in comparison.table_rows(checkpoints)
         ]
         yield Table(columns, rows, caption, numeric=(1, 2, 3, 4, 5))
     if seeds := found.get("over_seeds"):
@@ -307,10 +307,10 @@ def _runs(root: Path, metrics: Mapping[str, Any]) -> Section:
     )  # fmt: skip
     section = Section("runs", "Runs in MLflow")
     try:
-        section.runs = recorded_runs(root, stages, metrics)
+        section.runs = find_runs(root, stages, metrics)
     except Exception as error:  # of MLflow, its database or its server: no reason to lose the report
         first_line = (str(error).splitlines() or [""])[0][:200]
-        sys.stderr.write(f"warning: the report has no runs ({type(error).__name__}: {first_line})\n")
+        logger.warning(f"the report has no runs ({type(error).__name__}: {first_line})")
         section.lead = "The runs could not be read when this page was written."
         return section
     section.lead = "No run with these results is recorded here."

@@ -9,9 +9,9 @@ from mlflow.models import set_model
 from mlflow.pyfunc.model import PythonModel, PythonModelContext
 
 from gpt2core import runtime
+from gpt2core.checkpoint.model_dir import load_classifier
 from gpt2core.inference.classify import classify
 from gpt2core.serve.columns import texts
-from gpt2core.weights.model_dir import load_classifier
 
 
 class Classifier(PythonModel):

@@ -11,12 +11,12 @@ from mlflow.models import set_model
 from mlflow.pyfunc.model import PythonModel, PythonModelContext
 
 from gpt2core import prompts, runtime
+from gpt2core.checkpoint.chat_template import prompt_of
+from gpt2core.checkpoint.model_dir import load_language_model
 from gpt2core.errors import UserError
 from gpt2core.inference.respond import respond
-from gpt2core.model.packed import pack
+from gpt2core.model.inference import pack
 from gpt2core.serve.columns import texts
-from gpt2core.weights.chat_template import prompt_of
-from gpt2core.weights.model_dir import load_language_model
 
 
 class Instruct(PythonModel):

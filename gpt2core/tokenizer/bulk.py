@@ -49,7 +49,7 @@ class BulkEncoder:
 
         Args:
             pieces: text, and whether the document ends with it. A document is cut into pieces only where no token is
-                (`gpt2core.data.documents.SAFE_CUT`).
+                (`gpt2core.corpus.documents.SAFE_CUT`).
 
         Raises:
             UserError: as `Tokenizer.encode`.

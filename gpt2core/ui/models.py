@@ -8,18 +8,19 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from gpt2core import prompts, runtime
-from gpt2core.errors import UserError
-from gpt2core.model import GPT, GPTClassifier
-from gpt2core.model.packed import Packed, pack
-from gpt2core.prompts import Prompt
-from gpt2core.tokenizer import Tokenizer
-from gpt2core.weights.chat_template import prompt_of
-from gpt2core.weights.model_dir import (
+from gpt2core.checkpoint.chat_template import prompt_of
+from gpt2core.checkpoint.model_dir import (
     load_with_tokenizer,
     read_described,
     require_classifier,
     require_language_model,
 )
+from gpt2core.errors import UserError
+from gpt2core.log import logger
+from gpt2core.model import GPT, GPTClassifier
+from gpt2core.model.inference import Packed, pack
+from gpt2core.prompts import Prompt
+from gpt2core.tokenizer import Tokenizer
 
 KEPT = 3  # models in memory: one for each tab that has its own kind
 KINDS = LANGUAGE_MODEL, INSTRUCT, CLASSIFIER = "language model", "instruct", "classifier"
@@ -51,7 +52,7 @@ def find(directories: Iterable[Path]) -> list[Found]:
             try:
                 found[path] = _describe(path)
             except UserError as error:
-                runtime.say(f"left out: {error}")
+                logger.warning(f"left out: {error}")
     if not found:
         named = ", ".join(map(str, directories))
         raise UserError(f"{named}: no model directory in it; `dvc repro` makes some, `gpt2core convert` others")

@@ -12,7 +12,7 @@ from fastapi.responses import HTMLResponse, JSONResponse
 from pydantic import BaseModel, ConfigDict, Field
 
 from gpt2core.errors import UserError
-from gpt2core.evaluate.ratings import LONGEST_NAME, QUESTIONS, SCORES, Ratings, Responses, checked_name
+from gpt2core.evaluation.rating.ratings import LONGEST_NAME, QUESTIONS, SCORES, Ratings, Responses, checked_name
 from gpt2core.report.page import render
 from gpt2core.ui.serving import bare_app
 

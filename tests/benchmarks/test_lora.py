@@ -11,9 +11,9 @@ import pytest
 import torch
 
 from benchmarks.lora import steps
+from gpt2core.checkpoint.model_dir import save_model
 from gpt2core.model import GPT, GPTConfig
 from gpt2core.tokenizer.train import train_bpe
-from gpt2core.weights.model_dir import save_model
 
 ROOT = Path(__file__).parents[2]
 

@@ -14,7 +14,7 @@ import torch
 from benchmarks import novels
 from benchmarks.nanogpt import Config, NanoGPT
 from gpt2core import config
-from gpt2core.data.shards import Shard
+from gpt2core.corpus.shards import Shard
 from gpt2core.tokenizer.train import train_char
 
 

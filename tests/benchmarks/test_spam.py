@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from benchmarks import spam
+from gpt2core.checkpoint.model_dir import save_model
 from gpt2core.model import GPT
-from gpt2core.weights.model_dir import save_model
 from tests.small import config_and_tokenizer
 
 

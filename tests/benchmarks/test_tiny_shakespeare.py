@@ -10,7 +10,7 @@ import torch
 
 from benchmarks import tiny_shakespeare
 from benchmarks.nanogpt import Config, NanoGPT
-from gpt2core.data.shards import Shard
+from gpt2core.corpus.shards import Shard
 
 
 def test_sizes_and_tokens_are_the_peers(mirror: Path) -> None:

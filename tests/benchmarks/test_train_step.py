@@ -26,8 +26,8 @@ def test_operations_are_those_that_pytorch_counts() -> None:
     with FakeTensorMode(), FlopCounterMode(display=False) as counter:
         model = transformers.GPT2LMHeadModel(config)
         model(input_ids=torch.zeros(1, 1024, dtype=torch.long)).logits.sum().backward()
-    counted = counter.get_total_flops() / 1024
-    assert flops_per_token(GPTConfig(vocab_size=50257, **sizes), 1024) == pytest.approx(counted, rel=2e-3)
+    target_positions = counter.get_total_flops() / 1024
+    assert flops_per_token(GPTConfig(vocab_size=50257, **sizes), 1024) == pytest.approx(target_positions, rel=2e-3)
 
 
 @pytest.mark.parametrize("side", train_step.SIDES)

@@ -20,10 +20,10 @@ import torch
 
 import gpt2core
 from gpt2core import cli, prompts
+from gpt2core.checkpoint.model_dir import save_model
 from gpt2core.inference import generate
 from gpt2core.model import GPT, GPTClassifier, GPTConfig
 from gpt2core.tokenizer.train import train_char
-from gpt2core.weights.model_dir import save_model
 from tests.small import TEXT, config_and_tokenizer
 
 ROOT = Path(__file__).parents[2]

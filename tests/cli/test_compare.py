@@ -12,9 +12,9 @@ from sacrebleu.metrics.chrf import CHRF
 
 import gpt2core
 from gpt2core import prompts
+from gpt2core.checkpoint.model_dir import save_model
 from gpt2core.model import GPT, GPTClassifier
 from gpt2core.tokenizer.train import train_bpe
-from gpt2core.weights.model_dir import save_model
 from tests.cli.test_cli import Run, refused, run
 from tests.small import TEXT, config_and_tokenizer
 

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 
 import gpt2core
 from gpt2core.inference import generate
-from gpt2core.model.packed import pack
+from gpt2core.model.inference import pack
 from gpt2core.runtime import DECODING_DTYPES
 from tests.cli.test_cli import Run, models, refused, run
 

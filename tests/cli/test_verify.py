@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from gpt2core.weights import openai
+from gpt2core.checkpoint import openai
 from tests.cli.test_cli import Run, models, refused, run
 
 __all__ = ["models", "run"]  # fixtures

@@ -328,9 +328,9 @@ def test_the_predicted_time_is_about_the_stages_own(tmp_path: Path) -> None:
     code = (
         "import sys, time, numpy as np, torch\n"
         "from types import SimpleNamespace as N\n"
-        "from gpt2core import config\nfrom gpt2core.data.shards import Shard\n"
-        "from gpt2core.train.batches import WindowSampler\nfrom gpt2core.train.loop import train\n"
-        "from gpt2core.train.pretrain import new_model, new_optimizers\n"
+        "from gpt2core import config\nfrom gpt2core.corpus.shards import Shard\n"
+        "from gpt2core.training.batches import WindowSampler\nfrom gpt2core.training.trainer import train\n"
+        "from gpt2core.training.pretrain import new_model, new_optimizers\n"
         f"p = config.load_params({str(ROOT / 'profiles/embedded.yaml')!r}).pretrain\n"
         "m = new_model(p, 960, 1); o = new_optimizers(m, p); at = []\n"
         "w = WindowSampler(np.random.default_rng(0).integers(960, size=100_000).astype(np.uint16), 256, 8, 1, 'x')\n"

@@ -15,13 +15,13 @@ from typing import Any
 import numpy as np
 
 from gpt2core import config, files
-from gpt2core.data.shards import Shard
-from gpt2core.data.synthetic import generate_instructions, generate_messages, generate_tales
+from gpt2core.checkpoint.model_dir import save_model
+from gpt2core.corpus.shards import Shard
+from gpt2core.sources.synthetic import generate_instructions, generate_messages, generate_tales
 from gpt2core.tokenizer.train import train_bpe
-from gpt2core.train.classify import finetune_classify
-from gpt2core.train.instruct import finetune_instruct
-from gpt2core.train.pretrain import pretrain
-from gpt2core.weights.model_dir import save_model
+from gpt2core.training.classify import finetune_classify
+from gpt2core.training.instruct import finetune_instruct
+from gpt2core.training.pretrain import pretrain
 
 CURVES = Path(__file__).with_name("curves.csv")
 STEPS = 30

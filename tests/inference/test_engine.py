@@ -64,8 +64,8 @@ def test_the_cache_changes_no_token(model: GPT, prompt: int, new: int, sampling:
 @pytest.mark.parametrize("penalty", [1.0, 1.3])
 def test_greedy_is_transformers(model: GPT, tmp_path, penalty: float) -> None:
     transformers = pytest.importorskip("transformers")
+    from gpt2core.checkpoint.model_dir import save_model
     from gpt2core.tokenizer.train import train_char
-    from gpt2core.weights.model_dir import save_model
 
     save_model(tmp_path / "m", model, train_char(["".join(map(chr, range(32, 127))) + "\n\t\r\0\1"]))
     theirs = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "m", dtype=torch.float64)

@@ -18,7 +18,7 @@ from torch import Tensor
 from gpt2core.inference import Sampling, generate, generate_batch, lookup, stream
 from gpt2core.inference.lookup import MAX_DRAFT_TOKENS, Lookup
 from gpt2core.model import GPT, GPTConfig
-from gpt2core.model.packed import pack
+from gpt2core.model.inference import pack
 from tests.inference.test_engine import slowly
 from tests.model.test_gpt import SMALL, random_model
 
@@ -135,8 +135,8 @@ MODEL = random_model(CONFIG, 3)
 @pytest.mark.parametrize("penalty", [1.0, 1.3])
 def test_it_writes_what_transformers_writes_by_prompt_lookup(tmp_path: Path, penalty: float) -> None:
     transformers = pytest.importorskip("transformers")
+    from gpt2core.checkpoint.model_dir import save_model
     from gpt2core.tokenizer.train import train_char
-    from gpt2core.weights.model_dir import save_model
 
     model = random_model(replace(CONFIG, n_positions=90), 1)
     save_model(tmp_path / "m", model, train_char(["abcdefghijkl"]))

@@ -12,13 +12,13 @@ import torch.nn.functional as F
 from torch import Tensor
 
 import gpt2core
+from gpt2core.checkpoint.model_dir import save_model
 from gpt2core.errors import UserError
 from gpt2core.inspect import ClassifierInspection, LanguageModelInspection, inspect, trace
 from gpt2core.inspect.inspection import distribution, visible
 from gpt2core.model import GPT, GPTClassifier, GPTConfig
 from gpt2core.tokenizer import Tokenizer
 from gpt2core.tokenizer.train import train_bpe
-from gpt2core.weights.model_dir import save_model
 
 TEXT = "The keeper took the lamp to the tower, and the lamp was lit."
 N_LAYER, N_HEAD = 3, 4

@@ -5,9 +5,9 @@ from collections import Counter
 import pytest
 import regex
 
-from gpt2core.data.synthetic import generate_tales
 from gpt2core.learn import bpe_encode, bpe_steps, count_pairs, spell
 from gpt2core.learn.bpe import WORD_PATTERN
+from gpt2core.sources.synthetic import generate_tales
 from gpt2core.tokenizer import byte_pair
 from gpt2core.tokenizer.train import train_bpe
 

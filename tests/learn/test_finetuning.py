@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import nn
 
 import gpt2core
-from gpt2core.data.synthetic import generate_instructions, generate_messages, generate_tales
+from gpt2core.checkpoint.model_dir import save_model
 from gpt2core.learn import (
     GPTModel,
     LinearWithLoRA,
@@ -20,11 +20,11 @@ from gpt2core.learn import (
     merge_lora,
 )
 from gpt2core.model import GPTClassifier, GPTConfig
+from gpt2core.sources.synthetic import generate_instructions, generate_messages, generate_tales
 from gpt2core.tokenizer import Tokenizer
 from gpt2core.tokenizer.train import train_bpe
-from gpt2core.train.batches import IGNORE, next_token_batch
-from gpt2core.train.instruct import make_example
-from gpt2core.weights.model_dir import save_model
+from gpt2core.training.batches import IGNORE, next_token_batch
+from gpt2core.training.instruct import make_example
 from tests.learn.same import assert_same, random_weights
 from tests.learn.test_gpt import CFG, IDS
 
@@ -75,10 +75,10 @@ def test_instructions_become_the_pipelines_batches(tokenizer: Tokenizer) -> None
     assert ours == [tuple(example) for example in theirs]
     inputs, targets = instruction_batch(ours, tokenizer.eot_id)
     batch = next_token_batch([e.ids for e in theirs], [e.targets for e in theirs], tokenizer.eot_id)
-    ids, counted = batch.inputs
+    ids, target_positions = batch.inputs
     assert torch.equal(inputs, ids)
-    assert torch.equal((targets.flatten() != IGNORE).nonzero()[:, 0], counted)
-    assert torch.equal(targets.flatten()[counted], batch.targets)
+    assert torch.equal((targets.flatten() != IGNORE).nonzero()[:, 0], target_positions)
+    assert torch.equal(targets.flatten()[target_positions], batch.targets)
 
 
 def test_a_detour_is_the_sum_of_two_matrices_forward_and_backward() -> None:

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import nn
 
 import gpt2core
-from gpt2core.data.synthetic import generate_tales
+from gpt2core.checkpoint.model_dir import save_model
 from gpt2core.errors import UserError
 from gpt2core.inference import generate
 from gpt2core.learn import (
@@ -31,8 +31,8 @@ from gpt2core.learn import (
 from gpt2core.model import GPT, GPTClassifier, GPTConfig
 from gpt2core.model import attention as pipeline_attention
 from gpt2core.model import gpt as pipeline
+from gpt2core.sources.synthetic import generate_tales
 from gpt2core.tokenizer.train import train_bpe
-from gpt2core.weights.model_dir import save_model
 from tests.learn.same import assert_same, random_weights
 
 CFG = dict(vocab_size=280, context_length=16, emb_dim=24, n_heads=3, n_layers=2, drop_rate=0.0, qkv_bias=True)

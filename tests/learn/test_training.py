@@ -29,7 +29,7 @@ from gpt2core.learn import (
 from gpt2core.model import GPT, GPTConfig
 from gpt2core.model.kv_cache import KVCache
 from gpt2core.tokenizer.train import train_char
-from gpt2core.train.schedule import WarmupCosine
+from gpt2core.training.schedules import WarmupCosine
 from tests.learn.same import assert_same, random_weights
 from tests.learn.test_gpt import CFG, IDS
 

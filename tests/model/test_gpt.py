@@ -67,7 +67,7 @@ def test_attention_is_pytorchs_multihead_attention() -> None:
 )
 def test_logits_and_gradients_are_transformers(config: GPTConfig) -> None:
     transformers = pytest.importorskip("transformers")
-    from gpt2core.weights.names import BLOCK
+    from gpt2core.checkpoint.names import BLOCK
 
     ours = random_model(config)
     hf_config = transformers.GPT2Config(**config.to_dict(), bos_token_id=0, eos_token_id=0)

@@ -13,10 +13,10 @@ from torch import Tensor, nn
 
 from gpt2core.errors import UserError
 from gpt2core.learn import LinearWithLoRA
-from gpt2core.model import GPT, GPTClassifier, GPTConfig, frozen
-from gpt2core.model.frozen import FrozenDtype, FrozenLinear, freeze_linears, from_nf4, nf4_levels, to_nf4
+from gpt2core.model import GPT, GPTClassifier, GPTConfig, quantized
 from gpt2core.model.lora import TARGETS, LoRALinear, add_lora, lora_layers, merge_lora
-from gpt2core.train.trainable import learn_only
+from gpt2core.model.quantized import QuantizedDtype, QuantizedLinear, from_nf4, nf4_levels, quantize_linears, to_nf4
+from gpt2core.training.trainable import freeze_except
 
 CONFIG = GPTConfig(50, n_positions=16, n_embd=16, n_layer=3, n_head=2, initializer_range=0.3)
 IDS = torch.arange(48).view(3, 16)
@@ -24,7 +24,7 @@ IDS = torch.arange(48).view(3, 16)
 
 def tuned(model: GPT | GPTClassifier, targets: Sequence[str] = TARGETS, seed: int = 3) -> GPT | GPTClassifier:
     """With detours that are no longer zero."""
-    learn_only(model, "lora")
+    freeze_except(model, "lora")
     torch.manual_seed(seed)
     add_lora(model, rank=4, alpha=6.0, dropout=0.0, targets=targets)
     for _, layer in lora_layers(model):
@@ -86,8 +86,8 @@ def test_only_the_detours_learn_and_a_classifiers_head(is_classifier: bool) -> N
     torch.manual_seed(0)
     model = tuned(GPTClassifier(CONFIG, ("ham", "spam")) if is_classifier else GPT(CONFIG))
     learning = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
-    detours = {f"{name}.{matrix}" for name, _ in lora_layers(model) for matrix in ("lora_A", "lora_B")}
-    assert len(detours) == 2 * 4 * 3 and learning == detours | ({"score.weight"} if is_classifier else set())
+    adapters = {f"{name}.{matrix}" for name, _ in lora_layers(model) for matrix in ("lora_A", "lora_B")}
+    assert len(adapters) == 2 * 4 * 3 and learning == adapters | ({"score.weight"} if is_classifier else set())
 
 
 def test_the_order_of_the_targets_draws_no_other_weights() -> None:
@@ -108,7 +108,7 @@ NF4 = (
 )  # fmt: skip
 
 
-def rounded(weight: Tensor, dtype: FrozenDtype) -> Tensor:
+def rounded(weight: Tensor, dtype: QuantizedDtype) -> Tensor:
     """The weights that a frozen layer stands for: by PyTorch's own quantisation, or by looking at all 16 levels."""
     if dtype == "bfloat16":
         return weight.bfloat16().float()
@@ -125,14 +125,14 @@ def rounded(weight: Tensor, dtype: FrozenDtype) -> Tensor:
 @pytest.mark.parametrize("bias", [True, False])
 @pytest.mark.parametrize("dtype", ["bfloat16", "int8", "nf4"])
 def test_a_frozen_layer_is_pytorchs_with_rounded_weights(
-    dtype: FrozenDtype, bias: bool, monkeypatch: pytest.MonkeyPatch
+    dtype: QuantizedDtype, bias: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(frozen, "ROWS", 20)
+    monkeypatch.setattr(quantized, "ROWS", 20)
     torch.manual_seed(0)
     linear, x = nn.Linear(64, 48, bias), torch.randn(2, 5, 64, requires_grad=True)
     with torch.no_grad():
         linear.weight[3] = 0
-    layer, weight = FrozenLinear(linear, dtype), rounded(linear.weight.detach(), dtype)
+    layer, weight = QuantizedLinear(linear, dtype), rounded(linear.weight.detach(), dtype)
     assert not list(layer.parameters()) and (weight - linear.weight).abs().max() > 1e-4
     grad = torch.randn(2, 5, 48)
     torch.testing.assert_close(layer(x), F.linear(x, weight, linear.bias), atol=1e-5, rtol=1e-5)
@@ -151,7 +151,7 @@ def test_the_levels_of_nf4_are_the_papers() -> None:
 
 @pytest.mark.parametrize("shape", [(300, 64), (7, 33), (600, 3), (1, 1), (64, 100)], ids=str)
 def test_a_weight_in_nf4_is_at_most_half_a_gap_away(shape: tuple[int, int], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(frozen, "NF4_BLOCKS", 7)  # many turns, the last with fewer blocks
+    monkeypatch.setattr(quantized, "NF4_BLOCKS", 7)  # many turns, the last with fewer blocks
     torch.manual_seed(0)
     weight = torch.randn(shape).t().contiguous().t()  # as a checkpoint has it
     weight[0] *= 1000  # its blocks alone are coarse
@@ -178,8 +178,8 @@ def test_weights_of_zero_stay_zero_in_nf4() -> None:
 
 
 @pytest.mark.parametrize(("dtype", "n_bytes"), [("bfloat16", 2), ("int8", 1), ("nf4", 0.5)])
-def test_a_frozen_layer_keeps_few_bytes_for_the_backward_pass(dtype: FrozenDtype, n_bytes: float) -> None:
-    layer, x = FrozenLinear(nn.Linear(64, 256), dtype), torch.randn(3, 64, requires_grad=True)
+def test_a_frozen_layer_keeps_few_bytes_for_the_backward_pass(dtype: QuantizedDtype, n_bytes: float) -> None:
+    layer, x = QuantizedLinear(nn.Linear(64, 256), dtype), torch.randn(3, 64, requires_grad=True)
     assert layer.weight.nbytes == n_bytes * 64 * 256
     kept: list[Tensor] = []
     with torch.autograd.graph.saved_tensors_hooks(lambda tensor: kept.append(tensor) or tensor, lambda tensor: tensor):
@@ -190,12 +190,12 @@ def test_a_frozen_layer_keeps_few_bytes_for_the_backward_pass(dtype: FrozenDtype
 
 
 @pytest.mark.parametrize(("dtype", "far"), [("bfloat16", 0.02), ("int8", 0.06), ("nf4", 0.6)])
-def test_gradients_over_a_rounded_base_are_near_those_over_the_whole_one(dtype: FrozenDtype, far: float) -> None:
+def test_gradients_over_a_rounded_base_are_near_those_over_the_whole_one(dtype: QuantizedDtype, far: float) -> None:
     gradients = []
     for rounds in (False, True):
         model = random_gpt()
         if rounds:
-            freeze_linears(model.transformer.h, dtype)
+            quantize_linears(model.transformer.h, dtype)
         tuned(model)
         loss = model.loss_sum(IDS, IDS.roll(-1, 1)) / IDS.numel()
         parameters = [p for _, layer in lora_layers(model) for p in (layer.lora_A, layer.lora_B)]
@@ -206,7 +206,7 @@ def test_gradients_over_a_rounded_base_are_near_those_over_the_whole_one(dtype: 
 
 def test_a_rounded_base_merges_into_the_whole_one() -> None:
     base, model = random_gpt(), random_gpt()
-    freeze_linears(model.transformer.h, "int8")
+    quantize_linears(model.transformer.h, "int8")
     tuned(model, ("mlp.c_fc",))
     as_in_the_file = {name: tensor.t().contiguous().t() for name, tensor in base.state_dict().items()}
     merge_lora(model, as_in_the_file)

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 
 from gpt2core.model import GPT, GPTConfig, loss
-from gpt2core.model.loss import head_cross_entropy, padded
+from gpt2core.model.loss import linear_cross_entropy, padded
 
 N, C, V = 37, 12, 29
 
@@ -26,7 +26,7 @@ def inputs(dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor
 def test_value_and_gradients_are_pytorchs(rows: int, multiple: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(loss, "CHUNK_LOGITS", rows * V + 3)
     ours, theirs = inputs(torch.float64), inputs(torch.float64)
-    value = loss._HeadCrossEntropy.apply(*ours, torch.float64, multiple) / 7
+    value = loss._LinearCrossEntropy.apply(*ours, torch.float64, multiple) / 7
     expected = F.cross_entropy(F.linear(*theirs[:2]), theirs[2], reduction="sum") / 7
     assert value.item() == pytest.approx(expected.item(), rel=1e-12)
     value.backward()
@@ -37,7 +37,7 @@ def test_value_and_gradients_are_pytorchs(rows: int, multiple: int, monkeypatch:
 
 def test_gradients_by_finite_differences() -> None:
     hidden, weight, targets = inputs(torch.float64)
-    assert torch.autograd.gradcheck(lambda h, w: head_cross_entropy(h, w, targets), (hidden, weight))
+    assert torch.autograd.gradcheck(lambda h, w: linear_cross_entropy(h, w, targets), (hidden, weight))
 
 
 def test_autocast_is_pytorchs_autocast() -> None:
@@ -47,7 +47,7 @@ def test_autocast_is_pytorchs_autocast() -> None:
         hidden, weight, targets = inputs(torch.float32)
         with torch.autocast("cpu", torch.bfloat16):
             if ours:
-                value = head_cross_entropy(hidden, weight, targets)
+                value = linear_cross_entropy(hidden, weight, targets)
             else:
                 value = F.cross_entropy(F.linear(hidden, weight).float(), targets, reduction="sum")
         value.backward()
@@ -59,11 +59,11 @@ def test_autocast_is_pytorchs_autocast() -> None:
 
 def test_frozen_parts_get_no_gradient_and_nothing_is_kept_without() -> None:
     hidden, weight, targets = inputs(torch.float32)
-    head_cross_entropy(hidden, weight.detach(), targets).backward()
+    linear_cross_entropy(hidden, weight.detach(), targets).backward()
     assert hidden.grad is not None
     assert weight.grad is None
     with torch.no_grad():
-        assert not head_cross_entropy(hidden, weight, targets).requires_grad
+        assert not linear_cross_entropy(hidden, weight, targets).requires_grad
 
 
 def test_added_rows_of_the_vocabulary_are_zeros() -> None:
@@ -89,7 +89,7 @@ def test_logits_are_never_all_in_memory(monkeypatch: pytest.MonkeyPatch) -> None
             return out
 
     with Watch():
-        head_cross_entropy(*inputs(torch.float32)).backward()
+        linear_cross_entropy(*inputs(torch.float32)).backward()
     assert largest <= max(4 * V, N * C, V * C) < N * V
 
 
@@ -98,8 +98,8 @@ def test_a_models_loss_and_gradients_are_those_of_its_logits(tied: bool) -> None
     torch.manual_seed(0)
     model = GPT(GPTConfig(61, n_positions=16, n_embd=12, n_layer=2, n_head=2, tie_word_embeddings=tied)).double()
     ids, targets = torch.randint(61, (3, 16)), torch.randint(61, (3, 16))
-    counted = torch.tensor([1, 5, 6, 30, 47])
-    for places in (None, counted):
+    target_positions = torch.tensor([1, 5, 6, 30, 47])
+    for places in (None, target_positions):
         wanted = targets if places is None else targets.flatten()[places]
         model.zero_grad()
         model.loss_sum(ids, wanted, places).backward()

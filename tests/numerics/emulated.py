@@ -22,20 +22,20 @@ numerics.prepare("portable")
 import numpy as np  # noqa: E402
 
 from gpt2core import config, files  # noqa: E402
-from gpt2core.data.shards import Shard  # noqa: E402
-from gpt2core.data.synthetic import generate_instructions, generate_messages, generate_tales  # noqa: E402
-from gpt2core.evaluate.language_model import evaluate  # noqa: E402
-from gpt2core.evaluate.nearest import nearest_outputs  # noqa: E402
-from gpt2core.evaluate.over_seeds import OverSeeds  # noqa: E402
+from gpt2core.checkpoint.model_dir import save_model  # noqa: E402
+from gpt2core.corpus.shards import Shard  # noqa: E402
+from gpt2core.evaluation.metrics.language_model import evaluate  # noqa: E402
+from gpt2core.evaluation.metrics.nearest import nearest_outputs  # noqa: E402
+from gpt2core.evaluation.seed_results import SeedResults  # noqa: E402
 from gpt2core.inference import generate_batch  # noqa: E402
 from gpt2core.inference.sampling import Sampling  # noqa: E402
+from gpt2core.sources.synthetic import generate_instructions, generate_messages, generate_tales  # noqa: E402
 from gpt2core.tokenizer import Tokenizer  # noqa: E402
 from gpt2core.tokenizer.train import train_bpe  # noqa: E402
-from gpt2core.train.classify import finetune_classify  # noqa: E402
-from gpt2core.train.instruct import finetune_instruct  # noqa: E402
-from gpt2core.train.pretrain import Pretrained, pretrain  # noqa: E402
-from gpt2core.train.states import States, what_decides  # noqa: E402
-from gpt2core.weights.model_dir import save_model  # noqa: E402
+from gpt2core.training.checkpoints import CheckpointManager, fingerprint  # noqa: E402
+from gpt2core.training.classify import finetune_classify  # noqa: E402
+from gpt2core.training.instruct import finetune_instruct  # noqa: E402
+from gpt2core.training.pretrain import Pretrained, pretrain  # noqa: E402
 
 ROOT = Path(__file__).parents[2]
 STEPS = 4  # of each training
@@ -51,7 +51,7 @@ def pretrained(
     params: config.Params,
     shards: tuple[Shard, Shard],
     tokenizer: Tokenizer,
-    states: States | None,
+    states: CheckpointManager | None,
     stop_after: int | None,
 ) -> Pretrained:
     """Pretrain one layer with Muon, on batches that two threads share."""
@@ -79,7 +79,7 @@ def classify(params: config.Params, base: Path, out: Path) -> None:
     )
     result = finetune_classify(section, SEED, base, labels, train, val, test)
     save_model(out / "classifier", result.model, result.tokenizer)
-    scores = OverSeeds(labels)
+    scores = SeedResults(labels)
     scores.add(SEED, train, test, result.before, result.after, result.probabilities)
     scores.write_tables(out / "classify")
     files.write_json(
@@ -121,7 +121,7 @@ def main() -> None:
     out: Path = arguments.folder
     out.mkdir(parents=True, exist_ok=True)
     params = config.load_params(ROOT / "profiles" / "tiny.yaml")
-    files.write_json(out / "fingerprint.json", what_decides("pretrain", {"numerics": "portable"}, []))
+    files.write_json(out / "fingerprint.json", fingerprint("pretrain", {"numerics": "portable"}, []))
 
     tales = generate_tales(seed=7, n_documents=60)
     tokenizer = train_bpe(tales, 300)
@@ -130,7 +130,7 @@ def main() -> None:
         Shard(np.concatenate(documents[part]), tokenizer.vocab_size, len(tales[part]), sum(map(len, tales[part])))
         for part in (slice(8, None), slice(0, 8))
     )
-    states = States(arguments.states) if arguments.states else None
+    states = CheckpointManager(arguments.states) if arguments.states else None
     try:
         result = pretrained(params, shards, tokenizer, states, arguments.stop_after)
     except Stopped:

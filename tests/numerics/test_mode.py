@@ -136,8 +136,9 @@ UNPROMISED = """
 from gpt2core import numerics, runtime
 from gpt2core import environment
 PATCH
+from gpt2core import log
 said = []
-runtime.say = said.append
+log.logger.warning = said.append
 numerics.prepare("portable")
 numerics.start("portable")
 numerics.start("portable")
@@ -158,7 +159,7 @@ def test_a_machine_without_the_promise_warns_once_and_keeps_its_kernels(patch: s
     facts, *warnings = output(UNPROMISED.replace("PATCH", patch)).splitlines()
     assert facts == "False None 1"
     (warning,) = warnings
-    assert warning.startswith("warning: numerics: portable: this ")
+    assert warning.startswith("numerics: portable: this ")
     assert machine in warning
 
 
@@ -175,10 +176,10 @@ numerics.prepare("portable")
 numerics.start("portable")
 import torch
 from gpt2core.model import GPT, GPTConfig
-from gpt2core.train.batches import Batch
-from gpt2core.train.loop import train
-from gpt2core.train.optim import muon_and_adamw
-from gpt2core.train.schedule import WarmupCosine
+from gpt2core.training.batches import Batch
+from gpt2core.training.trainer import train
+from gpt2core.training.optimizers import muon_and_adamw
+from gpt2core.training.schedules import WarmupCosine
 
 torch.manual_seed(5)
 model = GPT(GPTConfig(vocab_size=300, n_positions=160, n_embd=64, n_layer=2, n_head=4))

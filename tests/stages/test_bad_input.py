@@ -19,12 +19,12 @@ import torch
 from ruamel.yaml import YAML
 
 from gpt2core import runtime
-from gpt2core.data.corpus import Piece
-from gpt2core.data.shards import write_shard
+from gpt2core.checkpoint.model_dir import save_model
+from gpt2core.corpus.shards import write_shard
+from gpt2core.corpus.splits import Piece
 from gpt2core.model import GPT, GPTClassifier, GPTConfig
 from gpt2core.tokenizer import Tokenizer
 from gpt2core.tokenizer.train import train_bpe
-from gpt2core.weights.model_dir import save_model
 
 ROOT = Path(__file__).parents[2]
 STAGES = sorted(path.stem for path in (ROOT / "stages").glob("*.py") if path.stem != "__init__")
@@ -89,7 +89,7 @@ def fails(folder: Folder, monkeypatch: pytest.MonkeyPatch) -> Stage:
         monkeypatch.setattr(sys, "argv", [f"stages/{stage}.py", *ARGUMENTS.get(stage, [])])
         before = folder.tree()
         with pytest.raises(SystemExit) as ended:
-            runtime.run_stage(import_module(f"stages.{stage}").main)
+            runtime.stage_main(import_module(f"stages.{stage}").main)
         message = ended.value.code
         assert isinstance(message, str), "a stage that fails must say why"  # Python prints it and exits with 1
         assert message.startswith("error: ")

@@ -14,12 +14,12 @@ import torch.nn.functional as F
 from ruamel.yaml import YAML
 
 import gpt2core
-from gpt2core.data.synthetic import generate_instructions
+from gpt2core.checkpoint.model_dir import save_model
 from gpt2core.inference.respond import respond
 from gpt2core.model import GPT, GPTConfig
 from gpt2core.report.pipeline import report_page
+from gpt2core.sources.synthetic import generate_instructions
 from gpt2core.tokenizer.train import train_bpe
-from gpt2core.weights.model_dir import save_model
 from stages import finetune_instruct, llm_judge_eval
 
 ROOT = Path(__file__).parents[2]

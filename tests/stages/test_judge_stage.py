@@ -19,7 +19,7 @@ from ruamel.yaml import YAML
 
 from gpt2core import files
 from gpt2core.report.pipeline import report_page
-from tests.evaluate.chat_server import Reply, Request, Server
+from tests.evaluation.chat_server import Reply, Request, Server
 
 ROOT = Path(__file__).parents[2]
 KEY = "sk-stage-0123456789"

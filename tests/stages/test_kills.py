@@ -33,7 +33,7 @@ from gpt2core import numerics
 numerics.prepare("portable")
 main = importlib.import_module(sys.argv[1]).main
 sys.argv = sys.argv[1:]
-from gpt2core.runtime import run_stage
+from gpt2core.runtime import stage_main
 CHANGES = {"os.rename", "os.remove", "os.rmdir", "os.mkdir", "os.link", "os.truncate"}
 
 def run(kill_at, told):
@@ -46,7 +46,7 @@ def run(kill_at, told):
                 os.kill(os.getpid(), signal.SIGKILL)
     sys.addaudithook(hook)
     try:
-        run_stage(main)
+        stage_main(main)
     finally:
         os.write(told, b"%d" % count)
 

@@ -14,10 +14,10 @@ from ruamel.yaml import YAML
 
 import gpt2core
 from gpt2core import prompts
-from gpt2core.data.synthetic import generate_instructions
+from gpt2core.checkpoint.model_dir import save_model
 from gpt2core.model import GPT, GPTConfig
+from gpt2core.sources.synthetic import generate_instructions
 from gpt2core.tokenizer.train import train_bpe
-from gpt2core.weights.model_dir import save_model
 
 ROOT = Path(__file__).parents[2]
 ENTRIES = generate_instructions(0)[:60]

@@ -9,11 +9,11 @@ from typing import Any
 import pytest
 from ruamel.yaml import YAML
 
-from gpt2core.data.corpus import Piece
-from gpt2core.data.shards import write_shard
+from gpt2core.corpus.shards import write_shard
+from gpt2core.corpus.splits import Piece
 from gpt2core.report import inspection_figures
 from gpt2core.tokenizer.train import train_bpe
-from gpt2core.track import store
+from gpt2core.tracking import store
 from stages import pretrain
 
 ROOT = Path(__file__).parents[2]

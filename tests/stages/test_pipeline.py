@@ -372,7 +372,7 @@ def test_a_file_in_data_own_that_no_param_names_reruns_nothing_else(scratch: Pro
 
 @pytest.mark.slow
 def test_an_edited_judge_reruns_the_judge_alone(scratch: Project) -> None:
-    path = scratch.root / "gpt2core/evaluate/judges/chrf.py"
+    path = scratch.root / "gpt2core/evaluation/judges/chrf.py"
     path.write_text(path.read_text(encoding="utf-8") + "\n# edited\n", encoding="utf-8")
     before = {name: entry.get("outs") for name, entry in scratch.lock().items()}
     assert scratch.dvc("repro", timeout_s=300).stages_run == ["llm-judge-eval"]

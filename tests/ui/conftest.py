@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 
 from gpt2core import prompts
+from gpt2core.checkpoint.model_dir import save_model
 from gpt2core.model import GPT, GPTClassifier
 from gpt2core.ui.models import Models, find
 from gpt2core.ui.server import make_app
-from gpt2core.weights.model_dir import save_model
 from tests.small import config_and_tokenizer
 from tests.ui.running import running
 

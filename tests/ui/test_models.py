@@ -11,9 +11,9 @@ import torch
 
 import gpt2core
 from gpt2core import prompts
+from gpt2core.checkpoint.model_dir import save_model
 from gpt2core.errors import UserError
 from gpt2core.ui.models import Models, find
-from gpt2core.weights.model_dir import save_model
 
 
 def test_all_kinds_are_found_near_ones_first_and_what_is_no_gpt2_is_told(

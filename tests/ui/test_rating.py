@@ -17,9 +17,9 @@ from urllib.parse import urlsplit
 import pytest
 import requests
 
-from gpt2core.evaluate.judges import Item
-from gpt2core.evaluate.judges.chrf import ChrfJudge
-from gpt2core.evaluate.ratings import QUESTIONS, Ratings, read_responses
+from gpt2core.evaluation.judges import Item
+from gpt2core.evaluation.judges.chrf import ChrfJudge
+from gpt2core.evaluation.rating.ratings import QUESTIONS, Ratings, read_responses
 from gpt2core.ui.rating import make_app
 from tests.cli.test_cli import Run, refused, run
 from tests.ui.chromium import Tab, tab

@@ -19,11 +19,11 @@ from fastapi.testclient import TestClient
 
 import gpt2core
 from gpt2core import cli, prompts
+from gpt2core.checkpoint.model_dir import save_model
 from gpt2core.inference import generate
 from gpt2core.inference.respond import respond
 from gpt2core.ui import server
 from gpt2core.ui.models import Models, find
-from gpt2core.weights.model_dir import save_model
 from tests.report.html import Page
 
 

@@ -1,0 +1,170 @@
+"""`config.json` of a model directory, in both directions: the keys of transformers' GPT2Config, and our `qkv_bias`.
+
+What transformers' GPT-2 cannot express gets a `model_type` that transformers does not know, so that it refuses the
+directory instead of computing something else. So far that is a classifier that reads another position than the last.
+
+Versions of this project: what an older one wrote is read as it stands (tests/checkpoint/older). A newer one adds what
+this one cannot compute under `model_type` gpt2core alone, where an unknown key or value is refused as newer.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from gpt2core import files
+from gpt2core.errors import UserError
+from gpt2core.model.config import GPTConfig
+
+TRANSFORMERS_TYPE, OWN_TYPE = "gpt2", "gpt2core"
+# transformers' spellings of the tanh GELU, the only one GPT-2 was trained with.
+TANH_GELU = ("gelu_new", "gelu_pytorch_tanh")
+CLASSIFIERS = ("GPT2ForSequenceClassification", "GPTClassifier")
+POSITIONS = ("last", "first", "mean")
+MAX_LAYERS = 10_000
+
+
+@dataclass(frozen=True)
+class Described:
+    """What a `config.json` describes.
+
+    Args:
+        config: the transformer's sizes.
+        labels: a classifier's classes in the order of its logits; None for a language model.
+        position: where a classifier reads: at the last token that is no padding, at the first, or the mean of all.
+        dtype: of the weights in the file, where it says so.
+        special_ids: bos, eos and pad, those that are given.
+        model_type: `gpt2` where transformers can open the directory.
+    """
+
+    config: GPTConfig
+    labels: tuple[str, ...] | None
+    position: str
+    dtype: str | None
+    special_ids: dict[str, int]
+    model_type: str
+
+    @property
+    def is_classifier(self) -> bool:
+        return self.labels is not None
+
+
+def config_json(
+    config: GPTConfig,
+    eot_id: int,
+    *,
+    labels: tuple[str, ...] | None = None,
+    position: str = "last",
+    dtype: str = "float32",
+) -> dict[str, Any]:
+    """The content of `config.json`; see `Described` for the arguments. `eot_id` is `<|endoftext|>`."""
+    is_own = position != "last"
+    content = {
+        "model_type": OWN_TYPE if is_own else TRANSFORMERS_TYPE,
+        "architectures": ["GPT2LMHeadModel"],
+        "activation_function": "gelu_new",
+        "bos_token_id": eot_id,
+        "eos_token_id": eot_id,
+        "pad_token_id": eot_id,
+        "dtype": dtype,
+        **config.to_dict(),
+    }
+    if labels is not None:
+        content |= {
+            "architectures": ["GPTClassifier" if is_own else "GPT2ForSequenceClassification"],
+            "id2label": {str(i): label for i, label in enumerate(labels)},
+            "label2id": {label: i for i, label in enumerate(labels)},
+            "problem_type": "single_label_classification",
+        }
+        content |= {"position": position} if is_own else {}
+    return content
+
+
+def read_config_json(path: Path, dropout: float | None = None) -> Described:
+    """Read a `config.json`, ours or transformers'.
+
+    Args:
+        path: the file.
+        dropout: replaces its three dropout rates.
+
+    Raises:
+        UserError: it describes no GPT-2, one that this model cannot compute, or one of a newer version of this project;
+            the message names the key.
+    """
+    hf = files.read_json(path)
+    if isinstance(hf, dict) and str(hf.get("model_type")).startswith(OWN_TYPE):
+        _refuse_newer(hf, path)
+    if not isinstance(hf, dict) or hf.get("model_type") not in (TRANSFORMERS_TYPE, OWN_TYPE):
+        raise UserError(f"{path}: model_type must be {TRANSFORMERS_TYPE!r} or {OWN_TYPE!r}")
+    activation = hf.get("activation_function", "gelu_new")
+    if activation not in TANH_GELU:
+        raise UserError(f"{path}: activation_function {activation!r} is not GPT-2's; allowed: {', '.join(TANH_GELU)}")
+    for key, plain in (
+        ("scale_attn_by_inverse_layer_idx", False),
+        ("add_cross_attention", False),
+        ("scale_attn_weights", True),
+    ):
+        if bool(hf.get(key, plain)) is not plain:
+            raise UserError(f"{path}: {key} {hf[key]!r} is not part of GPT-2 and not supported")
+    if hf.get("n_inner") not in (None, 4 * hf.get("n_embd", 768)):
+        raise UserError(f"{path}: n_inner {hf['n_inner']} must be 4 × n_embd or null")
+    position = hf.get("position", "last")
+    if position not in POSITIONS:
+        raise UserError(f"{path}: position {position!r} must be one of {', '.join(POSITIONS)}")
+    architectures = hf.get("architectures") or []
+    if not isinstance(architectures, list):
+        raise UserError(f"{path}: architectures must be a list of names, found {architectures!r}")
+    special_ids = {key: hf[f"{key}_token_id"] for key in ("bos", "eos", "pad") if hf.get(f"{key}_token_id") is not None}
+    return Described(
+        config=_sizes(hf, path, dropout),
+        labels=_labels(hf, path) if any(name in CLASSIFIERS for name in architectures) else None,
+        position=position,
+        dtype=hf.get("dtype") or hf.get("torch_dtype"),
+        special_ids=special_ids,
+        model_type=hf["model_type"],
+    )
+
+
+def _refuse_newer(hf: dict[str, Any], path: Path) -> None:
+    """Raises UserError if a directory of our own type says what this version does not know."""
+    known = config_json(GPTConfig(vocab_size=1), 0, labels=("",), position="mean").keys()
+    unknown = [f"the key {key!r}" for key in sorted(hf.keys() - known)]
+    architectures = hf.get("architectures")
+    for name in architectures if isinstance(architectures, list) else ():
+        if name not in CLASSIFIERS:
+            unknown.append(f"architectures {name!r}")
+    for key, allowed in (("model_type", (OWN_TYPE,)), ("position", POSITIONS)):
+        if hf.get(key, allowed[0]) not in allowed:
+            unknown.append(f"{key} {hf[key]!r}")
+    if unknown:
+        raise UserError(
+            f"{path}: {', '.join(unknown)}: unknown to this version of gpt2core, so a newer one made the directory; "
+            "update this one (git pull), or make the directory again with it (dvc repro)"
+        )
+
+
+def _sizes(hf: dict[str, Any], path: Path, dropout: float | None) -> GPTConfig:
+    defaults: dict[str, Any] = {key: field.default for key, field in GPTConfig.__dataclass_fields__.items()}
+    try:
+        values: dict[str, Any] = {
+            key: type(default)(hf[key]) if key != "vocab_size" else int(hf[key])
+            for key, default in defaults.items()
+            if hf.get(key) is not None
+        }
+        if dropout is not None:
+            values |= dict.fromkeys(("resid_pdrop", "embd_pdrop", "attn_pdrop"), dropout)
+        config = GPTConfig(**values)
+    except (TypeError, ValueError, UserError) as error:
+        raise UserError(f"{path}: {error}") from None
+    if config.n_layer > MAX_LAYERS:  # before a table of so many blocks is made
+        raise UserError(f"{path}: n_layer {config.n_layer} is more than {MAX_LAYERS}")
+    return config
+
+
+def _labels(hf: dict[str, Any], path: Path) -> tuple[str, ...]:
+    """The classes in the order of their ids. transformers leaves its default out of the file: LABEL_0 and LABEL_1."""
+    id2label = hf.get("id2label") or {str(i): f"LABEL_{i}" for i in range(2)}
+    if not isinstance(id2label, dict) or set(id2label) != {str(i) for i in range(len(id2label))}:
+        raise UserError(f"{path}: id2label must map 0, 1, … to the classes' names, found {id2label!r}")
+    return tuple(str(id2label[str(i)]) for i in range(len(id2label)))

@@ -1,0 +1,228 @@
+"""Model directories: `config.json`, `model.safetensors` and the tokenizer, as transformers reads them. No pickle."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+import safetensors.torch
+import torch
+from safetensors import SafetensorError
+
+from gpt2core import files
+from gpt2core.checkpoint import names
+from gpt2core.checkpoint.config_json import Described, config_json, read_config_json
+from gpt2core.errors import UserError
+from gpt2core.model import GPT, GPTClassifier
+from gpt2core.model.quantized import QuantizedDtype, quantize_linears
+from gpt2core.tokenizer import Tokenizer
+
+Model = GPT | GPTClassifier
+WEIGHTS = "model.safetensors"
+SHARDS = "model.safetensors.index.json"  # where transformers has split the weights, says which file holds a tensor
+
+
+def save_model(
+    path: str | os.PathLike[str], model: Model, tokenizer: Tokenizer, *, chat_template: str | None = None
+) -> None:
+    """Write a model directory, whole or not at all; same weights, same bytes.
+
+    Args:
+        path: the directory; one that is there is replaced.
+        model: its weights are written in float32.
+        tokenizer: the one it was trained with.
+        chat_template: the Jinja form of its prompt, for an instruction-tuned model.
+    """
+    if tokenizer.vocab_size != model.config.vocab_size:
+        raise UserError(f"{path}: the tokenizer has {tokenizer.vocab_size} tokens, the model {model.config.vocab_size}")
+    head_keys: dict[str, Any] = {}
+    if is_classifier := isinstance(model, GPTClassifier):
+        head_keys = {"labels": model.labels, "position": model.position}
+    head = names.head_name(model.config, is_classifier)
+    state = {name: tensor.float().cpu() for name, tensor in model.state_dict().items()}
+    with files.atomic_dir(path) as folder:
+        tensors = names.to_hf(state, model.config, head)
+        with files.atomic_path(folder / WEIGHTS) as file:  # for its mode: safetensors gives 0600
+            safetensors.torch.save_file(tensors, file, metadata={"format": "pt"})
+        files.write_json(folder / "config.json", config_json(model.config, tokenizer.eot_id, **head_keys))
+        extra = {"chat_template": chat_template} if chat_template else None
+        tokenizer.save(folder, model_max_length=model.config.n_positions, extra=extra)
+
+
+def load(
+    path: str | os.PathLike[str],
+    *,
+    device: torch.device | str = "cpu",
+    dtype: torch.dtype = torch.float32,
+    dropout: float | None = None,
+    frozen_dtype: QuantizedDtype | None = None,
+) -> tuple[Model, Tokenizer | None]:
+    """Read a model directory, ours or one that transformers saved, into a model in eval mode.
+
+    Args:
+        path: the directory.
+        device: where the weights go.
+        dtype: what they become.
+        dropout: replaces the directory's three dropout rates.
+        frozen_dtype: the dtype of the frozen linear layers of the blocks (see `model/quantized.py`);
+            one at a time, so that no copy of all of them in float32 is made.
+
+    Returns:
+        The model (a `GPTClassifier` where `config.json` says so, else a `GPT`), and its tokenizer (None without one).
+
+    Raises:
+        UserError: something is missing, damaged, or no GPT-2; the message names file and key or tensor.
+    """
+    path = Path(path)
+    described = read_described(path, dropout)
+    config = described.config
+    state, where = read_state(path, described)
+
+    with torch.device("meta"):  # no memory for initial weights that would be thrown away
+        model: Model
+        if described.labels is not None:
+            model = GPTClassifier(config, described.labels, described.position)
+        else:
+            model = GPT(config)
+    expected = model.state_dict()
+    for name, tensor in state.items():
+        if tensor.shape != expected[name].shape:
+            raise UserError(
+                f"{where}: {name} is {list(tensor.shape)}, config.json makes it {list(expected[name].shape)}"
+            )
+    if isinstance(model, GPT) and config.tie_word_embeddings:
+        state["lm_head.weight"] = state["transformer.wte.weight"]
+    if frozen_dtype:
+        model.load_state_dict(state, assign=True)  # views of the file
+        quantize_linears(model.transformer.h, frozen_dtype)
+        model.transformer.h.to(device)
+        state = {name: state[name] for name, _ in model.named_parameters()}
+    state = {name: tensor.to(device, dtype).contiguous() for name, tensor in state.items()}
+    model.load_state_dict(state, assign=True, strict=frozen_dtype is None)
+    if isinstance(model, GPT) and config.tie_word_embeddings:
+        model.lm_head.weight = model.transformer.wte.weight
+    for parameter in model.parameters():
+        parameter.requires_grad_(True)
+
+    tokenizer = Tokenizer.load(path) if Tokenizer.is_in(path) else None
+    if tokenizer and tokenizer.vocab_size > config.vocab_size:
+        raise UserError(
+            f"{path}: the tokenizer has {tokenizer.vocab_size} tokens, config.json says {config.vocab_size}"
+        )
+    return model.eval(), tokenizer
+
+
+def load_with_tokenizer(
+    path: str | os.PathLike[str], *, device: torch.device | str = "cpu", dropout: float | None = None,
+    frozen_dtype: QuantizedDtype | None = None,
+) -> tuple[Model, Tokenizer]:  # fmt: skip
+    """Load a model of either kind with its tokenizer; see `load`.
+
+    Raises:
+        UserError: as `load`, or the directory has no tokenizer.
+    """
+    model, tokenizer = load(path, device=device, dropout=dropout, frozen_dtype=frozen_dtype)
+    if tokenizer is None:
+        raise UserError(f"{path}: has no vocab.json and merges.txt, so text cannot be read or written")
+    return model, tokenizer
+
+
+def load_language_model(
+    path: str | os.PathLike[str], *, device: torch.device | str = "cpu", dropout: float | None = None,
+    frozen_dtype: QuantizedDtype | None = None,
+) -> tuple[GPT, Tokenizer]:  # fmt: skip
+    """Load a language model with its tokenizer; see `load`.
+
+    Raises:
+        UserError: as `load_with_tokenizer`, or the directory holds a classifier.
+    """
+    model, tokenizer = load_with_tokenizer(path, device=device, dropout=dropout, frozen_dtype=frozen_dtype)
+    return require_language_model(model, str(path)), tokenizer
+
+
+def load_classifier(
+    path: str | os.PathLike[str], *, device: torch.device | str = "cpu"
+) -> tuple[GPTClassifier, Tokenizer]:
+    """Load a classifier with its tokenizer; see `load`.
+
+    Raises:
+        UserError: as `load_with_tokenizer`, or the directory holds a language model.
+    """
+    model, tokenizer = load_with_tokenizer(path, device=device)
+    return require_classifier(model, str(path)), tokenizer
+
+
+def require_language_model(model: Model, where: str) -> GPT:
+    """Return the model if it is a language model. Raises UserError that names `where` if not."""
+    if not isinstance(model, GPT):
+        raise UserError(
+            f"{where}: is a classifier, not a language model such as models/pretrained; it classifies texts: "
+            f"gpt2core classify {where} TEXT"
+        )
+    return model
+
+
+def require_classifier(model: Model, where: str) -> GPTClassifier:
+    """Return the model if it is a classifier. Raises UserError that names `where` if not."""
+    if not isinstance(model, GPTClassifier):
+        raise UserError(f"{where}: is a language model, not a classifier; it writes texts: gpt2core generate {where}")
+    return model
+
+
+def read_state(path: Path, described: Described | None = None) -> tuple[dict[str, torch.Tensor], str]:
+    """A model directory's weights under our names, as views of its files, and the path that messages name.
+
+    Raises:
+        UserError: as `load`.
+    """
+    described = described or read_described(path)
+    tensors, where = read_tensors(path)
+    head = names.head_name(described.config, described.is_classifier)
+    return names.from_hf(tensors, described.config, head, where), where
+
+
+def read_described(path: Path, dropout: float | None = None) -> Described:
+    """What a model directory's `config.json` says. Raises UserError if there is none."""
+    if not path.is_dir():
+        raise UserError(f"{path}: no such model directory; `dvc repro` makes models/pretrained and others")
+    if (path / "adapter_config.json").exists() and not (path / "config.json").exists():
+        raise UserError(f"{path}: is a LoRA adapter, which PEFT reads; the merged model is beside it: models/instruct")
+    if not (path / "config.json").exists():
+        raise UserError(f"{path}: not a model directory, it has no config.json")
+    return read_config_json(path / "config.json", dropout)
+
+
+def read_tensors(path: Path) -> tuple[dict[str, torch.Tensor], str]:
+    """The tensors of a model directory, as views of its files, and the path that messages name.
+
+    Raises:
+        UserError: a file is missing or damaged, or the index of several files does not fit them.
+    """
+    if (path / WEIGHTS).exists() or not (path / SHARDS).exists():
+        return _read_safetensors(path / WEIGHTS), str(path / WEIGHTS)
+    where = path / SHARDS
+    index = files.read_json(where)
+    weight_map = index.get("weight_map") if isinstance(index, dict) else None
+    if not isinstance(weight_map, dict) or not weight_map or not all(type(v) is str for v in weight_map.values()):
+        raise UserError(f"{where}: must have a weight_map of tensors and file names")
+    tensors: dict[str, torch.Tensor] = {}
+    for name in sorted(set(weight_map.values())):
+        if Path(name).name != name:
+            raise UserError(f"{where}: {name!r} is no file of this directory")
+        shard = _read_safetensors(path / name)
+        if repeated := shard.keys() & tensors.keys():
+            raise UserError(f"{path / name}: tensor {min(repeated)!r} is in another file, too")
+        tensors |= shard
+    if differ := weight_map.keys() ^ tensors.keys():
+        raise UserError(f"{where}: tensor {min(differ)!r} is in the weight_map or in the files, but not in both")
+    return tensors, str(where)
+
+
+def _read_safetensors(path: Path) -> dict[str, torch.Tensor]:
+    try:
+        return safetensors.torch.load_file(path)
+    except FileNotFoundError:
+        raise UserError(f"{path}: no such file; weights in another format must be saved as safetensors") from None
+    except (SafetensorError, OSError) as error:
+        raise UserError(f"{path}: damaged or no safetensors file ({error})") from None

@@ -1,0 +1,129 @@
+"""The other direction of `tf_checkpoint`: writes what TensorFlow reads, one tensor in memory at a time."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from gpt2core.checkpoint.tf_checkpoint import (
+    BUNDLE_VERSION,
+    BYTES,
+    DIM,
+    DTYPES,
+    ENTRY,
+    FIXED32,
+    FOOTER_BYTES,
+    HEADER,
+    MAGIC,
+    SHAPE,
+    VERSION,
+    masked_crc32c,
+)
+
+
+def write_checkpoint(
+    prefix: str | os.PathLike[str], tensors: Iterable[tuple[str, np.ndarray]], dtype: str | None = None
+) -> None:
+    """Write `PREFIX.index` and `PREFIX.data-00000-of-00001`.
+
+    Args:
+        prefix: the path without the endings; its directory must exist.
+        tensors: names and arrays (float32, float16, int32 or int64), drawn one by one.
+        dtype: what all of them are, where NumPy has no word for it: arrays of bfloat16's bits.
+    """
+    numbers = {np.dtype(numpy_dtype): n for n, (name, numpy_dtype) in DTYPES.items() if name != "bfloat16"}
+    given = next((n for n, (name, _) in DTYPES.items() if name == dtype), None)
+    entries = {b"": message(HEADER, num_shards=1, version=message(VERSION, producer=BUNDLE_VERSION))}
+    with Path(f"{prefix}.data-00000-of-00001").open("wb") as file:
+        for name, array in tensors:
+            little_endian = array.dtype.newbyteorder("<")
+            data = np.ascontiguousarray(array, little_endian).reshape(-1).view(np.uint8)  # [bytes], not a copy
+            entries[name.encode()] = entry(given or numbers[little_endian], array.shape, data, offset=file.tell())
+            file.write(data.data)
+    Path(f"{prefix}.index").write_bytes(table(entries))
+
+
+def write_saver_files(folder: str | os.PathLike[str], prefix: str, tag: str) -> None:
+    """Write what `tf.train.Saver` puts beside a checkpoint: `checkpoint` and `PREFIX.meta`.
+
+    The latter is a sound MetaGraphDef, but without a graph, which only TensorFlow could make. Restoring the weights
+    needs none.
+
+    Args:
+        folder: where to.
+        prefix: the checkpoint's file names without the endings.
+        tag: says in the MetaGraphDef where it is from.
+    """
+    meta = message({"meta_info_def": (1, BYTES)}, meta_info_def=message({"tags": (4, BYTES)}, tags=[tag.encode()]))
+    Path(folder, f"{prefix}.meta").write_bytes(meta)
+    state = [f'{key}: "{prefix}"\n' for key in ("model_checkpoint_path", "all_model_checkpoint_paths")]
+    Path(folder, "checkpoint").write_text("".join(state), encoding="utf-8")
+
+
+def entry(dtype: int, shape: Iterable[int], data: bytes | np.ndarray, **fields: int) -> bytes:
+    """A BundleEntryProto for `data`; `fields` are what follows from no other argument (`offset`, `shard_id`)."""
+    dims = [message(DIM, size=size) for size in shape]
+    fields = {"size": len(data), "crc32c": masked_crc32c(data)} | fields
+    return message(ENTRY, dtype=dtype, shape=message(SHAPE, dim=dims), **fields)
+
+
+def table(entries: Mapping[bytes, bytes]) -> bytes:
+    """A LevelDB table with one block of data."""
+    data = with_trailer(block(sorted(entries.items())))
+    # The index's key is any that is not below the last one of its block.
+    return table_of_blocks([(max(entries), data)])
+
+
+def table_of_blocks(blocks: Iterable[tuple[bytes, bytes]]) -> bytes:
+    """A LevelDB table of finished blocks, each with the key that ends it."""
+    out, index = b"", []
+    for last_key, data in blocks:
+        index.append((last_key, _handle(len(out), len(data))))
+        out += data
+    meta, index_block = with_trailer(block([])), with_trailer(block(index))
+    footer = _handle(len(out), len(meta)) + _handle(len(out) + len(meta), len(index_block))
+    return out + meta + index_block + footer.ljust(FOOTER_BYTES - 8, b"\0") + MAGIC.to_bytes(8, "little")
+
+
+def block(pairs: Iterable[tuple[bytes, bytes]]) -> bytes:
+    """A block of key-value pairs in the order of their keys, each key whole, with one restart point."""
+    entries = (varint(0) + varint(len(key)) + varint(len(value)) + key + value for key, value in pairs)
+    return b"".join(entries) + (0).to_bytes(4, "little") + (1).to_bytes(4, "little")
+
+
+def with_trailer(data: bytes, compression: int = 0) -> bytes:
+    data += bytes([compression])
+    return data + masked_crc32c(data).to_bytes(4, "little")
+
+
+def _handle(offset: int, size_with_trailer: int) -> bytes:
+    return varint(offset) + varint(size_with_trailer - 5)
+
+
+def message(schema: dict[str, tuple[int, int]], **fields: int | bytes | list[bytes]) -> bytes:
+    """A protobuf message; zeros are left out, as proto3 does."""
+    out = b""
+    for name, (number, wire) in schema.items():
+        values: Any = fields.pop(name, None) or []  # of the type that `wire` tells
+        for value in values if isinstance(values, list) else [values]:
+            out += varint(number << 3 | wire)
+            if wire == BYTES:
+                out += varint(len(value)) + value
+            else:
+                out += value.to_bytes(4, "little") if wire == FIXED32 else varint(value)
+    if fields:
+        raise KeyError(f"no such fields: {sorted(fields)}")
+    return out
+
+
+def varint(value: int) -> bytes:
+    """Seven bits a byte, the lowest first."""
+    out = bytearray()
+    while value >= 0x80:
+        out.append(value & 0x7F | 0x80)
+        value >>= 7
+    return bytes([*out, value])

@@ -1,0 +1,265 @@
+"""What a directory is, and whether it is whole: every tensor, every shape, every number, and the tokenizer's fit."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import os
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+from torch import Tensor
+
+from gpt2core import runtime
+from gpt2core.checkpoint import names, openai
+from gpt2core.checkpoint.config_json import TRANSFORMERS_TYPE, Described
+from gpt2core.checkpoint.model_dir import read_described, read_tensors
+from gpt2core.checkpoint.tf_checkpoint import CheckpointError, TFCheckpoint
+from gpt2core.errors import UserError
+from gpt2core.model import GPTConfig
+from gpt2core.tokenizer import END_OF_TEXT, Tokenizer
+
+LANGUAGE_MODEL, CLASSIFIER, OPENAI = "language model", "classifier", "OpenAI checkpoint"
+LORA, UNKNOWN = "LoRA adapter", "unknown"
+GPT2_BPE, BPE, CHARACTERS = "GPT-2's byte-level BPE", "byte-level BPE", "characters"
+# Of vocab.bpe as OpenAI published it.
+GPT2_MERGES_SHA256 = "1ce1664773c50f3e0cc8842619a93edc4624525b728b188a9e0be33b7726adc5"
+PROBE = "Hello there, it's 12 o'clock!\n\n\tÜber 東京 🙂 "
+MAX_LISTED = 5  # of the tensors with the same trouble
+
+
+@dataclass
+class Report:
+    """What `verify` found. What could not be read is None; whole is what has no problems.
+
+    Args:
+        path: of the directory.
+        kind: language model, classifier, OpenAI checkpoint, LoRA adapter or unknown.
+        parameters: how many, the tied head counted once.
+        layers: blocks.
+        width: channels.
+        heads: of attention, in each block.
+        context: positions.
+        vocabulary: tokens that the model knows.
+        dtype: of the weights; several where they differ.
+        tokenizer: its kind, None without one.
+        labels: a classifier's.
+        transformers: whether transformers can open the directory as it stands.
+        problems: what is missing, damaged or does not fit, a sentence each.
+    """
+
+    path: str
+    kind: str = UNKNOWN
+    parameters: int | None = None
+    layers: int | None = None
+    width: int | None = None
+    heads: int | None = None
+    context: int | None = None
+    vocabulary: int | None = None
+    dtype: str | None = None
+    tokenizer: str | None = None
+    labels: list[str] | None = None
+    transformers: bool = False
+    problems: list[str] = field(default_factory=list)
+
+    @property
+    def is_whole(self) -> bool:
+        return not self.problems
+
+    def set_sizes(self, config: GPTConfig) -> None:
+        self.layers, self.width, self.heads = config.n_layer, config.n_embd, config.n_head
+        self.context, self.vocabulary = config.n_positions, config.vocab_size
+
+
+def verify(path: str | os.PathLike[str]) -> Report:
+    """Read all of a directory and report. Raises UserError only if there is no such directory."""
+    path = Path(path)
+    if not path.is_dir():
+        raise UserError(f"{path}: no such directory")
+    report = Report(str(path))
+    if (path / "adapter_config.json").exists():
+        report.kind = LORA
+        report.problems.append("a LoRA adapter is part of a model only, and cannot be verified alone")
+    elif (path / "config.json").exists():
+        _verify_model_dir(path, report)
+    elif (path / "hparams.json").exists() or (path / f"{openai.CHECKPOINT_PREFIX}.index").exists():
+        _verify_openai(path, report)
+    else:
+        report.problems.append("neither a model directory (config.json) nor OpenAI's checkpoint (hparams.json)")
+    return report
+
+
+def _verify_model_dir(path: Path, report: Report) -> None:
+    try:
+        described = read_described(path)
+    except UserError as error:
+        report.problems.append(str(error))
+        return
+    report.kind = CLASSIFIER if described.is_classifier else LANGUAGE_MODEL
+    report.labels = list(described.labels) if described.labels is not None else None
+    report.transformers = described.model_type == TRANSFORMERS_TYPE
+    report.set_sizes(described.config)
+    head = names.head_name(described.config, described.is_classifier)
+    try:
+        tensors, where = read_tensors(path)
+    except UserError as error:
+        report.problems.append(str(error))
+    else:
+        tensors = names.canonical(tensors, head)
+        _check_tensors(tensors, _expected_shapes(described, head), where, report)
+        if not described.config.qkv_bias:
+            bad = [name for name, tensor in tensors.items() if name.endswith("attn.c_attn.bias") and tensor.any()]
+            report.problems += _listed(
+                bad, f"{where}: tensor {{}} is not zero, though config.json says qkv_bias: false"
+            )
+    if not Tokenizer.is_in(path):
+        report.problems += [
+            f"{path / name}: no such file, though {other} is here; the tokenizer is not whole"
+            for name, other in (("vocab.json", "merges.txt"), ("merges.txt", "vocab.json"))
+            if (path / other).exists()
+        ]
+    else:
+        try:
+            _check_tokenizer(Tokenizer.load(path), described.config.vocab_size, described.special_ids, path, report)
+        except UserError as error:
+            report.problems.append(str(error))
+
+
+def _expected_shapes(described: Described, head: str | None) -> dict[str, tuple[int, ...]]:
+    """What `config.json` makes of every tensor, the head among them."""
+    shapes = {row.hf: row.hf_shape for row in openai.table(described.config)}
+    if head:
+        rows = len(described.labels) if described.labels is not None else described.config.vocab_size
+        shapes[head] = (rows, described.config.n_embd)
+    return shapes
+
+
+def _check_tensors(
+    tensors: Mapping[str, Tensor], expected: Mapping[str, tuple[int, ...]], where: str, report: Report
+) -> None:
+    """Hold tensors against the shapes expected, look for NaN and infinity, and note count and dtype."""
+    shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
+    report.problems += _differences(shapes, expected, where)
+    read = runtime.progress(tensors.items(), what="read", unit="tensor")
+    bad = [name for name, tensor in read if not _is_finite(tensor)]
+    report.problems += _listed(bad, f"{where}: tensor {{}} has NaN or infinity")
+    report.parameters = sum(tensor.numel() for tensor in tensors.values())
+    report.dtype = ", ".join(sorted({str(tensor.dtype).removeprefix("torch.") for tensor in tensors.values()}))
+
+
+def _is_finite(tensor: Tensor) -> bool:
+    """No NaN, no infinity; by the extremes, which takes no memory (NaN is both)."""
+    if not tensor.is_floating_point() or not tensor.numel():
+        return True
+    return all(math.isfinite(extreme.item()) for extreme in tensor.aminmax())
+
+
+def _differences(
+    found: Mapping[str, tuple[int, ...]], expected: Mapping[str, tuple[int, ...]], where: str | Path
+) -> Iterator[str]:
+    yield from _listed(sorted(expected.keys() - found.keys()), f"{where}: tensor {{}} is missing")
+    yield from _listed(sorted(found.keys() - expected.keys()), f"{where}: tensor {{}} is not part of this GPT-2")
+    for name in sorted(expected.keys() & found.keys()):
+        if found[name] != expected[name]:
+            yield f"{where}: tensor {name!r} has shape {list(found[name])}, must have {list(expected[name])}"
+
+
+def _listed(tensor_names: Iterable[str], sentence: str) -> Iterator[str]:
+    """The sentence for the first few names, and how many more there are."""
+    tensor_names = list(tensor_names)
+    for name in tensor_names[:MAX_LISTED]:
+        yield sentence.format(repr(name))
+    if more := tensor_names[MAX_LISTED:]:
+        yield sentence.format(f"{len(more)} more: the last") + f" is {more[-1]!r}"
+
+
+def _check_tokenizer(
+    tokenizer: Tokenizer, vocab_size: int, special_ids: Mapping[str, int], path: Path, report: Report
+) -> None:
+    """Ids within the model's vocabulary, special tokens where the model has them, and every text there and back."""
+    report.tokenizer = tokenizer_kind(tokenizer)
+    if tokenizer.vocab_size > vocab_size:  # fewer are fine: vocabularies are padded to round numbers
+        report.problems.append(f"{path}: the tokenizer has {tokenizer.vocab_size} tokens, the model {vocab_size}")
+    for name, token_id in special_ids.items():
+        if name == "eos" and token_id != tokenizer.eot_id:
+            eot = f"the tokenizer's {END_OF_TEXT} is {tokenizer.eot_id}"
+            report.problems.append(f"{path / 'config.json'}: eos_token_id is {token_id}, {eot}")
+        elif type(token_id) is not int or not 0 <= token_id < vocab_size:
+            report.problems.append(f"{path / 'config.json'}: {name}_token_id {token_id} is outside the vocabulary")
+    probe = PROBE
+    if report.tokenizer == CHARACTERS:
+        probe = "".join(_text(token) for token in sorted(tokenizer.ranks))
+    elif missing := [byte for byte in range(256) if bytes([byte]) not in tokenizer.ranks]:
+        report.problems.append(f"{path}: the tokenizer lacks {len(missing)} of the 256 bytes")
+        return
+    if tokenizer.decode(tokenizer.encode(probe)) != probe:
+        report.problems.append(f"{path}: the tokenizer does not give a text back that it encodes")
+
+
+def tokenizer_kind(tokenizer: Tokenizer) -> str:
+    """GPT-2's own, another byte-level BPE, or one token a character."""
+    if not any(len(_text(token)) > 1 for token in tokenizer.ranks):
+        return CHARACTERS
+    printable = tokenizer.id_to_token
+    merges = [f"{printable[tokenizer.ranks[a]]} {printable[tokenizer.ranks[b]]}" for a, b in tokenizer.merges]
+    digest = hashlib.sha256("\n".join(["#version: 0.2", *merges, ""]).encode()).hexdigest()
+    return GPT2_BPE if digest == GPT2_MERGES_SHA256 else BPE
+
+
+def _text(token: bytes) -> str:
+    """A token's characters; none if it is only a part of one."""
+    return token.decode(errors="ignore")
+
+
+def _verify_openai(path: Path, report: Report) -> None:
+    report.kind = OPENAI
+    report.problems += [f"{path / name}: no such file" for name in openai.FILES if not (path / name).exists()]
+    config = checkpoint = None
+    try:
+        config = openai.read_hparams(path / "hparams.json")
+        report.set_sizes(config)
+    except UserError as error:
+        _add(report, error)
+    try:
+        checkpoint = TFCheckpoint(path / openai.CHECKPOINT_PREFIX)
+    except UserError as error:
+        _add(report, error)
+    if checkpoint is not None:
+        _check_checkpoint(checkpoint, config, report)
+    if config is not None:
+        try:
+            tokenizer = Tokenizer.from_files(path / "encoder.json", path / "vocab.bpe")
+            _check_tokenizer(tokenizer, config.vocab_size, {}, path, report)
+        except UserError as error:
+            _add(report, error)
+
+
+def _check_checkpoint(checkpoint: TFCheckpoint, config: GPTConfig | None, report: Report) -> None:
+    """Checksums, numbers and (where the sizes are known) shapes."""
+    entries = checkpoint.entries
+    report.parameters = sum(math.prod(entry.shape) for entry in entries.values())
+    report.dtype = ", ".join(sorted({entry.dtype for entry in entries.values()}))
+    if config is not None and config.n_layer <= len(entries):  # an absurd number of layers would make a huge table
+        expected = {row.openai: row.openai_shape for row in openai.table(config)}
+        found = {name: entry.shape for name, entry in entries.items()}
+        report.problems += _differences(found, expected, checkpoint.index_path)
+    elif config is not None:
+        report.problems.append(f"{checkpoint.index_path}: has {len(entries)} tensors for {config.n_layer} layers")
+    for name, entry in runtime.progress(entries.items(), what="verify", unit="tensor"):
+        try:
+            array = checkpoint[name]
+        except CheckpointError as error:
+            report.problems.append(str(error))
+            continue
+        if entry.dtype == "bfloat16":
+            array = (array.astype(np.uint32) << 16).view(np.float32)  # which it is the upper half of
+        if array.size and not (np.isfinite(array.min()) and np.isfinite(array.max())):
+            report.problems.append(f"{checkpoint.shard_path(entry.shard)}: tensor {name!r} has NaN or infinity")
+
+
+def _add(report: Report, error: UserError) -> None:
+    """A problem, unless it is the missing file that is listed already."""
+    if str(error) not in report.problems:
+        report.problems.append(str(error))

@@ -1,0 +1,209 @@
+"""From the raw corpus to a tokenizer and two token shards, part by part and in parallel.
+
+What is done of a corpus lies in `$DVC_ROOT/.checkpoints/tokenize/<key>`, outside the stage's out (which DVC deletes
+before each run): a run that was killed goes on there, and a part that is finished is not done again. The key is a hash
+of all that decides the bytes. The number of processes is not part of it: the parts depend on the files alone, and are
+joined in their order.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import json
+import platform
+import shutil
+from collections import Counter
+from collections.abc import Iterator
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from tqdm import tqdm
+
+from gpt2core import config, files, runtime, tokenizer
+from gpt2core.corpus.documents import Part, find_documents
+from gpt2core.corpus.lengths import token_counts
+from gpt2core.corpus.shards import Shard, join_shards, shard_writer
+from gpt2core.corpus.splits import Corpus, split_pieces
+from gpt2core.corpus.workers import Workers
+from gpt2core.tokenizer import Tokenizer
+from gpt2core.tokenizer.train import count_words, merge_words, train_char
+
+PARALLEL_FROM_BYTES = 16 << 20  # below, starting processes takes longer than it saves
+LEARN_CHARS = 32 << 20  # of a larger corpus the tokenizer is shown only so much: the merges hardly change
+LEARN_SAMPLES = 512  # and in no more pieces than this
+
+
+def tokenize(
+    params: config.Tokenizer, seed: int, raw_dir: Path, out_dir: Path, processes: int | None = None
+) -> dict[str, Any]:
+    """Choose or learn the tokenizer on the training split, encode both splits, and return their figures.
+
+    The memory taken depends on the longest document and the number of processes, beside a few bytes a document; not on
+    the size of the corpus.
+
+    Args:
+        params: kind of tokenizer, vocabulary size, validation fraction, duplicates and order.
+        seed: decides which documents are held out, and their order where it is shuffled.
+        raw_dir: what `download-data` made: `corpus/`, with `gpt2-bpe/` in it for GPT-2's own tokenizer.
+        out_dir: gets `train.bin`, `val.bin` and the tokenizer's files; whole or not at all.
+        processes: how many work; by default as many as there are cores, and one for a small corpus.
+    """
+    raw = raw_dir / "corpus"
+    inputs = find_documents(raw)
+    size_bytes = sum(path.stat().st_size for path in inputs)
+    if processes is None:
+        processes = runtime.available_processes() if size_bytes >= PARALLEL_FROM_BYTES else 1
+    checkpoints = config.project_root() / ".checkpoints"
+    kept = checkpoints / "tokenize" / _key(params, seed, raw, inputs)
+    with Workers(processes) as workers, files.lock(checkpoints / "tokenize.lock"):
+        corpus = Corpus(raw, params.val_fraction, seed, params.drop_duplicates, workers)
+        chosen = _tokenizer(params, raw, corpus, kept / "tokenizer", workers)
+        parts = {split: kept / split for split in ("train", "val")}
+        _encode(corpus, kept, parts, workers)
+        with files.atomic_dir(out_dir) as folder:
+            shuffled = np.random.default_rng(seed) if params.shuffle else None
+            train, val = (
+                join_shards(folder / f"{split}.bin", sorted(parts[split].glob("*.bin")), chosen, order)
+                for split, order in (("train", shuffled), ("val", None))
+            )
+            shutil.copytree(kept / "tokenizer", folder, dirs_exist_ok=True)
+            figures = _figures(chosen, train, val)
+        files.remove_dir(kept.parent)  # with what killed runs of other params left
+    return figures | ({"dropped_documents": corpus.n_dropped} if params.drop_duplicates else {})
+
+
+def _key(params: config.Tokenizer, seed: int, raw: Path, inputs: list[Path]) -> str:
+    """A hash of all that decides the bytes of the result: params, seed, inputs, code and what it stands on."""
+    code = [*Path(__file__).parent.glob("*.py"), *Path(tokenizer.__file__).parent.glob("*.py")]
+    inputs = inputs + sorted((raw / "gpt2-bpe").glob("*"))
+    known = {
+        "params": params.model_dump(),
+        "seed": seed,
+        "inputs": {path.relative_to(raw).as_posix(): files.sha256(path) for path in inputs},
+        "code": {path.name: files.sha256(path) for path in sorted(code)},
+        "versions": [platform.python_version(), *map(version, ("tiktoken", "regex", "numpy", "pyarrow"))],
+    }
+    return hashlib.sha256(json.dumps(known, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def _tokenizer(params: config.Tokenizer, raw: Path, corpus: Corpus, kept: Path, workers: Workers) -> Tokenizer:
+    """The tokenizer of the params, saved in the folder `kept`, from where the processes read it."""
+    if kept.exists():
+        return Tokenizer.load(kept)
+    match params.kind:
+        case "bpe":
+            chosen = merge_words(_words(corpus, workers), params.vocab_size)
+        case "char":  # of the whole corpus: validation may have a character that training lacks
+            tasks = ((part, corpus.shares(number)) for number, part in enumerate(corpus.parts))
+            chosen = train_char("".join(sorted(found)) for found in workers.map(_characters, tasks))
+        case "gpt2":
+            chosen = Tokenizer.from_files(raw / "gpt2-bpe" / "encoder.json", raw / "gpt2-bpe" / "vocab.bpe")
+    with files.atomic_dir(kept) as folder:
+        chosen.save(folder)
+    return chosen
+
+
+def _words(corpus: Corpus, workers: Workers) -> Counter[str]:
+    """The words of the training split; of a large corpus, LEARN_CHARS of them spread evenly over its text."""
+    max_chars = [corpus.n_chars] * len(corpus.parts)
+    if corpus.n_chars > LEARN_CHARS:
+        every = ((part, corpus.shares(number)) for number, part in enumerate(corpus.parts))
+        max_chars = _spread(list(workers.map(_train_chars, every)))
+    some = ((corpus.parts[n], corpus.shares(n), most) for n, most in enumerate(max_chars) if most)
+    words: Counter[str] = Counter()
+    for found in workers.map(_count_words, some):
+        words.update(found)
+    return words
+
+
+def _spread(train_chars: list[int]) -> list[int]:
+    """How many characters each part gives: LEARN_CHARS in all, in proportion to what it has.
+
+    What a part owes is left to the next one while it is less than a sample, so that few parts of a huge corpus are
+    read.
+    """
+    if (n_chars := sum(train_chars)) <= LEARN_CHARS:
+        return train_chars
+    gives: list[int] = []
+    seen = given = 0
+    for part_chars in train_chars:
+        seen += part_chars
+        owed = seen * LEARN_CHARS // n_chars - given
+        gives.append(min(owed, part_chars) if owed >= min(part_chars, LEARN_CHARS // LEARN_SAMPLES) else 0)
+        given += gives[-1]
+    return gives
+
+
+def _train_chars(part: Part, shares: np.ndarray) -> int:
+    return sum(len(piece.text) for split, piece in split_pieces(part, shares) if split == "train")
+
+
+def _count_words(part: Part, shares: np.ndarray, max_chars: int) -> Counter[str]:
+    def texts() -> Iterator[str]:
+        left_chars = max_chars
+        for split, piece in split_pieces(part, shares):
+            if split == "train":
+                yield piece.text[:left_chars]
+                left_chars -= len(piece.text)
+                if left_chars <= 0:
+                    return
+
+    return count_words(texts())
+
+
+def _characters(part: Part, shares: np.ndarray) -> set[str]:
+    return set().union(*(piece.text for _, piece in split_pieces(part, shares)))
+
+
+def _encode(corpus: Corpus, kept: Path, parts: dict[str, Path], workers: Workers) -> None:
+    """Write a shard of each part for either split, where it is not there yet."""
+    for folder in parts.values():
+        folder.mkdir(parents=True, exist_ok=True)
+
+    def missing() -> Iterator[tuple[Any, ...]]:
+        for number, part in enumerate(corpus.parts):
+            train, val = (folder / f"{number:06d}.bin" for folder in parts.values())
+            if not (train.exists() and val.exists()):
+                yield part, corpus.shares(number), kept / "tokenizer", train, val
+            else:
+                bar.update()
+
+    with tqdm(desc="tokenize", total=len(corpus.parts), unit="part", leave=False, disable=None) as bar:
+        for _ in workers.map(_encode_part, missing()):
+            bar.update()
+
+
+def _encode_part(part: Part, shares: np.ndarray, tokenizer_dir: Path, train_path: Path, val_path: Path) -> None:
+    chosen = _load(tokenizer_dir)
+    with shard_writer(train_path, chosen) as train, shard_writer(val_path, chosen) as val:
+        for split, piece in split_pieces(part, shares):
+            (train if split == "train" else val).add(piece)
+
+
+@functools.lru_cache(maxsize=1)
+def _load(tokenizer_dir: Path) -> Tokenizer:
+    return Tokenizer.load(tokenizer_dir)
+
+
+def _figures(chosen: Tokenizer, train: Shard, val: Shard) -> dict[str, Any]:
+    return {
+        "vocab_size": chosen.vocab_size,
+        "train_tokens": train.n_tokens,
+        "train_documents": train.n_documents,
+        "train_bytes": train.n_bytes,
+        "val_tokens": val.n_tokens,
+        "val_documents": val.n_documents,
+        "val_bytes": val.n_bytes,
+        "bytes_per_token": round((train.n_bytes + val.n_bytes) / (train.n_tokens + val.n_tokens), 4),
+        "unigram_entropy_nats": round(unigram_entropy_nats(train), 4),
+    }
+
+
+def unigram_entropy_nats(shard: Shard) -> float:
+    """Entropy of the token frequencies: the loss of the best model that knows no context."""
+    counts = token_counts(shard)
+    p = counts[counts > 0] / shard.n_tokens
+    return float(-(p * np.log(p)).sum())

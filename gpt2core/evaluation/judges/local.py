@@ -1,0 +1,112 @@
+"""A language model in a local directory as judge: a GPT-2 by this project's engine, another by transformers."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+from typing import Any
+
+from gpt2core import files, prompts, runtime
+from gpt2core.errors import UserError
+from gpt2core.evaluation.judges.language_model import Chat, NoReply
+from gpt2core.evaluation.judges.replies import Messages
+
+MAX_REPLY_TOKENS = 16  # a score has one to three, and a talkative model is cut where it cannot be read anyway
+
+
+def local_chat(model_dir: Path) -> Chat:
+    """The model in `model_dir`, ready to answer. Raises UserError if there is none, or none that can converse."""
+    where = f"judge.model_dir {str(model_dir)!r}"
+    config_path = model_dir / "config.json"
+    if not config_path.is_file():
+        raise UserError(f"{where}: no model directory is there (it has no config.json); name one, or: judge.kind chrf")
+    described = files.read_json(config_path)
+    is_gpt2 = isinstance(described, dict) and described.get("model_type") == "gpt2"
+    return GPT2Chat(model_dir, where) if is_gpt2 else TransformersChat(model_dir, where)
+
+
+class _LocalChat:
+    """What both have in common. One conversation at a time: the model uses all cores."""
+
+    kind = "transformers"
+    concurrency = 1
+    remedy = "choose another judge.model_dir"
+
+    def __init__(self, model_dir: Path, where: str) -> None:
+        self.where = where
+        self.model = model_dir.resolve().name
+        self.settings: dict[str, Any] = {"temperature": 0, "weights": _digest(model_dir)}
+
+    def _check_room(self, n_tokens: int, context: int | None) -> None:
+        if context and n_tokens + 1 > context:
+            raise NoReply(f"the question does not fit the model's context of {context} tokens")
+
+
+class GPT2Chat(_LocalChat):
+    """A GPT-2 directory, such as models/instruct. The prompt that it was tuned with holds the whole conversation."""
+
+    def __init__(self, model_dir: Path, where: str) -> None:
+        super().__init__(model_dir, where)
+        from gpt2core.checkpoint.chat_template import prompt_of
+        from gpt2core.checkpoint.model_dir import load_language_model
+        from gpt2core.model.inference import pack
+
+        model, self._tokenizer = load_language_model(model_dir, device=runtime.device())
+        self._prompt = prompt_of(model_dir) or prompts.alpaca
+        self._model = pack(model, "float32")
+
+    def reply(self, messages: Messages) -> str:
+        """The likeliest reply. Raises NoReply where the conversation leaves no room in the context."""
+        from gpt2core.inference import generate_batch
+
+        prompt = self._prompt("\n\n".join(message["content"] for message in messages))
+        ids = self._tokenizer.encode(prompt)
+        self._check_room(len(ids), self._model.config.n_positions)
+        (answer,) = generate_batch(self._model, [ids], MAX_REPLY_TOKENS, eos_id=self._tokenizer.eot_id)
+        return self._tokenizer.decode(answer)
+
+
+class TransformersChat(_LocalChat):
+    """Any directory that transformers opens and that has a chat template. No code and no pickle from it is run."""
+
+    def __init__(self, model_dir: Path, where: str) -> None:
+        super().__init__(model_dir, where)
+        self._tokenizer: Any
+        self._model: Any
+        try:
+            import transformers
+        except ImportError:
+            raise UserError(
+                f"{where}: is no GPT-2, and needs transformers, which is not installed: pip install transformers"
+            ) from None
+        try:
+            self._tokenizer = transformers.AutoTokenizer.from_pretrained(model_dir, local_files_only=True)
+            self._model = transformers.AutoModelForCausalLM.from_pretrained(
+                model_dir, local_files_only=True, use_safetensors=True, trust_remote_code=False, dtype="auto"
+            )
+        except (OSError, ValueError, KeyError, ImportError) as error:
+            first_line = (str(error).splitlines() or [""])[0][:200]
+            raise UserError(f"{where}: transformers cannot open it ({first_line})") from None
+        if not self._tokenizer.chat_template:
+            raise UserError(f"{where}: has no chat template, so it cannot be asked; take an instruction-tuned model")
+        self._model = self._model.to(runtime.device()).eval()
+
+    def reply(self, messages: Messages) -> str:
+        """The likeliest reply. Raises NoReply where the conversation leaves no room in the context."""
+        inputs = self._tokenizer.apply_chat_template(
+            list(messages), add_generation_prompt=True, return_tensors="pt", return_dict=True
+        ).to(self._model.device)
+        n_tokens = inputs["input_ids"].shape[1]
+        self._check_room(n_tokens, getattr(self._model.config, "max_position_embeddings", None))
+        ids = self._model.generate(
+            **inputs, do_sample=False, max_new_tokens=MAX_REPLY_TOKENS, pad_token_id=self._tokenizer.eos_token_id
+        )
+        return str(self._tokenizer.decode(ids[0, n_tokens:], skip_special_tokens=True))
+
+
+def _digest(model_dir: Path) -> str:
+    """What tells these weights from others under the same name."""
+    found = hashlib.sha256()
+    for path in sorted(model_dir.glob("*.safetensors")):
+        found.update(f"{path.name} {files.sha256(path)}\n".encode())
+    return found.hexdigest()[:16]

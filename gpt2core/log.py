@@ -1,0 +1,36 @@
+"""The logger `gpt2core`: messages for the person who watches, on standard error.
+
+    logger.info("dtype: bfloat16")
+    logger.warning("the disk is full")  # shown as "warning: the disk is full"
+
+In a program that uses gpt2core as a library, messages go where that program's `logging` sends them. The commands and
+stages of this project call `log_to_stderr`.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+
+logger = logging.getLogger("gpt2core")
+
+
+class _AboveProgressBars(logging.Handler):
+    """Write each message as a line above any tqdm bar, so that neither breaks the other."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        from tqdm import tqdm
+
+        if int(os.environ.get("RANK", "0")):  # of the processes that torchrun started, only the first one reports
+            return
+        prefix = "" if record.levelno < logging.WARNING else f"{record.levelname.lower()}: "
+        tqdm.write(prefix + record.getMessage(), file=sys.stderr)
+
+
+def log_to_stderr() -> None:
+    """Show messages on standard error, of the processes that torchrun started only those of rank 0."""
+    if not logger.handlers:
+        logger.addHandler(_AboveProgressBars())
+        logger.setLevel(logging.INFO)
+        logger.propagate = False

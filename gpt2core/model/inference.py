@@ -1,0 +1,195 @@
+"""GPT-2 for decoding on a CPU. A new token reads every weight once, so memory sets the pace: weights lie in the order
+in which the kernels read them and may be of two bytes or one, and little else is done between two products.
+
+| dtype    | kernel                                                       | bytes a weight | what is rounded         |
+|----------|--------------------------------------------------------------|----------------|-------------------------|
+| float32  | oneDNN, packed                                               | 4              | nothing                 |
+| bfloat16 | oneDNN, packed; without AVX-512 as float16, after rounding   | 2              | weights (and inputs)    |
+| float16  | FBGEMM, packed; inputs and sums in float32                   | 2              | weights                 |
+| int8     | FBGEMM, packed; one scale an output, one an input row        | 1              | weights and inputs      |
+
+Shapes: B batch, T tokens of this call, S tokens so far, C channels, H heads, D = C / H head size, V vocabulary.
+"""
+
+from __future__ import annotations
+
+import copy
+import warnings
+from collections.abc import Callable, Iterable
+from typing import cast
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from gpt2core import numerics
+from gpt2core.errors import UserError
+from gpt2core.model.attention import fused_attention
+from gpt2core.model.gpt import GPT, Block, Transformer, next_positions
+from gpt2core.model.kv_cache import KVCache, LayerCache
+from gpt2core.model.quantized import int8_scales
+from gpt2core.runtime import DECODING_DTYPES
+
+Linear = Callable[[Tensor], Tensor]  # [N, in] -> [N, out], float32
+
+
+def pack(model: GPT, dtype: str) -> Packed:
+    """`model`, in eval mode, made ready for decoding, to be given to `generate` in its place. Packed weights are
+    copies; the embeddings are shared with `model`.
+
+    Args:
+        model: on a CPU it is packed; on another device it only gets the dtype.
+        dtype: one of `DECODING_DTYPES`.
+
+    Raises:
+        UserError: the dtype is unknown, or is int8 and the model not on a CPU.
+    """
+    if dtype not in DECODING_DTYPES:
+        raise UserError(f"dtype: {dtype!r} is not known; allowed: {', '.join(DECODING_DTYPES)}")
+    device = model.transformer.wte.weight.device
+    if device.type == "cpu":
+        if dtype in ("float16", "int8") and "fbgemm" not in torch.backends.quantized.supported_engines:
+            raise UserError(
+                f"dtype: {dtype} needs FBGEMM, which this PyTorch is built without; take float32 or bfloat16"
+            )
+        return InferenceGPT(model, dtype)
+    if dtype == "int8":
+        raise UserError(f"dtype: int8 is for CPUs and the model is on {device}; take bfloat16, or GPT2CORE_DEVICE=cpu")
+    return model if dtype == "float32" else copy.deepcopy(model).to(getattr(torch, dtype))
+
+
+class InferenceGPT:
+    """What `GPT` is to its users while generating: `config`, `transformer` and `lm_head`. Has no gradients."""
+
+    def __init__(self, model: GPT, dtype: str):
+        self.config = model.config
+        self.transformer = InferenceTransformer(model.transformer, dtype)
+        self.lm_head = inference_linear(model.lm_head, dtype)
+
+    def __call__(self, ids: Tensor, cache: KVCache | None = None) -> Tensor:
+        """ids [B, T] -> logits [B, T, V]"""
+        hidden = self.transformer(ids, cache)  # [B, T, C]
+        return self.lm_head(hidden.flatten(0, 1)).unflatten(0, ids.shape)
+
+
+class InferenceTransformer:
+    """`Transformer.forward`, with the blocks written out over rows [B * T, C]."""
+
+    def __init__(self, transformer: Transformer, dtype: str):
+        self.config, self.wte, self.wpe = transformer.config, transformer.wte, transformer.wpe
+        self.ln_f = norm(transformer.ln_f)
+        self.blocks = [InferenceBlock(block, dtype) for block in cast(Iterable[Block], transformer.h)]
+
+    def __call__(
+        self,
+        ids: Tensor,
+        cache: KVCache | None = None,
+        positions: Tensor | None = None,
+        mask: Tensor | None = None,
+    ) -> Tensor:
+        """As `Transformer.forward`: [B, T] -> [B, T, C]"""
+        B, T = ids.shape
+        if positions is None:
+            positions = next_positions(ids, cache, self.config.n_positions)  # [T]
+        x = (self.wte.weight[ids] + self.wpe.weight[positions]).view(B * T, -1)  # [B * T, C]
+        for i, block in enumerate(self.blocks):
+            x = block(x, B, cache.layers[i] if cache else None, mask)
+        return self.ln_f(x).view(B, T, -1)  # [B, T, C]
+
+
+class InferenceBlock:
+    """`Block.forward` without dropout and without a module's call for each of its parts."""
+
+    def __init__(self, block: Block, dtype: str):
+        self.n_head = block.attn.n_head
+        self.ln_1, self.ln_2 = norm(block.ln_1), norm(block.ln_2)
+        self.c_attn, self.attn_proj, self.c_fc, self.mlp_proj = (
+            inference_linear(linear, dtype)
+            for linear in (block.attn.c_attn, block.attn.c_proj, block.mlp.c_fc, block.mlp.c_proj)
+        )
+
+    def __call__(self, x: Tensor, B: int, cache: LayerCache | None, mask: Tensor | None) -> Tensor:
+        """[B * T, C] -> [B * T, C]"""
+        N, C = x.shape
+        qkv = self.c_attn(self.ln_1(x)).view(B, N // B, 3, self.n_head, C // self.n_head)  # [B, T, 3, H, D]
+        q, k, v = qkv.permute(2, 0, 3, 1, 4)  # 3 × [B, H, T, D]
+        if cache is not None:
+            k, v = cache.append(k, v)  # [B, H, S, D]
+        y = fused_attention(q, k, v, mask).transpose(1, 2).reshape(N, C)  # [B * T, C]
+        x = x + self.attn_proj(y)
+        return x + self.mlp_proj(F.gelu(self.c_fc(self.ln_2(x)), approximate="tanh"))
+
+
+def norm(layer: nn.LayerNorm) -> Linear:
+    """A layer norm as a plain function."""
+    shape, weight, bias, eps = layer.normalized_shape, layer.weight.detach(), layer.bias.detach(), layer.eps
+    return lambda x: torch.layer_norm(x, shape, weight, bias, eps)
+
+
+def inference_linear(linear: nn.Linear, dtype: str) -> Linear:
+    """x Wᵀ + b with W packed once, for x of [N, in] in float32; see the module's table."""
+    weight = linear.weight.detach().float()  # [out, in]
+    bias = None if linear.bias is None else linear.bias.detach().float()  # [out]
+    if dtype == "float32" and numerics.is_portable():  # oneDNN's blocks of a sum depend on the CPU's caches
+        return _unpacked(weight, bias, torch.float32)
+    if dtype == "int8":
+        return _int8(weight, bias)
+    if dtype == "float32" or (dtype == "bfloat16" and torch.cpu._is_avx512_supported()):
+        return _onednn(weight, bias, getattr(torch, dtype))
+    if "fbgemm" not in torch.backends.quantized.supported_engines:
+        return _unpacked(weight, bias, getattr(torch, dtype))
+    return _fbgemm_half(weight.to(getattr(torch, dtype)).float(), bias)
+
+
+def _unpacked(weight: Tensor, bias: Tensor | None, dtype: torch.dtype) -> Linear:
+    """Where PyTorch is built without these libraries, or the bytes must not depend on the CPU."""
+    weight, bias = weight.to(dtype), None if bias is None else bias.to(dtype)
+    return lambda x: F.linear(x.to(dtype), weight, bias).float()
+
+
+def _onednn(weight: Tensor, bias: Tensor | None, dtype: torch.dtype) -> Linear:
+    if not torch.backends.mkldnn.is_available():
+        return _unpacked(weight, bias, dtype)
+    op = torch.ops.mkldnn._linear_pointwise.default
+    bias = None if bias is None else bias.to(dtype)
+    weight = torch.ops.mkldnn._reorder_linear_weight(weight.to(dtype), None)
+    if dtype == torch.float32:
+        return lambda x: op(x, weight, bias, "none", [], "")
+    return lambda x: op(x.to(dtype), weight, bias, "none", [], "").float()
+
+
+def builtin(op: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    """An operator without the look at its arguments that tracing needs, which takes 5% of an int8 token's time."""
+    return getattr(op, "_op", op)
+
+
+def _fbgemm_half(weight: Tensor, bias: Tensor | None) -> Linear:
+    """For bfloat16, too: every bfloat16 from 2^-14 to 65,504 is a float16; smaller ones lose at most 2^-25."""
+    op = builtin(torch.ops.quantized.linear_dynamic_fp16.default)
+    packed = torch.ops.quantized.linear_prepack_fp16(weight, bias)
+    return lambda x: op(x, packed)
+
+
+def _int8(weight: Tensor, bias: Tensor | None) -> Linear:
+    op = builtin(torch.ops.quantized.linear_dynamic.default)
+    scales = int8_scales(weight)  # [out]
+    zeros = torch.zeros(len(weight), dtype=torch.long)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=".*quantize_per_channel")  # deprecated without a successor for FBGEMM
+        quantized = torch.quantize_per_channel(weight, scales.double(), zeros, axis=0, dtype=torch.qint8)
+    packed = torch.ops.quantized.linear_prepack(quantized, bias)
+    # Without VNNI the kernel adds products in pairs in 16 bits: inputs may have 7 bits there, else they would overflow.
+    reduce_range = not torch.cpu._is_vnni_supported()
+
+    def forward(x: Tensor) -> Tensor:
+        if x.size(0) == 1:
+            return op(x, packed, reduce_range)
+        # The kernel has one scale for all of x: with each row divided by its largest value, none spoils another's.
+        largest = x.abs().amax(1, keepdim=True).clamp_(min=torch.finfo(torch.float32).tiny)  # [N, 1]
+        y = op(x / largest, packed, reduce_range)  # x Wᵀ / largest + b
+        return y.mul_(largest) if bias is None else torch.lerp(bias, y, largest)  # b + largest * (y - b)
+
+    return forward
+
+
+Packed = GPT | InferenceGPT

@@ -1,0 +1,432 @@
+"""Bring one file of an asset here, whole and verified, or say in one sentence why not.
+
+The mirror in `GPT2CORE_MIRROR` comes first, then the asset's URLs. What a download has so far lies in a `.part` file in
+`$DVC_ROOT/.checkpoints/downloads`, where neither a killed run nor DVC deletes it, and the next try continues there.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import email.utils
+import os
+import re
+import shutil
+import time
+import zipfile
+import zlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from urllib.parse import quote, urljoin, urlsplit
+
+import requests
+import tenacity
+from filelock import Timeout
+from tqdm import tqdm
+
+from gpt2core import config, files
+from gpt2core.errors import UserError
+from gpt2core.log import logger
+from gpt2core.sources.registry import Asset, File
+
+CHUNK_BYTES = 16 << 10  # what a cut connection can lose: requests hands on whole chunks only
+PROGRESS_BYTES = 8 << 20  # a try that brings this much is a success of its own: the count of tries starts anew
+TRANSIENT_STATUS = (408, 425, 429, 500, 502, 503, 504)
+
+
+@dataclass(frozen=True)
+class Retry:
+    """How often and how patiently one URL is asked. The wait doubles from try to try, up to `longest_wait_s`."""
+
+    tries: int = 5
+    first_wait_s: float = 0.5
+    longest_wait_s: float = 60.0
+    connect_timeout_s: float = 10.0
+    read_timeout_s: float = 60.0
+
+
+class _Failed(Exception):
+    """This place cannot give the file; another one may."""
+
+
+class _Transient(_Failed):
+    """Another try at the same place may help, `retry_after_s` from now if the server said so."""
+
+    def __init__(self, message: str, retry_after_s: float | None = None):
+        super().__init__(message)
+        self.retry_after_s = retry_after_s
+
+
+def downloads_dir() -> Path:
+    """Where unfinished downloads wait: outside every DVC out, and the same for the experiments of a project."""
+    return config.project_root() / ".checkpoints" / "downloads"
+
+
+def fetch_all(asset: Asset, out_dir: Path, retry: Retry | None = None) -> None:
+    """Bring all files of an asset into `out_dir`, which appears when all are there.
+
+    Until then they are in `downloads_dir`: who is killed on the way has not lost those that are finished.
+    """
+    alone = _alone(downloads_dir() / f"{asset.name}.all")
+    with alone, disk_errors(out_dir), brought(asset, retry) as folder, files.atomic_dir(out_dir) as out:
+        link_all(asset, folder, out)
+
+
+def link_all(asset: Asset, folder: Path, out_dir: Path) -> None:
+    """Give all files of an asset a second name in `out_dir`."""
+    out_dir.mkdir(parents=True, exist_ok=True)
+    for file in asset.files:
+        files.link_or_copy(folder / file.name, out_dir / file.name)
+
+
+@contextlib.contextmanager
+def brought(asset: Asset, retry: Retry | None = None) -> Iterator[Path]:
+    """A folder of all the asset's files. It outlives a block that fails, so that nothing is fetched twice.
+
+    Assets by their address share the folder of their host, so another block may have removed it.
+    """
+    folder = downloads_dir() / asset.name
+    for file in asset.files:
+        fetch(asset, file, folder / file.name, retry)
+    yield folder
+    if folder.exists():
+        shutil.rmtree(folder)
+
+
+def fetch(asset: Asset, file: File, out_path: Path, retry: Retry | None = None) -> None:
+    """Bring one file to `out_path`, from the first place that has it. A file already there with its hash is kept.
+
+    Raises:
+        UserError: one sentence that names every place asked and why it failed: wrong hash or size, no connection, a
+            status such as 404, a connection that keeps breaking, a certificate that is not valid; or the disk is full.
+    """
+    if file.sha256 and out_path.is_file() and files.sha256(out_path) == file.sha256:
+        return
+    failures: list[str] = []
+    with disk_errors(out_path):
+        for place in _places(asset, file):
+            shown = _without_password(place)
+            if failures:
+                logger.info(f"{asset.name}/{file.name} is not available from {failures[-1]}; asking {shown}")
+            try:
+                if isinstance(place, Path):
+                    _copy(place, file, out_path)
+                else:
+                    _download(place, asset, file, out_path, retry or Retry())
+                if not file.sha256 and asset.kind == "corpus":
+                    logger.info(f"{shown}: no hash is pinned; append #sha256={files.sha256(out_path)}")
+                return
+            except _Failed as error:
+                failures.append(f"{shown}: {error}")
+    raise UserError(f"{asset.name}/{file.name} could not be fetched ({'; '.join(failures)}); {_advice(asset, file)}")
+
+
+def _advice(asset: Asset, file: File) -> str:
+    if asset.origin == "packaged":
+        return "install gpt2core again"
+    advice = (
+        "check the network and run again (what is already here is kept), "
+        f"or set GPT2CORE_MIRROR to a folder or URL that holds {asset.name}/{file.name}"
+    )
+    if asset.kind in ("corpus", "sms", "instructions"):
+        advice += ", or put a file of your own into data/own/ and name it own/FILE in params.yaml"
+    return advice
+
+
+def _places(asset: Asset, file: File) -> list[Path | str]:
+    """Where to look, in order: paths and URLs."""
+    if asset.origin == "packaged":
+        return [Path(__file__).parents[1] / "assets" / asset.name / file.name]
+    mirror = os.environ.get("GPT2CORE_MIRROR")
+    if not mirror:
+        return list(file.urls)
+    if mirror.startswith(("http://", "https://")):
+        return [_mirror_url(mirror, asset, file), *file.urls]
+    folder = config.project_root() / Path(mirror).expanduser()
+    if not folder.is_dir():
+        raise UserError(f"GPT2CORE_MIRROR={mirror}: there is no such folder; set it to a folder or an http(s) URL")
+    return [folder / asset.name / file.name, *file.urls]
+
+
+def _mirror_url(mirror: str, asset: Asset, file: File) -> str:
+    return f"{mirror.rstrip('/')}/{quote(asset.name)}/{quote(file.name)}"
+
+
+def _without_password(place: Path | str) -> str:
+    if isinstance(place, Path):
+        return str(place)
+    parts = urlsplit(place)
+    return parts._replace(netloc=parts.netloc.rpartition("@")[2]).geturl()
+
+
+@contextlib.contextmanager
+def disk_errors(path: Path) -> Iterator[None]:
+    """Turn a full disk (or quota) into one UserError about `path`."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in files.DISK_FULL:
+            raise
+        raise UserError(
+            f"the disk is full: {path} could not be written; free some space and run again "
+            f"(unfinished downloads are kept in {downloads_dir()})"
+        ) from None
+
+
+def _copy(source: Path, file: File, out_path: Path) -> None:
+    if not source.is_file():
+        raise _Failed("no such file")
+    with files.atomic_path(out_path) as temporary:
+        shutil.copyfile(source, temporary)
+        _verify(temporary, file)
+
+
+def _verify(path: Path, file: File) -> None:
+    """Hold size and hash against the registry's. Raises _Failed."""
+    size_bytes, expected = path.stat().st_size, file.size_bytes
+    if file.sha256 and (found := files.sha256(path)) != file.sha256:
+        sizes = f" ({size_bytes:,} bytes, expected {expected:,})" if expected is not None else ""
+        raise _Failed(f"wrong content, SHA-256 is {found} and not the expected {file.sha256}{sizes}")
+    if expected is not None and size_bytes != expected:
+        raise _Failed(f"wrong size, {size_bytes:,} bytes and not the expected {expected:,}")
+    if not size_bytes:
+        raise _Failed("the file is empty")
+
+
+def _download(url: str, asset: Asset, file: File, out_path: Path, retry: Retry) -> None:
+    """Download, verify, put in place. A wrong file that was put together from several answers gets one fresh start."""
+    is_mirror = url not in file.urls
+    if not is_mirror and not url.startswith("https://"):
+        raise _Failed("not an https:// URL")
+    path = downloads_dir() / f"{asset.name}-{file.name}.part"
+    with _alone(path):
+        part = _Part(path, url, pinned=file.sha256 is not None)
+        is_zip = bool(file.archive_member) and not is_mirror
+        whole_bytes = file.size_bytes if file.sha256 and not is_zip else None  # a killed run may have left it whole
+        for may_start_over in (True, False):
+            if not part.size_bytes or part.size_bytes != whole_bytes:
+                _complete(part, url, retry, title=f"{asset.name}/{file.name}")  # when this fails, the part stays
+            try:
+                with files.atomic_path(out_path) as temporary:
+                    if is_zip:
+                        _extract(part.path, file, temporary)
+                        _verify(temporary, file)
+                    else:
+                        _verify(part.path, file)
+                        files.link_or_copy(part.path, temporary)
+            except _Failed:
+                was_pieced = part.is_pieced
+                part.remove()
+                if not (was_pieced and may_start_over):
+                    raise
+            else:
+                part.remove()
+                return
+
+
+@contextlib.contextmanager
+def _alone(part: Path) -> Iterator[None]:
+    """Hold the part's lock. Two runs that fetch one file would write into each other's part."""
+    lock = files.lock(part.with_suffix(".lock"))
+    try:
+        lock.acquire(timeout=1)
+    except Timeout:
+        logger.info(f"waiting for another process that is fetching {part.stem}")
+        lock.acquire()
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def _extract(archive: Path, file: File, out_path: Path) -> None:
+    try:
+        with zipfile.ZipFile(archive) as zipped:
+            size_bytes = zipped.getinfo(file.archive_member or "").file_size
+            if file.size_bytes is not None and size_bytes != file.size_bytes:  # before a bomb of a zip unfolds
+                raise _Failed(f"wrong size in the zip, {size_bytes:,} bytes and not the expected {file.size_bytes:,}")
+            with zipped.open(file.archive_member or "") as source, out_path.open("wb") as target:
+                shutil.copyfileobj(source, target, CHUNK_BYTES)
+    except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError):
+        raise _Failed("not a sound zip") from None
+    except KeyError:
+        raise _Failed(f"a zip without {file.archive_member}") from None
+
+
+class _Part:
+    """An unfinished download with the validator (ETag or Last-Modified) of the version that it is a part of."""
+
+    def __init__(self, path: Path, url: str, pinned: bool):
+        self.path, self.url, self.pinned = path, url, pinned
+        self.note = path.with_suffix(".part.json")
+        self.validator: str | None = None
+        if self.size_bytes:
+            self._read_note()
+        self.is_pieced = self.size_bytes > 0
+
+    def _read_note(self) -> None:
+        """Go on with what an earlier run left, if it came from the same URL and the rest will fit."""
+        try:
+            note = files.read_json(self.note)
+            self.validator = note["validator"]
+            if note["url"] == self.url and self.can_resume:
+                return
+        except (UserError, KeyError, TypeError):
+            pass
+        self.remove()
+
+    @property
+    def size_bytes(self) -> int:
+        return self.path.stat().st_size if self.path.exists() else 0
+
+    @property
+    def can_resume(self) -> bool:
+        """Without a validator the rest may be another version's; only a pinned hash would find that out."""
+        return self.pinned or self.validator is not None
+
+    def start(self, validator: str | None) -> None:
+        """Begin anew with a version of the file."""
+        self.remove()
+        self.validator = validator
+        files.write_json(self.note, {"url": self.url, "validator": validator})
+        self.path.touch()
+
+    def remove(self) -> None:
+        self.path.unlink(missing_ok=True)
+        self.note.unlink(missing_ok=True)
+        self.validator, self.is_pieced = None, False
+
+
+def _complete(part: _Part, url: str, retry: Retry, title: str) -> None:
+    """Ask until the part is whole. Raises _Transient when the tries are used up, _Failed when asking is no use."""
+    best_bytes, first_try = part.size_bytes, 1
+
+    def stop(state: tenacity.RetryCallState) -> bool:
+        nonlocal best_bytes, first_try
+        if part.size_bytes >= best_bytes + PROGRESS_BYTES:
+            best_bytes, first_try = part.size_bytes, state.attempt_number
+        return state.attempt_number - first_try + 1 >= retry.tries
+
+    def wait_s(state: tenacity.RetryCallState) -> float:
+        error = state.outcome.exception() if state.outcome else None
+        asked_s = getattr(error, "retry_after_s", None)
+        doubled_s = retry.first_wait_s * 2 ** min(state.attempt_number - first_try, 30)
+        return min(retry.longest_wait_s, doubled_s if asked_s is None else asked_s)
+
+    def give_up(state: tenacity.RetryCallState) -> None:
+        raise _Transient(f"{state.outcome.exception()}, {state.attempt_number} tries")  # type: ignore[union-attr]
+
+    retrying = tenacity.Retrying(
+        retry=tenacity.retry_if_exception_type(_Transient), stop=stop, wait=wait_s, retry_error_callback=give_up
+    )
+    with _Session() as session:
+        retrying(_ask, session, part, url, (retry.connect_timeout_s, retry.read_timeout_s), title)
+
+
+class _Session(requests.Session):
+    """Certificates are verified, and a redirect never leads from https to http."""
+
+    def get_redirect_target(self, response: requests.Response) -> str | None:
+        target = super().get_redirect_target(response)
+        if target and response.url.startswith("https:") and urljoin(response.url, target).startswith("http:"):
+            raise _Failed("redirects from https to http, which is refused")
+        return target
+
+
+def _ask(session: requests.Session, part: _Part, url: str, timeout_s: tuple[float, float], title: str) -> None:
+    """One request for what the part still lacks."""
+    headers = {"Accept-Encoding": "identity"}  # ranges count the bytes of the file, not of its compressed form
+    have_bytes = part.size_bytes
+    if have_bytes and not part.can_resume:
+        part.remove()
+        have_bytes = 0
+    if have_bytes:
+        headers["Range"] = f"bytes={have_bytes}-"
+        if part.validator:
+            headers["If-Range"] = part.validator
+    has_begun = False
+    try:
+        with session.get(url, headers=headers, stream=True, timeout=timeout_s) as response:
+            total_bytes = _begin(response, part, have_bytes)
+            has_begun = True
+            if total_bytes != part.size_bytes:
+                _receive(response, part, total_bytes, title)
+    except requests.exceptions.SSLError as error:
+        if "CERTIFICATE_VERIFY_FAILED" in str(error):
+            raise _Failed(f"the server's certificate is not valid ({_reason(error)})") from None
+        raise _Transient(f"no secure connection ({_reason(error)})") from None
+    except (requests.exceptions.InvalidURL, requests.exceptions.TooManyRedirects) as error:
+        raise _Failed(_reason(error)) from None
+    except requests.exceptions.ConnectTimeout:
+        raise _Transient("no connection (timed out)") from None
+    except requests.exceptions.RequestException as error:
+        if has_begun:
+            raise _Transient(f"the connection was cut after {part.size_bytes:,} bytes") from None
+        if isinstance(error, requests.exceptions.ReadTimeout):
+            raise _Transient("the server does not answer in time") from None
+        raise _Transient(f"no connection ({_reason(error)})") from None
+
+
+def _reason(error: BaseException) -> str:
+    """The first cause, from inside the exceptions that requests and urllib3 wrap around it."""
+    while inner := next((e for e in (getattr(error, "reason", 0), *error.args) if isinstance(e, BaseException)), None):
+        error = inner
+    return getattr(error, "strerror", None) or str(error).rsplit(": ", 1)[-1]
+
+
+def _begin(response: requests.Response, part: _Part, have_bytes: int) -> int | None:
+    """Look at status and headers and make the part ready for the body; gives the file's whole length, if known."""
+    status, headers = response.status_code, response.headers
+    if status == 200:
+        part.start(_validator(headers))
+        length = headers.get("Content-Length", "")
+        return int(length) if length.isdecimal() else None
+    span = re.fullmatch(r"bytes (?:(\d+)-(\d+)|\*)/(\d+|\*)", headers.get("Content-Range", "").strip())
+    if status == 206 and have_bytes:
+        same = _validator(headers) in (part.validator, None)
+        if span and span[1] and int(span[1]) == have_bytes and same:
+            part.is_pieced = True
+            return int(span[3]) if span[3] != "*" else int(span[2]) + 1
+        part.remove()
+        raise _Transient("the server answered with another range than the one asked for")
+    if status == 416 and have_bytes:
+        if span and span[3] == str(have_bytes):
+            return have_bytes
+        part.remove()
+        raise _Transient("the server has less than is already here")
+    reason = f"HTTP status {status} {response.reason or ''}".rstrip()
+    if status in TRANSIENT_STATUS:
+        raise _Transient(reason, _retry_after_s(headers.get("Retry-After")))
+    raise _Failed(f"{reason}, there is no such file" if status in (404, 410) else reason)
+
+
+def _validator(headers: requests.structures.CaseInsensitiveDict[str]) -> str | None:
+    etag = headers.get("ETag")
+    return etag if etag and not etag.startswith("W/") else headers.get("Last-Modified")
+
+
+def _retry_after_s(value: str | None) -> float | None:
+    """The header's seconds, or the time until its date."""
+    if value is None:
+        return None
+    if value.strip().isdecimal():
+        return float(value)
+    with contextlib.suppress(ValueError, TypeError):
+        return max(0.0, email.utils.parsedate_to_datetime(value).timestamp() - time.time())
+    return None
+
+
+def _receive(response: requests.Response, part: _Part, total_bytes: int | None, title: str) -> None:
+    bar = tqdm(
+        desc=title, total=total_bytes, initial=part.size_bytes, unit="B", unit_scale=True, leave=False, disable=None
+    )
+    with bar, part.path.open("ab") as file:
+        for chunk in response.iter_content(CHUNK_BYTES):
+            file.write(chunk)
+            bar.update(len(chunk))
+    size_bytes = part.size_bytes
+    if total_bytes is not None and size_bytes < total_bytes:
+        raise _Transient(f"the connection was cut after {size_bytes:,} of {total_bytes:,} bytes")
+    if total_bytes is not None and size_bytes > total_bytes:
+        part.remove()
+        raise _Transient(f"the server sent {size_bytes:,} bytes where it had announced {total_bytes:,}")

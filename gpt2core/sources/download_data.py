@@ -1,0 +1,120 @@
+"""The stage `download-data`: three sources, wherever they come from, in one form that all later stages read.
+
+corpus/train/           files of documents (see documents.py); in a text, `<|endoftext|>` separates documents
+corpus/val/             only where the source holds texts out itself
+sms.jsonl               {"label": …, "text": …} a line
+instructions.json       [{"instruction": …, "input": …, "output": …}, …]
+corpus/gpt2-bpe/        encoder.json and vocab.bpe, only for `tokenizer.kind: gpt2`
+"""
+
+from __future__ import annotations
+
+import contextlib
+from pathlib import Path, PurePosixPath
+from typing import Any, Literal
+
+from gpt2core import config, files
+from gpt2core.corpus.documents import find_documents
+from gpt2core.errors import UserError
+from gpt2core.sources import download, raw_corpus, registry
+from gpt2core.sources.registry import Asset
+from gpt2core.sources.synthetic import generate_instructions, generate_messages
+from gpt2core.tasks import instructions, labeled_texts
+
+OWN_SUFFIXES = {  # what data/own/ may hold for these keys of params.data
+    "sms": labeled_texts.SUFFIXES,
+    "instructions": (".json",),
+}
+
+
+def prepare_raw(data: config.Data, tokenizer_kind: str, seed: int, out_dir: Path, own_dir: Path) -> dict[str, Any]:
+    """Bring corpus, messages and instructions into `out_dir`, checked; whole or not at all.
+
+    Args:
+        data: names of the registry, `own/FILE`, or for the corpus also an address, or a list.
+        tokenizer_kind: with `gpt2`, GPT-2's two tokenizer files come too.
+        seed: decides what the embedded generators write.
+        out_dir: replaced by the new directory when everything in it is there.
+        own_dir: the folder of the person's own files (`data/own`).
+
+    Returns:
+        Counts, and size and SHA-256 of each file, for the log.
+
+    Raises:
+        UserError: an unknown name, a download that failed, or content that is not what its key needs.
+    """
+    problems: list[str] = []
+    corpus = [
+        _resolved(problems, "corpus", raw_corpus.resolve, name, own_dir)
+        for name in ([data.corpus] if isinstance(data.corpus, str) else data.corpus)
+    ]
+    sms = _resolved(problems, "sms", _table, "sms", data.sms, own_dir)
+    entries = _resolved(problems, "instructions", _table, "instructions", data.instructions, own_dir)
+    if problems:
+        raise UserError("\n".join(problems))
+    alone = files.lock(download.downloads_dir() / "data.lock")
+    # The downloads are removed when `out_dir` is in its place, and not before: killed until then, nothing is lost.
+    with alone, contextlib.ExitStack() as downloads, files.atomic_dir(out_dir) as folder:
+        labeled_texts.write_jsonl(folder / "sms.jsonl", _messages(sms, data, seed, downloads))
+        files.write_json(folder / "instructions.json", _entries(entries, seed, downloads))
+        if tokenizer_kind == "gpt2":
+            bpe = registry.find("tokenizer", "gpt2-bpe")
+            download.link_all(bpe, downloads.enter_context(download.brought(bpe)), folder / "corpus" / "gpt2-bpe")
+        raw_corpus.write_corpus(corpus, seed, folder / "corpus", downloads)
+        return _figures(folder)
+
+
+def _resolved(problems: list[str], key: str, resolve: Any, *args: Any) -> Any:
+    """What `resolve` finds; a mistake is noted, so that everything wrong with the names is told at once."""
+    try:
+        return resolve(*args)
+    except UserError as error:
+        problems.append(f"params.yaml: data.{key}: {error}")
+
+
+def _table(kind: Literal["sms", "instructions"], name: str, own_dir: Path) -> Asset | Path:
+    """A source of messages or instructions: an asset, or a file in data/own/."""
+    if not name.startswith("own/"):
+        return registry.find(kind, name)
+    parts = PurePosixPath(name).parts[1:]
+    if not parts or ".." in parts:
+        raise UserError(f"{name!r} must name a file in {own_dir}, such as own/{kind}{OWN_SUFFIXES[kind][0]}")
+    path = own_dir.joinpath(*parts)
+    if not path.exists():
+        there = ", ".join(f"own/{p.name}" for p in sorted(own_dir.glob("*")) if p.name != "README.md")
+        raise UserError(f"{path}: no such file; in {own_dir} there is: {there or 'nothing yet'}")
+    if not path.is_file() or path.suffix.lower() not in OWN_SUFFIXES[kind]:
+        allowed = ", ".join(suffix or "no suffix" for suffix in OWN_SUFFIXES[kind])
+        raise UserError(f"{path}: must be a file of the kind {allowed}")
+    return path
+
+
+def _messages(
+    source: Asset | Path, data: config.Data, seed: int, downloads: contextlib.ExitStack
+) -> list[labeled_texts.Message]:
+    if isinstance(source, Path):
+        return labeled_texts.read_table(source, data.sms_label_column, data.sms_text_column)
+    if source.origin == "generated":
+        return [labeled_texts.Message(label, text) for label, text in generate_messages(seed)]
+    return labeled_texts.read_table(downloads.enter_context(download.brought(source)) / source.files[0].name)
+
+
+def _entries(source: Asset | Path, seed: int, downloads: contextlib.ExitStack) -> list[Any]:
+    if isinstance(source, Path):
+        return instructions.read(source)
+    if source.origin == "generated":
+        return generate_instructions(seed)
+    return instructions.read(downloads.enter_context(download.brought(source)) / source.files[0].name)
+
+
+def _figures(folder: Path) -> dict[str, Any]:
+    messages = labeled_texts.read_table(folder / "sms.jsonl")
+    corpus = find_documents(folder / "corpus")
+    return {
+        "corpus_files": len(corpus),
+        "corpus_bytes": sum(path.stat().st_size for path in corpus),
+        "messages": len(messages),
+        "message_classes": len(labeled_texts.classes(messages)),
+        "instructions": len(files.read_json(folder / "instructions.json")),
+        "sha256": {p.relative_to(folder).as_posix(): files.sha256(p) for p in sorted(folder.rglob("*")) if p.is_file()},
+    }

@@ -1,0 +1,139 @@
+"""The corpus of `download-data`: from names in params to files of documents in `train/` and `val/`.
+
+Plain text gets `\\n` as line end and loses its byte order mark; other files are taken as they are, after a look inside.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import re
+import shutil
+from pathlib import Path, PurePosixPath
+from typing import NamedTuple
+
+from gpt2core import files
+from gpt2core.corpus import documents
+from gpt2core.errors import UserError
+from gpt2core.sources import download, registry
+from gpt2core.sources.registry import Asset
+from gpt2core.sources.synthetic import generate_tales
+
+EMBEDDED_TALES = 2_900  # of about 645 bytes: 1.9 MB
+SEPARATOR = f"\n{documents.END_OF_TEXT}\n"
+BLOCK_CHARS = 1 << 20
+
+GUTENBERG = re.compile(
+    r"^\*\*\* ?START OF TH(?:E|IS) PROJECT GUTENBERG EBOOK[^\n]*\n"
+    r"(.*?)^\*\*\* ?END OF TH(?:E|IS) PROJECT GUTENBERG EBOOK",
+    re.MULTILINE | re.DOTALL,
+)
+
+
+class OwnFiles(NamedTuple):
+    """Files of a person's own, and the folder from which their names are told."""
+
+    paths: list[Path]
+    folder: Path
+
+
+def resolve(name: str, own_dir: Path) -> Asset | OwnFiles:
+    """A source by a name of the registry, by its address, or `own/` and a file, folder or glob. Raises UserError."""
+    if "://" in name:
+        asset = registry.from_url(name)
+        _check_format(PurePosixPath(asset.files[0].name))
+        return asset
+    return _own(own_dir, name) if name.startswith("own/") else registry.find("corpus", name)
+
+
+def _own(own_dir: Path, name: str) -> OwnFiles:
+    pattern = PurePosixPath(name).parts[1:]
+    if not pattern or ".." in pattern:
+        raise UserError(f"{name!r} must name a file in {own_dir}, such as own/corpus.txt or own/*.jsonl.zst")
+    path = own_dir.joinpath(*pattern)
+    if path.is_dir():
+        paths = [found for found in sorted(path.iterdir()) if found.is_file() and documents.format_of(found)]
+        if not paths:
+            raise UserError(f"{path}: no file of documents in this folder ({documents.ALLOWED})")
+        return OwnFiles(paths, path)
+    if path.is_file():
+        _check_format(path)
+        return OwnFiles([path], path.parent)
+    matches = sorted(own_dir.glob("/".join(pattern)))
+    if paths := [found for found in matches if found.is_file() and documents.format_of(found)]:
+        return OwnFiles(paths, own_dir)
+    there = ", ".join(f"own/{p.name}" for p in sorted(own_dir.glob("*")) if p.name != "README.md")
+    raise UserError(
+        f"{path}: no such file of the kind {documents.ALLOWED}; in {own_dir} there is: {there or 'nothing yet'}"
+    )
+
+
+def _check_format(path: Path | PurePosixPath) -> None:
+    if not documents.format_of(Path(path)):
+        raise UserError(f"{path}: must be a file of the kind {documents.ALLOWED}, or a folder of such files")
+
+
+def write_corpus(found: list[Asset | OwnFiles], seed: int, folder: Path, downloads: contextlib.ExitStack) -> None:
+    """Write all sources into `folder`; of several, each into a folder of its own within `train/` and `val/`.
+
+    A person's own files go first: a mistake in them is found before anything is fetched. What is fetched is kept until
+    `downloads` is closed.
+    """
+    own_first = sorted(enumerate(found), key=lambda item: not isinstance(item[1], OwnFiles))
+    for number, source in own_first:
+        inner = f"{number:03d}" if len(found) > 1 else ""
+        train, val = folder / "train" / inner, folder / "val" / inner
+        if isinstance(source, OwnFiles):
+            for path in source.paths:
+                _take(path, train / path.relative_to(source.folder))
+        elif source.origin == "generated":
+            files.write_text(train / "tales.txt", SEPARATOR.join(generate_tales(seed, EMBEDDED_TALES)))
+        else:
+            downloaded = downloads.enter_context(download.brought(source))
+            for file in source.files:
+                out_dir = val if file.name in source.held_out else train
+                _take(downloaded / file.name, out_dir / file.name, source.cut, may_link=True)
+
+
+def _take(path: Path, out_path: Path, cut: str | None = None, may_link: bool = False) -> None:
+    """Bring one file to `out_path`, checked. `may_link`: nobody will write to it, and it may be large."""
+    plain = documents.format_of(path) in ((".txt", ""), None)
+    if plain:
+        out_path = out_path.with_suffix(".txt")
+    if out_path.exists():
+        raise UserError(f"{path}: another file of the corpus has this name; give it another one")
+    out_path.parent.mkdir(parents=True, exist_ok=True)
+    if cut == "gutenberg":
+        files.write_text(out_path, cut_gutenberg(path))
+    elif plain:
+        _copy_text(path, out_path)
+    else:
+        if not any(True for part in documents.plan(path) for _ in documents.read(part)):  # the first one is enough
+            raise UserError(f"{path}: the file is empty; a corpus needs text")
+        files.link_or_copy(path, out_path) if may_link else shutil.copyfile(path, out_path)
+
+
+def cut_gutenberg(path: Path) -> str:
+    """What stands between the START and END lines of a Project Gutenberg file, with `\\n` as line end.
+
+    What is around them is Project Gutenberg's licence, the same in each file: a model would learn it by heart.
+    """
+    text = re.sub(r"\r\n?", "\n", files.read_text(path))
+    if not (match := GUTENBERG.search(text)) or not match[1].strip():
+        raise UserError(f"{path}: no text between lines *** START OF and *** END OF of Project Gutenberg")
+    return match[1].strip("\n") + "\n"
+
+
+def _copy_text(source: Path, out_path: Path) -> None:
+    """Copy a UTF-8 text of any size with `\\n` as line end and without a byte order mark."""
+    is_empty = True
+    try:
+        with source.open(encoding="utf-8-sig") as text, out_path.open("w", encoding="utf-8", newline="\n") as copy:
+            while block := text.read(BLOCK_CHARS):
+                copy.write(block)
+                is_empty = is_empty and not block.strip()
+    except UnicodeDecodeError as error:
+        raise UserError(
+            f"{source}: not UTF-8 ({error.reason}); save the file as UTF-8 (for example: iconv -f latin1 -t utf-8)"
+        ) from None
+    if is_empty:
+        raise UserError(f"{source}: the file is empty; a corpus needs text")

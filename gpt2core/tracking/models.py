@@ -1,0 +1,202 @@
+"""Model directories as MLflow models: from code, without pickle, with signature, input example, given requirements.
+
+`mlflow.pyfunc.log_model` copies the weights twice, and takes seconds to look through every installed package. Here the
+same layout is written straight to where it belongs, and in a folder of this machine the weights are linked, not copied.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.metadata
+import json
+import os
+import platform
+import shutil
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+from urllib.parse import unquote, urlsplit
+
+from ruamel.yaml import YAML
+
+from gpt2core import files
+from gpt2core.tracking.flatten import numbers
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+    from mlflow.entities import LoggedModel, Run
+    from mlflow.models import ModelSignature
+
+PACKAGE = Path(__file__).parents[1]
+# What the modules of gpt2core/serve reach of the package, and of others: a test holds both to their imports.
+CODE = (
+    "*.py", "checkpoint/*.py", "inference/*.py", "model/*.py", "numerics/*.py", "serve/*.py", "tokenizer/*.py"
+)  # fmt: skip
+REQUIREMENTS = (
+    "filelock", "mlflow", "pandas", "pydantic", "regex", "ruamel.yaml", "safetensors", "tiktoken", "torch",
+    "tqdm",
+)  # fmt: skip
+VERSIONS_TAG = "mlflow.modelVersions"  # by which MLflow's pages show where a logged model is registered
+MAX_NEW_TOKENS = 256  # of a response, unless the request says another number
+
+
+@dataclass(frozen=True)
+class Kind:
+    """A module of gpt2core/serve, and what it takes and gives. example: a row of its input."""
+
+    module: str
+    example: dict[str, str]
+    signature: Callable[[], ModelSignature]
+
+
+def _classifier() -> ModelSignature:
+    from mlflow.models import ModelSignature
+    from mlflow.types import ColSpec, DataType, Schema
+    from mlflow.types.schema import Map
+
+    outputs = Schema([ColSpec(DataType.string, "label"), ColSpec(Map(DataType.double), "probabilities")])
+    return ModelSignature(Schema([ColSpec(DataType.string, "text")]), outputs)
+
+
+def _instruct() -> ModelSignature:
+    from mlflow.models import ModelSignature
+    from mlflow.types import ColSpec, DataType, ParamSchema, ParamSpec, Schema
+
+    inputs = Schema([ColSpec(DataType.string, "instruction"), ColSpec(DataType.string, "input", required=False)])
+    params = ParamSchema([ParamSpec("max_new_tokens", DataType.long, MAX_NEW_TOKENS)])
+    return ModelSignature(inputs, Schema([ColSpec(DataType.string, "response")]), params)
+
+
+OF_STAGE = {"finetune-classify": "classifier", "finetune-instruct": "instruct"}  # in models/, by the kind's name
+KINDS = {
+    "classifier": Kind("classifier.py", {"text": "You have won a prize! Call now to claim it."}, _classifier),
+    "instruct": Kind("instruct.py", {"instruction": "Rewrite in capitals.", "input": "the lamp"}, _instruct),
+}
+
+
+def log_model(
+    client: MlflowClient, run: Run, kind: str, folder: Path, metrics: Mapping[str, Any], register: str | None
+) -> LoggedModel:
+    """Log a model directory to a run, with the run's params and its results.
+
+    Args:
+        client: of the store.
+        run: the stage's.
+        kind: the model's name, and which of `KINDS` it is.
+        folder: the model directory. It may be replaced later, but none of its files written to.
+        metrics: the run's results, shown on the model's page, too.
+        register: the model becomes the next version of `<register>-<kind>` in the registry; None: of nothing.
+
+    Raises:
+        Exception: whatever MLflow, its store or the disk have to say.
+    """
+    from mlflow.entities import LoggedModelOutput, Metric
+
+    run_id, results = run.info.run_id, numbers(metrics)
+    # The step at which the run has them: at another one they would be points of its curves.
+    step = max((row.step for key in list(results)[:1] for row in client.get_metric_history(run_id, key)), default=0)
+    model = client.create_logged_model(run.info.experiment_id, kind, run_id, params=run.data.params, model_type=kind)
+    try:
+        client.log_outputs(run_id, [LoggedModelOutput(model.model_id, step)])
+        with _destination(client, model) as (target, place):
+            _write(target, place, kind, folder, model, run_id)
+        now_ms = time.time_ns() // 1_000_000
+        rows = [Metric(key, value, now_ms, step, model.model_id, run_id=run_id) for key, value in results.items()]
+        client.log_batch(run_id, metrics=rows)
+        model = client.finalize_logged_model(model.model_id, "READY")
+    except BaseException:
+        with contextlib.suppress(Exception):  # the first error is the one to tell
+            client.finalize_logged_model(model.model_id, "FAILED")
+        raise
+    if register:
+        register_model(client, model, f"{register}-{kind}", run_id)
+    return model
+
+
+def register_model(client: MlflowClient, model: LoggedModel, name: str, run_id: str) -> None:
+    """Make a logged model the next version of a registered model, which is created where it is missing."""
+    from mlflow.exceptions import MlflowException
+
+    try:
+        client.create_registered_model(name)
+    except MlflowException as error:
+        if error.error_code != "RESOURCE_ALREADY_EXISTS":
+            raise
+    # MLflow's own database would look for `models:/ID` in the store of the environment, not in this one.
+    is_here = urlsplit(model.artifact_location).scheme == "file"
+    source = model.artifact_location if is_here else f"models:/{model.model_id}"
+    version = client.create_model_version(name, source, run_id, model_id=model.model_id, await_creation_for=0)
+    versions = [*registered_versions(model), {"name": name, "version": version.version}]
+    client.set_logged_model_tags(model.model_id, {VERSIONS_TAG: json.dumps(versions)})
+
+
+def registered_versions(model: LoggedModel) -> list[dict[str, Any]]:
+    """`name` and `version` of each place in the registry where a logged model is."""
+    return json.loads(model.tags.get(VERSIONS_TAG, "[]"))
+
+
+Place = Callable[[Path, Path], None]  # gives a file a second name
+
+
+@contextlib.contextmanager
+def _destination(client: MlflowClient, model: LoggedModel) -> Iterator[tuple[Path, Place]]:
+    """Where to write the model, and how its files get there: a folder of this machine, or one that is sent off."""
+    location = urlsplit(model.artifact_location)
+    if location.scheme == "file":
+        with files.atomic_dir(unquote(location.path)) as target:
+            yield target, files.link_or_copy
+        return
+    with tempfile.TemporaryDirectory() as target:
+        yield Path(target), lambda path, name: name.symlink_to(path.absolute())
+        client.log_model_artifacts(model.model_id, target)
+
+
+def _write(target: Path, place: Place, kind: str, folder: Path, logged: LoggedModel, run_id: str) -> None:
+    """MLflow's layout of a model from code: what `mlflow.pyfunc.save_model` writes."""
+    from mlflow.models import Model
+    from mlflow.pyfunc import add_to_model
+
+    served = KINDS[kind]
+    shutil.copyfile(PACKAGE / "serve" / served.module, target / served.module)
+    for path in (path for pattern in CODE for path in PACKAGE.glob(pattern)):
+        copy = target / "code" / PACKAGE.name / path.relative_to(PACKAGE)
+        copy.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(path, copy)
+    weights = target / "artifacts" / "model"
+    weights.mkdir(parents=True)
+    for path in folder.iterdir():
+        if path.is_file():
+            place(path, weights / path.name)
+    (target / "requirements.txt").write_text("".join(f"{line}\n" for line in requirements()), encoding="utf-8")
+    environment = {"python": platform.python_version(), "dependencies": ["-r requirements.txt"]}
+    YAML().dump(environment, target / "python_env.yaml")
+
+    example = {"columns": list(served.example), "data": [list(served.example.values())]}
+    _write_json(target / "input_example.json", example)
+    _write_json(target / "serving_input_example.json", {"dataframe_split": example})
+    model = Model(
+        artifact_path=logged.artifact_location, run_id=run_id, model_id=logged.model_id, model_uuid=logged.model_id,
+        signature=served.signature(),
+        saved_input_example_info={
+            "artifact_path": "input_example.json", "serving_input_path": "serving_input_example.json",
+            "type": "dataframe", "pandas_orient": "split",
+        },
+        model_size_bytes=sum(path.stat().st_size for path in target.rglob("*") if path.is_file()),
+    )  # fmt: skip
+    add_to_model(
+        model, "mlflow.pyfunc.loaders.code_model", code="code", python_env="python_env.yaml",
+        model_code_path=served.module, artifacts={"model": {"path": "artifacts/model", "uri": os.fspath(folder)}},
+    )  # fmt: skip
+    model.save(os.fspath(target / "MLmodel"))
+
+
+def requirements() -> list[str]:
+    """What the served models need, with the versions that are here; torch without its build's suffix."""
+    return [f"{name}=={importlib.metadata.version(name).partition('+')[0]}" for name in REQUIREMENTS]
+
+
+def _write_json(path: Path, value: Any) -> None:
+    path.write_text(json.dumps(value), encoding="utf-8")

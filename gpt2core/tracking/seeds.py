@@ -1,0 +1,89 @@
+"""Statistics of metrics over seeds: experiments whose params differ in `seed` only."""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from scipy import stats
+
+from gpt2core.tracking.revisions import Revision
+
+CONFIDENCE = 0.95
+
+
+@dataclass(frozen=True)
+class Figure:
+    """A metric over n seeds.
+
+    deviation: sample standard deviation (n - 1). ci_low, ci_high: 95% interval of the mean (Student's t with n - 1
+    degrees of freedom). least, most: the extreme values. values: the single values, by seed.
+    """
+
+    metric: str
+    n: int
+    mean: float
+    deviation: float
+    ci_low: float
+    ci_high: float
+    least: float
+    most: float
+    values: dict[int, float]
+
+
+@dataclass(frozen=True)
+class SeedGroup:
+    """Runs with the same params and different seeds. params: those that differ between groups."""
+
+    params: dict[str, Any]
+    seeds: list[int]
+    figures: list[Figure]
+
+
+def seed_groups(targets: Iterable[Revision]) -> list[SeedGroup]:
+    """Return a group for each set of params that ran with two or more seeds.
+
+    If several targets have the same params and the same seed, the newest one counts.
+    """
+    runs: dict[str, dict[int, Revision]] = {}
+    params: dict[str, dict[str, Any]] = {}
+    for target in sorted(targets, key=lambda target: target.at_ms):
+        others = target.state.deciding_params
+        seed = others.pop("seed", None)
+        key = repr(sorted(others.items()))
+        runs.setdefault(key, {})[seed] = target
+        params[key] = others
+    several = {key: by_seed for key, by_seed in runs.items() if len(by_seed) > 1}
+    names = {name for key in several for name in params[key]}
+    varying = [name for name in sorted(names) if len({repr(params[key].get(name)) for key in several}) > 1]
+    return [
+        SeedGroup(
+            {name: params[key].get(name) for name in varying},
+            sorted(by_seed),
+            _figures({seed: by_seed[seed].state.table for seed in sorted(by_seed)}),
+        )
+        for key, by_seed in several.items()
+    ]
+
+
+def _figures(tables: Mapping[int, Mapping[str, float]]) -> list[Figure]:
+    """Return the statistics of each metric that two or more runs have.
+
+    Args:
+        tables: metrics of each run, by seed.
+    """
+    figures = []
+    for metric in dict.fromkeys(name for table in tables.values() for name in table):
+        values = {seed: table[metric] for seed, table in tables.items() if metric in table}
+        n = len(values)
+        if n > 1:
+            mean, deviation = statistics.fmean(values.values()), statistics.stdev(values.values())
+            half_width = float(stats.t.ppf((1 + CONFIDENCE) / 2, n - 1)) * deviation / math.sqrt(n)
+            ends = (mean - half_width, mean + half_width)
+            figures.append(
+                Figure(metric, n, mean, deviation, *ends, min(values.values()), max(values.values()), values)
+            )
+    return figures

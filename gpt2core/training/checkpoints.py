@@ -1,0 +1,315 @@
+"""Where a stage keeps the states of its trainings: `$DVC_ROOT/.checkpoints/<stage>-<key>/`.
+
+That is outside every DVC out, which DVC deletes before a run. The key is a hash of all that decides the bytes of the
+result, so that a state is never resumed from by anything else. A lock beside the folder keeps it for one process.
+
+A state is one safetensors file, `<training>/<step>.<SHA-256 of the file>.safetensors`, with all that is no tensor as
+JSON in its header. It is written under another name and renamed when it is whole. The two newest are kept: should the
+newest be damaged, its checksum tells, and the one before is used.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import glob
+import hashlib
+import json
+import os
+import re
+import shutil
+import time
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import safetensors.torch
+from filelock import FileLock, Timeout
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from gpt2core import config, files, numerics, runtime, stage_code
+from gpt2core.log import logger
+
+KEEP_LAST = 2  # states of a training
+SUFFIX = ".safetensors"
+SAVING = "saving.tmp"
+MAX_AGE_DAYS = 14.0  # of a training that never ended
+MIN_AGE_DAYS = 2.0  # below, only what is finished is removed for want of room
+MAX_FINISHED_AGE_DAYS = 1.0  # of one that did: only DVC's own work could still be lost
+MAX_BYTES = 20 << 30  # of all states of a project; one of GPT-2 124M with its optimizer has 1.5 GB
+FOLDER_NAME = re.compile(r".+-[0-9a-f]{16}")
+STATE_NAME = re.compile(rf"\d{{10}}\.[0-9a-f]{{64}}{re.escape(SUFFIX)}")
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """What a training needs to go on after `step` steps. notes: values of JSON."""
+
+    step: int
+    tensors: dict[str, Tensor]
+    extra_state: dict[str, Any]
+    saved_s: float  # of the file: seconds since 1970
+
+
+class CheckpointManager:
+    """The states of one training, in a folder that no other process writes to."""
+
+    def __init__(self, folder: Path):
+        self.folder = folder
+        self._warned = False
+
+    def save(self, step: int, tensors: Mapping[str, Tensor], extra_state: Mapping[str, Any]) -> bool:
+        """Write a state, then remove all but the newest two.
+
+        A disk that is full or another error of writing is a warning: the training and the earlier states are worth
+        more than this one.
+
+        Returns:
+            Whether it was written.
+        """
+        header = {"state": json.dumps({"step": step, "notes": extra_state}, allow_nan=False)}
+        temporary = self.folder / SAVING
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            safetensors.torch.save_file(dict(tensors), temporary, header)
+            # No fsync: what a power cut may leave of the newest file has another checksum, and the one before it has
+            # been on the disk for long.
+            temporary.replace(self.folder / f"{step:010d}.{files.sha256(temporary)}{SUFFIX}")
+        except (OSError, SafetensorError) as error:
+            if not self._warned:  # once, not at every try
+                logger.warning(f"step {step}: the state was not saved ({error}); the training goes on, free some space")
+            self._warned = True
+            return False
+        finally:
+            with contextlib.suppress(OSError):
+                temporary.unlink(missing_ok=True)
+        self._warned = False
+        self.keep(KEEP_LAST)
+        return True
+
+    def newest(self) -> Checkpoint | None:
+        """The newest state that is whole. A damaged one is told of and removed."""
+        for path in self._paths():
+            step, checksum = path.name.removesuffix(SUFFIX).split(".")
+            try:
+                if files.sha256(path) == checksum:
+                    with safe_open(path, "pt") as file:
+                        kept = json.loads(file.metadata()["state"])
+                        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+                    return Checkpoint(kept["step"], tensors, kept["notes"], path.stat().st_mtime)
+                reason = "its checksum is another"
+            except OSError as error:
+                reason = str(error)
+            logger.warning(f"the state at step {int(step)} is damaged ({reason}); it is not used")
+            with contextlib.suppress(OSError):
+                path.unlink()
+        return None
+
+    def _paths(self) -> list[Path]:
+        """The files of states, the newest first."""
+        return sorted((path for path in self.folder.glob("*") if STATE_NAME.fullmatch(path.name)), reverse=True)
+
+    def keep(self, number: int) -> None:
+        """Remove all but the newest `number` states."""
+        for path in self._paths()[number:]:
+            with contextlib.suppress(OSError):
+                path.unlink()
+
+
+class StageCheckpoints:
+    """A stage's folder of states; `training(name)` of each of its trainings. Without a folder nothing is kept."""
+
+    def __init__(self, folder: Path | None = None):
+        self.folder = folder
+
+    def training(self, name: str = "training") -> CheckpointManager | None:
+        """The states of the training `name`."""
+        return CheckpointManager(self.folder / name) if self.folder else None
+
+    @property
+    def run_file(self) -> Path | None:
+        """Where tracking notes its run, so that the stage that goes on continues it."""
+        return self.folder / "mlflow.json" if self.folder else None
+
+
+@contextlib.contextmanager
+def stage_checkpoints(stage: str, params: Mapping[str, Any], inputs: Iterable[Path]) -> Iterator[StageCheckpoints]:
+    """The states of a stage, for this process alone until the block ends.
+
+    While another process has them (a worker of DVC's queue, or a stage whose `dvc` was killed), this one waits, and
+    then goes on from where that one came to. When the block ends without an error, the states are marked as finished:
+    the last is still kept for a day, for a `dvc` that is killed before it has noted the stage's result.
+
+    Args:
+        stage: its name in dvc.yaml.
+        params: all that it reads of params.yaml.
+        inputs: its dependencies beside code, files and folders.
+    """
+    if os.environ.get("GPT2CORE_RESUME", "").lower() in ("off", "0", "false", "no"):
+        yield StageCheckpoints()
+        return
+    known = fingerprint(stage, params, inputs)
+    checkpoints = config.project_root() / ".checkpoints"
+    folder = checkpoints / f"{stage}-{digest(known)}"
+    try:
+        lock = files.lock(_lock_path(folder))
+        _acquire(lock, checkpoints, folder)
+        _open(folder, known)
+    except OSError as error:
+        logger.warning(
+            f"{checkpoints}: no states can be kept ({error.strerror or error}); a kill would lose everything"
+        )
+        yield StageCheckpoints()
+        return
+    try:
+        yield StageCheckpoints(folder)
+        for training in {path.parent for path in _states_in(folder)}:
+            CheckpointManager(training).keep(1)
+        with contextlib.suppress(OSError):
+            (folder / "finished").touch()
+    finally:
+        if not _states_in(folder):  # it failed at its input, or the disk is full
+            shutil.rmtree(folder, ignore_errors=True)
+            _lock_path(folder).unlink(missing_ok=True)
+        lock.release()
+
+
+def fingerprint(stage: str, params: Mapping[str, Any], inputs: Iterable[Path]) -> dict[str, Any]:
+    """All that decides the bytes of what a stage trains, as values of JSON."""
+    return {
+        "stage": stage,
+        "params": dict(params),
+        "inputs": {
+            path.as_posix(): files.sha256(path)
+            for top in inputs
+            for path in sorted([top, *top.rglob("*")])
+            if path.is_file()  # what is missing, the stage itself complains of
+        },
+        "code": _code(stage),
+        "environment": _deciding_environment(),  # dtypes are params
+        "world_size": os.environ.get("WORLD_SIZE", "1"),
+    }
+
+
+def _deciding_environment() -> dict[str, str]:
+    """Versions and device; threads and CPU, too, unless the same bytes come from any of them."""
+    facts = runtime.environment()
+    return {name: fact for name, fact in facts.items() if not (numerics.is_portable() and name in runtime.OF_THE_CPU)}
+
+
+def digest(known: Mapping[str, Any]) -> str:
+    """A hash of values of JSON, 16 hexadecimal digits."""
+    return hashlib.sha256(json.dumps(known, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def _code(stage: str) -> dict[str, str]:
+    """The hash of each file of this project that decides the stage's outputs."""
+    return {path.as_posix(): files.sha256(stage_code.ROOT / path) for path in stage_code.stage_files(stage)}
+
+
+def _acquire(lock: FileLock, checkpoints: Path, folder: Path) -> None:
+    """Acquire the folder's lock; old states of others are removed on the way."""
+    with files.lock(checkpoints / "states.lock"):
+        prune(checkpoints, keep=folder)
+        with contextlib.suppress(Timeout):
+            lock.acquire(timeout=0)
+    if not lock.is_locked:
+        holder = _read_json(folder / "holder.json").get("pid", "unknown")
+        logger.info(
+            f"process {holder} is at this very training; waiting to go on where it ends "
+            f"(or end it, it saves first: kill {holder})"
+        )
+        lock.acquire()
+
+
+def _open(folder: Path, known: Mapping[str, Any]) -> None:
+    """Make the folder ready for this process, which has its lock."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for leftover in folder.rglob(SAVING):  # of a process that was killed while it wrote
+        leftover.unlink()
+    (folder / "finished").unlink(missing_ok=True)
+    if not _states_in(folder):
+        _tell_of_another(folder, known)
+    files.write_json(folder / "key.json", known)
+    files.write_json(folder / "environment.json", runtime.environment())
+    files.write_json(folder / "holder.json", {"pid": os.getpid()})
+
+
+def _states_in(folder: Path) -> list[Path]:
+    """The files of all states of a stage; another process may be at work there, which `Path.glob` does not bear."""
+    return [Path(name) for name in glob.glob(f"{glob.escape(str(folder))}/*/*{SUFFIX}")]
+
+
+def _lock_path(folder: Path) -> Path:
+    return folder.with_name(f"{folder.name}.lock")
+
+
+def prune(
+    checkpoints: Path,
+    keep: Path,
+    max_age_days: float = MAX_AGE_DAYS,
+    max_finished_age_days: float = MAX_FINISHED_AGE_DAYS,
+    max_bytes: int = MAX_BYTES,
+) -> None:
+    """Remove the folders of states that are too old, then the finished and the oldest until all are below `max_bytes`.
+
+    The folder `keep` and those that a process has are left alone, but count. A training that was stopped lately is
+    worth more than the room that it takes.
+    """
+    found = []
+    for folder in checkpoints.iterdir():
+        if folder.is_dir() and FOLDER_NAME.fullmatch(folder.name):
+            with contextlib.suppress(FileNotFoundError):  # a process is just saving there
+                stats = [path.stat() for path in folder.rglob("*") if path.is_file()]
+                age_days = (time.time() - max((s.st_mtime for s in stats), default=0.0)) / 86400
+                found.append(((folder / "finished").exists(), age_days, sum(s.st_size for s in stats), folder))
+    total_bytes = sum(n_bytes for _, _, n_bytes, _ in found)
+    for finished, age_days, n_bytes, folder in sorted(found, reverse=True):
+        too_old = age_days > (max_finished_age_days if finished else max_age_days)
+        too_large = total_bytes > max_bytes and (finished or age_days > MIN_AGE_DAYS)
+        if folder != keep and (too_old or too_large) and _remove(folder):
+            total_bytes -= n_bytes
+
+
+def _remove(folder: Path) -> bool:
+    """Remove a folder of states and its lock, unless a process has it."""
+    lock = files.lock(_lock_path(folder), timeout_s=0)
+    try:
+        with lock:
+            shutil.rmtree(folder)
+            _lock_path(folder).unlink()  # a process that waits for it notices, and makes a new one
+    except (Timeout, OSError):
+        return False
+    return True
+
+
+def _tell_of_another(folder: Path, known: Mapping[str, Any]) -> None:
+    """Say why the training starts anew, where the same params have the states of a training that was stopped."""
+    for path in folder.parent.glob(f"{known['stage']}-*/key.json"):
+        other, theirs = path.parent, _read_json(path)
+        if theirs.get("params") == known["params"] and _states_in(other) and not (other / "finished").exists():
+            names = sorted(_differing(theirs, known))
+            listed = ", ".join(names[:4]) + (", …" if len(names) > 4 else "")
+            logger.info(f"starts anew: the states in .checkpoints/{other.name} are not of the same {listed}")
+            return
+
+
+def _differing(theirs: Mapping[str, Any], ours: Mapping[str, Any]) -> set[str]:
+    """What of two descriptions differs: names of files, modules, libraries and the rest."""
+    names = set()
+    for key in ours.keys() | theirs.keys():
+        one, other = theirs.get(key), ours.get(key)
+        if isinstance(one, dict) and isinstance(other, dict):
+            names |= _differing(one, other)
+        elif one != other:
+            names.add(key)
+    return names
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    """A note that may be missing or damaged; then nothing."""
+    try:
+        return dict(json.loads(path.read_text(encoding="utf-8")))
+    except (OSError, ValueError, TypeError):
+        return {}

@@ -1,0 +1,228 @@
+"""Training by several processes, one a GPU, that torchrun started together: each works on its part of every batch.
+
+`sharding: none` is data-parallel (PyTorch's DDP): every process holds all weights. `full` is sharded (PyTorch's FSDP2,
+Zhao et al. 2023): each holds its part of weights, gradients and optimizer states, and a block is put together when it
+is needed. The loss stays a sum divided by the targets of all processes, so that their number changes nothing but the
+last bits. With one process all of this does nothing.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import math
+import os
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.distributed_c10d import PrefixStore, Store
+from torch.distributed.fsdp import FSDPModule, fully_shard
+from torch.distributed.rendezvous import rendezvous
+from torch.distributed.tensor import DTensor, Replicate, distribute_tensor
+from torch.nn.parallel import DistributedDataParallel
+
+from gpt2core import runtime
+from gpt2core.errors import UserError
+from gpt2core.model import GPT
+
+
+def rank() -> int:
+    """The number of this process."""
+    return dist.get_rank() if dist.is_initialized() else 0
+
+
+def world_size() -> int:
+    """How many processes there are."""
+    return dist.get_world_size() if dist.is_initialized() else 1
+
+
+@contextlib.contextmanager
+def process_group() -> Iterator[None]:
+    """The processes that torchrun started, joined until the block ends: by NCCL on GPUs, one each; by gloo on CPUs.
+
+    Raises:
+        UserError: this process has no GPU of its own, or another one ended.
+    """
+    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+        yield
+        return
+    device = runtime.device()
+    if device.type == "cuda":
+        local_rank, n_gpus = int(os.environ["LOCAL_RANK"]), torch.cuda.device_count()
+        if local_rank >= n_gpus:
+            raise UserError(
+                f"pretrain.launcher starts more processes on this machine than its {n_gpus} GPUs; "
+                f"allowed: --nproc-per-node={n_gpus} or fewer"
+            )
+        torch.cuda.set_device(local_rank)
+        if runtime.device().index != local_rank:
+            raise UserError(
+                f"GPT2CORE_DEVICE={os.environ['GPT2CORE_DEVICE']}: each process has a GPU of its own; use cuda"
+            )
+    # What tells the processes of each other (`total`) lies on the CPU also where the model does not.
+    backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
+    store, number, n_processes = next(rendezvous("env://"))
+    dist.init_process_group(backend, store=_of_this_start(store), rank=number, world_size=n_processes)
+    try:
+        yield
+    except RuntimeError as error:
+        if "gloo" in str(error) or isinstance(error, dist.DistBackendError):
+            reason = str(error).splitlines()[0]
+            raise UserError(f"process {rank()} of the training lost another one ({reason})") from error
+        raise
+    dist.destroy_process_group()  # not after an error: it might wait for processes that are no more
+
+
+def _of_this_start(store: Store) -> Store:
+    """The store in which the processes find each other. torchrun keeps it when it starts them again, and what it holds
+    of those that are no more would be taken for the present ones.
+
+    Each node counts the starts by itself, so for several nodes docs/scaling.md has an environment variable instead.
+    """
+    if os.environ.get("GROUP_WORLD_SIZE", "1") != "1":
+        return store
+    return PrefixStore(f"start-{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", store)
+
+
+class LossSum(nn.Module):
+    """A model and its summed loss in one forward pass, which is where DDP and FSDP do their work."""
+
+    def __init__(self, model: GPT):
+        super().__init__()
+        self.model = model
+
+    def forward(self, *inputs_and_targets: Tensor) -> Tensor:
+        """See `GPT.loss_sum`."""
+        return self.model.loss_sum(*inputs_and_targets)
+
+
+def parallel_loss(model: GPT, sharding: str, device: torch.device) -> nn.Module:
+    """`model`'s loss as a module on `device`, whose gradients are those of all processes together.
+
+    Args:
+        model: the same weights in every process; changed in place. Make its optimizers after this.
+        sharding: none or full.
+    """
+    loss = LossSum(model)
+    if world_size() == 1:
+        return loss.to(device)
+    if sharding == "none":
+        ids = [device.index] if device.type == "cuda" else None
+        return DistributedDataParallel(loss.to(device), device_ids=ids, gradient_as_bucket_view=True)
+    mesh = init_device_mesh(device.type, (world_size(),))
+    for block in model.transformer.h:
+        fully_shard(block, mesh=mesh)
+    fully_shard(loss, mesh=mesh)  # the rest, embeddings and head, is one part with the blocks' outside
+    return loss
+
+
+def sync_gradients(loss: nn.Module, wanted: bool) -> None:
+    """Whether the next backward pass adds up the gradients of all processes; only a step's last one needs to."""
+    if isinstance(loss, DistributedDataParallel):
+        loss.require_backward_grad_sync = wanted  # what its `no_sync` does
+    elif isinstance(loss, FSDPModule):
+        loss.set_requires_gradient_sync(wanted)
+
+
+def local_slices(n: int, batch_size: int) -> list[range]:
+    """This process's part of `n` rows, in micro-batches of at most `batch_size`; in every process equally many of them.
+
+    Their sizes differ by one at most, and one may be empty where `n` is small.
+    """
+    n_micro = math.ceil(n / (world_size() * batch_size))
+    cuts = [n * i // (world_size() * n_micro) for i in range(rank() * n_micro, (rank() + 1) * n_micro + 1)]
+    return [range(first, last) for first, last in zip(cuts, cuts[1:], strict=False)]
+
+
+def all_reduce_sum(value: float) -> float:
+    """The sum of a number that each process has."""
+    if world_size() == 1:
+        return value
+    tensor = torch.tensor(value, dtype=torch.float64)
+    dist.all_reduce(tensor)
+    return tensor.item()
+
+
+def all_reduce_sum_(tensor: Tensor) -> Tensor:
+    """The same for a tensor, in place and without waiting for the device."""
+    if world_size() > 1:
+        dist.all_reduce(tensor)
+    return tensor
+
+
+def broadcast_object(value: Any) -> Any:
+    """What the first process has, values of JSON, in all of them."""
+    if world_size() == 1:
+        return value
+    text = json.dumps(value).encode() if rank() == 0 else b""
+    length = int(all_reduce_sum(len(text)))
+    data = torch.frombuffer(bytearray(text), dtype=torch.uint8) if text else torch.empty(length, dtype=torch.uint8)
+    dist.broadcast(data, 0)
+    return json.loads(data.numpy().tobytes())
+
+
+def full_tensor(tensor: Tensor) -> Tensor:
+    """A tensor of which each process may hold a part. All of them must ask for it."""
+    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+
+
+def shard_like(tensor: Tensor, like: Tensor) -> Tensor:
+    """Of a whole tensor that every process has, the part that this one has of `like`."""
+    if not isinstance(like, DTensor):
+        return tensor
+    replicated = DTensor.from_local(tensor, like.device_mesh, [Replicate()], run_check=False)
+    return replicated.redistribute(placements=like.placements)
+
+
+def gather_to_rank0(tensor: Tensor) -> Tensor:
+    """`whole` in the first process, on the CPU if it was sharded; an empty tensor in the others."""
+    if rank():
+        full_tensor(tensor)
+        return torch.empty(0)
+    return tensor.full_tensor().cpu() if isinstance(tensor, DTensor) else tensor
+
+
+def scatter_from_rank0(tensor: Tensor | None, like: Tensor) -> Tensor:
+    """What this process holds of a tensor that only the first one has, whole: its part where `like` is sharded."""
+    if world_size() == 1:
+        assert tensor is not None
+        return tensor
+    full = torch.empty(like.shape, dtype=like.dtype, device=like.device)
+    if tensor is not None:
+        full.copy_(tensor)
+    if isinstance(like, DTensor):
+        return distribute_tensor(full, like.device_mesh, like.placements)
+    dist.broadcast(full, 0)
+    return full
+
+
+@torch.no_grad()
+def full_model(model: GPT) -> GPT:
+    """`model`, or where it is sharded a copy with all its weights, in the first process.
+
+    All processes must ask for it; those of the others are empty.
+    """
+    sharded = model.state_dict()
+    if not any(isinstance(tensor, DTensor) for tensor in sharded.values()):
+        return model
+    state = {}
+    for name, part in sharded.items():
+        tensor = full_tensor(part)
+        if rank() == 0:
+            state[name] = tensor
+    with torch.device("meta"):
+        copy = GPT(model.config)
+    copy.load_state_dict(state, assign=True, strict=rank() == 0)
+    if model.config.tie_word_embeddings:
+        copy.lm_head.weight = copy.transformer.wte.weight
+    return copy
+
+
+def dropout_seed(seed: int, step: int) -> int:
+    """What seeds the dropout of this process in a step: what is resumed then needs no generators of the others."""
+    return int(np.random.SeedSequence([seed, step, rank()]).generate_state(1, np.uint64)[0])

@@ -1,0 +1,75 @@
+"""An instruction tuning with several seeds: the first one's model is kept, and the others stand beside it."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any
+
+from gpt2core import config, files
+from gpt2core.tasks.instructions import Splits
+from gpt2core.training.instruct import EvalResult, Instructed
+
+
+class InstructSeeds:
+    """What the trainings tell, added one after another; the models themselves are not held.
+
+    Attributes:
+        before: what the base makes of the test set, once a training is added.
+        metrics: the first one's, losses in nats a token; with several seeds also each one's, by seed.
+    """
+
+    def __init__(self, params: config.FinetuneInstruct, splits: Splits) -> None:
+        self.before: EvalResult | None = None
+        self.metrics: dict[str, Any] = {}
+        self._params, self._splits = params, splits
+        self._answered: list[dict[str, Any]] = []
+        self._rows: list[dict[str, Any]] = []  # of the table of checkpoints
+        self._test_tokens: list[int] = []
+
+    def add(self, seed: int, result: Instructed) -> None:
+        """Add the training of a seed."""
+        if self.before is None:
+            self.before = result.before
+            self.metrics = _metrics(result, self._splits)
+            self._answered = [
+                {**entry, "response": response, "base_response": base_response}
+                for entry, response, base_response in zip(
+                    self._splits.test, result.after.responses, result.before.responses, strict=True
+                )
+            ]
+            self._rows = [{"seed": None, **result.before._asdict()}]
+            self._test_tokens = result.test_tokens
+        self._rows += [{"seed": seed, **checkpoint._asdict()} for checkpoint in result.checkpoints[1:]]
+        if self._params.seeds:
+            for name in ("val_loss", "test_loss"):
+                self.metrics.setdefault(f"{name}_by_seed", {})[str(seed)] = round(getattr(result.after, name), 6)
+
+    def write(self, out_dir: Path) -> None:
+        """The test set with the first seed's responses, and what it learned from; where there is more to compare, also
+        what each seed and checkpoint makes of the test set."""
+        with files.atomic_dir(out_dir) as folder:
+            files.write_json(folder / "test.json", self._answered)
+            files.write_json(folder / "train.json", self._splits.train)
+            if self._params.is_tabled:
+                files.write_json(
+                    folder / "checkpoints.json", {"test_tokens": self._test_tokens, "checkpoints": self._rows}
+                )
+
+
+def _metrics(result: Instructed, splits: Splits) -> dict[str, Any]:
+    before, after = result.before, result.after
+    return {
+        "val_loss": round(after.val_loss, 6),
+        "before_val_loss": round(before.val_loss, 6),
+        "train_loss": round(result.curve[-1]["train_loss"], 6),
+        "train_entries": len(splits.train),
+        "val_entries": len(splits.val),
+        "test_entries": len(splits.test),
+        "truncated_entries": result.truncated,
+        "test_loss": round(after.test_loss, 6),
+        "before_test_loss": round(before.test_loss, 6),
+        "test_perplexity": round(math.exp(after.test_loss), 6),
+        "before_test_perplexity": round(math.exp(before.test_loss), 6),
+        "trainable_parameters": result.trainable_parameters,
+    }

@@ -1,0 +1,207 @@
+"""A training that goes on where it was stopped, and ends with the same bytes as one that never was.
+
+    resume = Resume(states, model, optimizers, max_steps, notes=lambda: {"curve": curve})
+    notes = resume.restore()
+    with resume:
+        train(…, start_step=resume.step, is_pause=resume.is_pause, on_pause=resume.on_pause)
+
+Batches and learning rates are pure functions of the step, so weights, optimizers, the random generators (dropout) and
+what the caller notes (its curves) are all there is to keep.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+import time
+from collections.abc import Callable, Mapping, Sequence
+from datetime import datetime
+from types import FrameType
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from gpt2core.errors import UserError
+from gpt2core.log import logger
+from gpt2core.runtime import Terminated
+from gpt2core.training import distributed
+from gpt2core.training.checkpoints import Checkpoint, CheckpointManager
+
+SAVE_INTERVAL_S = 60.0
+MAX_SAVING_SHARE = 0.01  # of the time; where saving takes long, it happens less often
+SIGNALS = (signal.SIGINT, signal.SIGTERM)
+
+
+class ResumableTraining:
+    """Saves a training from time to time and when it is told to stop, and restores it.
+
+    Ctrl-C and SIGTERM save first, at the next pause of the loop, and then end it by `KeyboardInterrupt` and its kind
+    `Terminated`; a second Ctrl-C ends it at once. When a state is saved changes nothing in what it leads to.
+
+    Args:
+        states: where they are kept; None: nowhere, and signals are left as they are. Of several processes the first
+            one has them, and all do the same at the same step.
+        model: its trainable weights are kept; frozen ones are those of the base.
+        optimizers: their state is kept, their groups are made by the params.
+        max_steps: the last state has no use for the optimizers.
+        notes: what else the training knows at a pause, as values of JSON.
+        name: of the training, in messages.
+        keeps: further tensors by name, all there from the first step to the last; kept and restored in place.
+    """
+
+    def __init__(
+        self,
+        states: CheckpointManager | None,
+        model: nn.Module,
+        optimizers: Sequence[torch.optim.Optimizer],
+        max_steps: int,
+        extra_state: Callable[[], dict[str, Any]],
+        name: str = "training",
+        keeps: Mapping[str, Tensor] | None = None,
+    ):
+        self.states, self.model, self.optimizers, self.name = states, model, optimizers, name
+        self.max_steps, self.extra_state, self.keeps = max_steps, extra_state, keeps or {}
+        self.step = 0  # of the newest state
+        self._is_kept = distributed.all_reduce_sum(states is not None) > 0
+        self._fixed_interval_s = save_interval_s()
+        self._interval_s = SAVE_INTERVAL_S if self._fixed_interval_s is None else self._fixed_interval_s
+        self._saved_s = time.monotonic()
+        self._signal: int | None = None
+        self._handlers: dict[int, Any] = {}
+
+    def restore(self) -> dict[str, Any]:
+        """Bring model, optimizers and random generators to the newest state; its notes, or none."""
+        state = self.states.newest() if self.states else None
+        self.step, extra_state = distributed.broadcast_object((state.step, state.extra_state) if state else (0, {}))
+        if self.step:
+            load_state(state, self.model, self.optimizers)
+            for key, tensor in self.keeps.items():
+                tensor.copy_(distributed.scatter_from_rank0(state.tensors[f"kept.{key}"] if state else None, tensor))
+        if state is None:
+            return extra_state
+        when = datetime.fromtimestamp(state.saved_s).strftime("%Y-%m-%d %H:%M:%S")
+        logger.info(f"{self.name}: resumed at step {state.step} of {self.max_steps} (state of {when})")
+        return extra_state
+
+    def save_extra_state(self) -> None:
+        """Keep what was found out before the first step."""
+        if self.states and self.step == 0:
+            self.states.save(0, {}, self.extra_state())
+
+    def is_pause(self, step: int) -> bool:
+        """Whether the loop should pause for a state."""
+        if not self._is_kept or step <= self.step:
+            return False
+        is_due = time.monotonic() - self._saved_s >= self._interval_s
+        return is_due or step == self.max_steps or self._signal is not None
+
+    def on_pause(self, step: int) -> None:
+        """Save if it is time to, or the end; end the training if that was asked for.
+
+        Raises:
+            KeyboardInterrupt: after Ctrl-C; Terminated: after SIGTERM.
+        """
+        if not self._is_kept:
+            return
+        if distributed.all_reduce_sum(self.is_pause(step)):
+            self._save(step)
+        self._end_if_told()
+
+    def _save(self, step: int) -> None:
+        start_s = time.monotonic()
+        optimizers = () if step == self.max_steps else self.optimizers
+        tensors = state_tensors(self.model, optimizers) | {f"kept.{key}": t for key, t in self.keeps.items()}
+        if distributed.all_reduce_sum(self.states is not None and self.states.save(step, tensors, self.extra_state())):
+            self.step = step
+        self._saved_s = time.monotonic()
+        if self._fixed_interval_s is None:
+            self._interval_s = max(SAVE_INTERVAL_S, (self._saved_s - start_s) / MAX_SAVING_SHARE)
+
+    def __enter__(self) -> ResumableTraining:
+        if self._is_kept and threading.current_thread() is threading.main_thread():
+            self._handlers = {number: signal.signal(number, self._stop) for number in SIGNALS}
+        return self
+
+    def __exit__(self, error: type[BaseException] | None, *_: object) -> None:
+        for number, handler in self._handlers.items():
+            signal.signal(number, handler)
+        self._handlers = {}
+        if self._is_kept and not error:
+            self._end_if_told()  # after the last pause
+
+    def _end_if_told(self) -> None:
+        if distributed.all_reduce_sum(self._signal is not None):
+            number, self._signal = self._signal, None
+            logger.info(
+                f"{self.name}: saved at step {self.step} of {self.max_steps}; the same command goes on from there"
+            )
+            raise KeyboardInterrupt if number == signal.SIGINT else Terminated
+
+    def _stop(self, number: int, frame: FrameType | None) -> None:
+        if self._signal and number == signal.SIGINT:
+            raise KeyboardInterrupt
+        if not self._signal and distributed.rank() == 0:
+            # Not by sys.stderr: this may have come in the midst of a write to it.
+            os.write(2, b"\nstopping: this step is finished and the state saved first (Ctrl-C again: at once)\n")
+        self._signal = number
+
+
+def state_tensors(model: nn.Module, optimizers: Sequence[torch.optim.Optimizer]) -> dict[str, Tensor]:
+    """Trainable weights, the optimizers' state and the random generators', by name.
+
+    What is sharded is put together in the first process; all must ask for it.
+    """
+    tensors = {f"model.{name}": p.detach() for name, p in model.named_parameters() if p.requires_grad}
+    for number, optimizer in enumerate(optimizers):
+        for index, values in optimizer.state_dict()["state"].items():
+            for name, value in values.items():
+                assert isinstance(value, Tensor), f"{type(optimizer).__name__} keeps {name}, which is no tensor"
+                tensors[f"optimizer.{number}.{index}.{name}"] = value
+    tensors = {name: distributed.gather_to_rank0(tensor) for name, tensor in tensors.items()}
+    tensors["random.cpu"] = torch.get_rng_state()
+    if torch.cuda.is_initialized():
+        tensors["random.cuda"] = torch.cuda.get_rng_state()
+    return {name: tensor.contiguous() for name, tensor in tensors.items()}
+
+
+@torch.no_grad()
+def load_state(state: Checkpoint | None, model: nn.Module, optimizers: Sequence[torch.optim.Optimizer]) -> None:
+    """The inverse of `state_tensors`; a state without optimizers, the last one, leaves them as they are.
+
+    Of several processes the first one has the state, and the others get from it what they hold.
+    """
+    tensors = state.tensors if state else {}
+    shapes = distributed.broadcast_object({name: list(tensor.shape) for name, tensor in tensors.items()})
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            parameter.copy_(distributed.scatter_from_rank0(tensors.get(f"model.{name}"), parameter))
+    for number, optimizer in enumerate(optimizers):
+        parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+        values: dict[int, dict[str, Tensor]] = {}
+        for key, shape in shapes.items():
+            if key.startswith(f"optimizer.{number}."):
+                _, _, index, name = key.split(".", 3)
+                parameter = parameters[int(index)]
+                like = parameter if list(parameter.shape) == shape else torch.empty(shape)  # AdamW's count of steps
+                values.setdefault(int(index), {})[name] = distributed.scatter_from_rank0(tensors.get(key), like).clone()
+        optimizer.load_state_dict({"state": values, "param_groups": optimizer.state_dict()["param_groups"]})
+    if state:
+        torch.set_rng_state(tensors["random.cpu"])
+        if "random.cuda" in tensors:
+            torch.cuda.set_rng_state(tensors["random.cuda"])
+
+
+def save_interval_s() -> float | None:
+    """`GPT2CORE_SAVE_INTERVAL_S` where set, in seconds, 0 for every pause; None: `SAVE_INTERVAL_S`, or longer."""
+    asked = os.environ.get("GPT2CORE_SAVE_INTERVAL_S")
+    if asked is None:
+        return None
+    try:
+        interval_s = float(asked)
+    except ValueError:
+        interval_s = -1.0
+    if not 0 <= interval_s < float("inf"):
+        raise UserError(f"GPT2CORE_SAVE_INTERVAL_S={asked}: must be a number of seconds, 0 or more")
+    return interval_s
