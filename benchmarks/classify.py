@@ -62,7 +62,7 @@ def main() -> None:
         half = max(1, given.usual_steps // 2)
         usual = [*usual_way(section, base, splits, half)]
         start = now()
-        finetune_classify(section, SEED, base, LABELS, *splits)
+        finetune_classify(section, SEED, base, LABELS, splits)
         tfidf_baseline(splits.train, splits.test, LABELS, SEED)
         ours = Seconds(*(end - begin for end, begin in zip(now(), start, strict=True)))
         usual += usual_way(section, base, splits, half)

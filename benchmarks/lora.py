@@ -18,16 +18,19 @@ import tempfile
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 from benchmarks.machine import GB, description, run_measured
 from gpt2core.checkpoint.model_dir import load
 from gpt2core.config import PRESETS
 from gpt2core.model import GPT
 from gpt2core.model.lora import add_lora
-from gpt2core.training.batches import next_token_batch
+from gpt2core.training.batches import Batch, next_token_batch
+from gpt2core.training.instruct import batch_loss
 from gpt2core.training.optimizers import adamw
+from gpt2core.training.task import Task
 from gpt2core.training.trainable import freeze_except, trainable_parameters
-from gpt2core.training.trainer import train
+from gpt2core.training.trainer import Recipe, fit
 
 ROOT = Path(__file__).parents[1]
 KINDS = ("all", "float32", "bfloat16", "int8", "nf4")
@@ -69,6 +72,28 @@ def generated(size: str, folder: Path) -> Path:
     return folder / "model"
 
 
+class RepeatedBatch(Task):
+    """Predict the next token of the same rows in each step."""
+
+    model: GPT
+
+    def __init__(self, model: GPT, rows: list[list[int]], max_steps: int) -> None:
+        super().__init__("benchmark", model, max_steps, seed=0)
+        self.rows = rows
+
+    def batch(self, step: int) -> list[Batch]:
+        return [next_token_batch(self.rows, self.rows, pad_id=0)]
+
+    def loss(self, batch: Batch) -> Tensor:
+        return batch_loss(self.model, batch)
+
+    def is_evaluated(self, step: int) -> bool:
+        return False
+
+    def evaluate(self, step: int) -> dict[str, float]:
+        raise NotImplementedError
+
+
 def steps(model_dir: Path, kind: str, batch_size: int, n_tokens: int, max_steps: int) -> int:
     """Take the steps; returns how many weights learned."""
     model, _ = load(model_dir, frozen_dtype=None if kind in ("all", "float32") else kind)  # type: ignore[arg-type]
@@ -77,12 +102,8 @@ def steps(model_dir: Path, kind: str, batch_size: int, n_tokens: int, max_steps:
         freeze_except(model, "lora")
         add_lora(model, rank=8, alpha=16.0, dropout=0.0)
     rows = torch.randint(model.config.vocab_size, (batch_size, n_tokens)).tolist()
-    batch = next_token_batch(rows, rows, pad_id=0)
-    train(
-        model, [adamw(model.parameters(), lr=1e-4, weight_decay=0.1, beta2=0.95)], lambda step: 1.0,
-        lambda step: [batch], lambda batch: model.loss_sum(batch.inputs[0], batch.targets, batch.inputs[1]),
-        max_steps=max_steps, grad_clip=1.0,
-    )  # fmt: skip
+    optimizer = adamw(model.parameters(), lr=1e-4, weight_decay=0.1, beta2=0.95)
+    fit(RepeatedBatch(model, rows, max_steps), Recipe([optimizer], lambda step: 1.0, grad_clip=1.0))
     return trainable_parameters(model)
 
 

@@ -69,7 +69,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             scores, times_s = [], []
             for seed, split in splits.items():
                 start_s = time.perf_counter()
-                found = finetune_classify(recipe, seed, base, labels, *split)
+                found = finetune_classify(recipe, seed, base, labels, split)
                 times_s.append(time.perf_counter() - start_s)
                 truth = [label for label, _ in split.test]
                 scores.append(classification_metrics(truth, found.after, labels)["accuracy"])

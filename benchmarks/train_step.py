@@ -264,7 +264,7 @@ def our_side(work: Work) -> tuple[nn.Module, Loss]:
     model = GPT(work.config)
     if work.compile:
         model.transformer.compile()
-    return model, lambda ids, targets: model.loss_sum(ids, targets) / targets.numel()
+    return model, lambda ids, targets: model.loss(ids, targets, reduction="sum") / targets.numel()
 
 
 def synchronize(device: torch.device) -> None:

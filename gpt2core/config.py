@@ -208,6 +208,11 @@ class FinetuneInstruct(Lora, Optimization):
     max_new_tokens: PositiveInt
 
     @property
+    def frozen_dtype(self) -> Literal["bfloat16", "int8", "nf4"] | None:
+        """The dtype of quantized base weights; None: they are not quantized."""
+        return None if self.lora_base_dtype == "float32" else self.lora_base_dtype
+
+    @property
     def is_tabled(self) -> bool:
         """Whether there is more to compare than the model before and after."""
         return len(self.seeds or ()) > 1 or bool(self.checkpoint_steps)

@@ -50,10 +50,7 @@ def main() -> None:
                 balance=section.balance, drop_duplicates=section.drop_duplicates,
             )  # fmt: skip
             on_metrics = run.log_metrics if number == 0 else _silent  # one curve a run
-            result = finetune_classify(
-                section, seed, base, labels,
-                splits.train, splits.val, splits.test, on_metrics, states.training(f"seed-{seed}"),
-            )  # fmt: skip
+            result = finetune_classify(section, seed, base, labels, splits, on_metrics, states.training(f"seed-{seed}"))
             results.add(seed, splits.train, splits.test, result.before, result.after, result.probabilities)
             curve += add_seed_column(seed, result.curve)
             kept_epochs[str(seed)] = result.kept_epoch

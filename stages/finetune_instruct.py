@@ -46,7 +46,7 @@ def main() -> None:
         for seed in section.seeds or [params.seed]:
             is_first = results.before is None  # whose model is kept, and whose curve is logged
             result = finetune_instruct(
-                section, seed, base, splits.train, splits.val, splits.test,
+                section, seed, base, splits,
                 run.log_metrics if is_first else _silent, states.training(f"seed-{seed}"), results.before,
             )  # fmt: skip
             results.add(seed, result)

@@ -57,7 +57,7 @@ def kept_bytes(n_layer: int, n_embd: int, n_head: int, checkpointing: bool = Fal
 
     ids = torch.randint(128, (2, 32))
     with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor), torch.autocast("cpu", torch.bfloat16):
-        model.loss_sum(ids, ids)
+        model.loss(ids, ids, reduction="sum")
     return sum(tensor.untyped_storage().nbytes() for tensor in kept.values())
 
 
@@ -79,7 +79,7 @@ def test_memory_of_states_is_what_tensors_take() -> None:
     model = GPT(GPTConfig(vocab_size=scaling.V, **sizes))
     optimizer = torch.optim.AdamW(model.parameters(), fused=True)
     ids = torch.randint(128, (1, 4))
-    model.loss_sum(ids, ids).backward()
+    model.loss(ids, ids, reduction="sum").backward()
     optimizer.step()
     tensors = [tensor for p in model.parameters() for tensor in (p, p.grad, *optimizer.state[p].values())]
     n_bytes = sum(tensor.untyped_storage().nbytes() for tensor in tensors if tensor.dim())

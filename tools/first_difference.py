@@ -125,7 +125,7 @@ def training_step(mode: str) -> list[Row]:
         ids = torch.randint(300, (4, 65), generator=torch.Generator().manual_seed(2))
         optimizers = muon_and_adamw(model, muon_lr=0.02, lr=0.006, weight_decay=0.1, beta1=0.9, beta2=0.95)
         recorder.phase = "forward"
-        loss = model.loss_sum(ids[:, :-1], ids[:, 1:]) / ids[:, 1:].numel()
+        loss = model.loss(ids[:, :-1], ids[:, 1:], reduction="sum") / ids[:, 1:].numel()
         recorder.phase = "backward"
         loss.backward()
         recorder.phase = "optimizers"

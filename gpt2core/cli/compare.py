@@ -49,7 +49,7 @@ def compare(
     from gpt2core.evaluation.judges.chrf import ChrfJudge
     from gpt2core.evaluation.llm_judge_eval import read_responses
     from gpt2core.inference.respond import respond
-    from gpt2core.training.instruct import entry_nats, make_example, n_target_tokens
+    from gpt2core.training.instruct import entry_nats, make_example
 
     if len(set(model_dirs)) < len(model_dirs):
         raise UserError("a MODEL_DIR is named twice")
@@ -62,7 +62,7 @@ def compare(
         model, tokenizer = load_language_model(path, device=runtime.device())
         form = prompt_of(path) or prompts.alpaca
         examples = [make_example(entry, tokenizer, model.config.n_positions, True, form) for entry in entries]
-        own = [n_target_tokens(example) for example in examples]
+        own = [example.n_target_tokens for example in examples]
         if own != (tokens := tokens or own):
             raise UserError(f"{path}: has other tokens than {model_dirs[0]}: a loss a token cannot be compared")
         nats = entry_nats(model, examples, tokenizer.eot_id)

@@ -140,18 +140,25 @@ class GPT(nn.Module):
         """ids [B, T] -> logits [B, T, V]; see `Transformer.forward` for the rest."""
         return self.lm_head(self.transformer(ids, cache, positions, mask))
 
-    def loss_sum(self, ids: Tensor, targets: Tensor, target_positions: Tensor | None = None) -> Tensor:
-        """Cross-entropy in nats, summed over the targets.
+    def loss(
+        self, ids: Tensor, targets: Tensor, target_positions: Tensor | None = None, reduction: str = "mean"
+    ) -> Tensor:
+        """Return the cross-entropy in nats, without all logits in memory.
 
         Args:
             ids: [B, T]
-            targets: [B, T], or [n] with `counted`.
-            counted: [n], the places in the flattened [B * T] that have a target; the others need no logits.
+            targets: [B, T], or [n] with `target_positions`.
+            target_positions: [n], the positions in the flattened [B * T] that have a target; others need no logits.
+            reduction: mean or sum, over the targets.
+
+        Returns:
+            []
         """
         hidden = self.transformer(ids).flatten(0, 1)  # [B * T, C]
         if target_positions is not None:
             hidden = hidden[target_positions]  # [n, C]
-        return linear_cross_entropy(hidden, self.lm_head.weight, targets.flatten())
+        loss_sum = linear_cross_entropy(hidden, self.lm_head.weight, targets.flatten())
+        return loss_sum / targets.numel() if reduction == "mean" else loss_sum
 
 
 def initialize(model: nn.Module, config: GPTConfig) -> None:

@@ -1,10 +1,11 @@
-"""Which examples a step sees: pure functions of (seed, step), so that nothing else can change them."""
+"""Batches, and which examples each step sees: pure functions of (seed, step)."""
 
 from __future__ import annotations
 
 import functools
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -14,12 +15,13 @@ from gpt2core.corpus.shards import release
 from gpt2core.errors import UserError
 from gpt2core.model.padding import pad
 
-IGNORE = -100  # a target of this value does not count (torch's cross_entropy default)
+T = TypeVar("T")
+IGNORE = -100  # marks a position without a target, as in torch's cross_entropy
 
 
 @dataclass(frozen=True)
 class Batch:
-    """What a forward pass takes, and the targets."""
+    """The inputs of a forward pass, and the targets."""
 
     inputs: tuple[Tensor, ...]
     targets: Tensor
@@ -44,7 +46,7 @@ class Batch:
         return replace(self, inputs=tuple(inputs), targets=targets)
 
     def halves(self) -> list[Batch]:
-        """Two batches with half of the rows each; this one alone if it has one row."""
+        """Return two batches with half of the rows each; only this one if it has one row."""
         half = len(self.targets) // 2
         if not half:
             return [self]
@@ -56,7 +58,7 @@ class Batch:
 
 @dataclass(frozen=True)
 class MaskedBatch(Batch):
-    """Ids [B, T] and the places [n] in the flattened [B * T] that have a target; the targets [n]."""
+    """A batch in which some positions have no target: ids [B, T], target positions [n] in [B * T], targets [n]."""
 
     def halves(self) -> list[Batch]:
         ids, places = self.inputs
@@ -71,7 +73,7 @@ class MaskedBatch(Batch):
 
 
 class WindowSampler:
-    """Windows of a token array, each token once an epoch.
+    """Windows of a token array; an epoch has each token once.
 
     An epoch cuts the array into windows of `context` tokens from a random offset and goes through them in random order.
 
@@ -93,17 +95,17 @@ class WindowSampler:
         self.epoch = functools.lru_cache(maxsize=2)(self._epoch)
 
     def _epoch(self, epoch: int) -> np.ndarray:
-        """The starts of an epoch's windows, in order: [windows]"""
+        """Return where the windows of an epoch start, in their order: [windows]."""
         rng = np.random.default_rng([self.seed, epoch])
         slack = len(self.tokens) - 1 - self.windows * self.context
         return rng.integers(slack + 1) + self.context * rng.permutation(self.windows)
 
     def batch(self, index: int) -> Batch:
-        """Batch number `index`: ids [B, T] and the next ids [B, T]."""
+        """Return batch number `index`: ids [B, T] and the next ids [B, T]."""
         return self.windows_of(range(index * self.batch_size, (index + 1) * self.batch_size))
 
     def windows_of(self, numbers: Sequence[int]) -> Batch:
-        """The windows of these numbers, counted through all epochs: ids [B, T] and the next ids [B, T]."""
+        """Return the windows of these numbers, counted through all epochs: ids [B, T] and the next ids [B, T]."""
         rows = []
         for number in numbers:
             start = self.epoch(number // self.windows)[number % self.windows]
@@ -114,7 +116,7 @@ class WindowSampler:
 
 
 def epoch_order(lengths: Sequence[int], batch_size: int, seed: int, epoch: int) -> list[list[int]]:
-    """An epoch's batches of example numbers: random, but with like lengths together, so that little is padding.
+    """Return an epoch's batches of example numbers: in random order, with similar lengths together to save padding.
 
     Shuffled examples are taken in pools of 16 batches, sorted by length within the pool, cut, and the batches shuffled.
     """
@@ -127,14 +129,56 @@ def epoch_order(lengths: Sequence[int], batch_size: int, seed: int, epoch: int) 
     return [batches[i] for i in rng.permutation(len(batches))]
 
 
+class Epochs:
+    """Which examples each step of a training of several epochs sees, and where its epochs end.
+
+    Args:
+        lengths: tokens of each example.
+        step_size: examples per step.
+        n_epochs: passes over the examples.
+        max_steps: the training ends after this number of steps; None: after all epochs.
+        seed: of the order.
+    """
+
+    def __init__(self, lengths: Sequence[int], step_size: int, n_epochs: int, max_steps: int | None, seed: int) -> None:
+        self.steps_per_epoch = -(-len(lengths) // step_size)
+        all_steps = n_epochs * self.steps_per_epoch
+        self.max_steps = min(all_steps, max_steps or all_steps)
+        self._step_size, self._n_all = step_size, n_epochs * len(lengths)
+        self._order = functools.lru_cache(maxsize=2)(lambda epoch: epoch_order(lengths, step_size, seed, epoch))
+
+    def rows(self, step: int) -> list[int]:
+        """Return the numbers of the examples of a step."""
+        epoch, number = divmod(step, self.steps_per_epoch)
+        return self._order(epoch)[number]
+
+    def is_end(self, step: int) -> bool:
+        """Return whether an epoch, or the training, ends after so many steps."""
+        return step % self.steps_per_epoch == 0 or step == self.max_steps
+
+    def position(self, step: int) -> dict[str, float]:
+        """Return epochs and examples after so many steps; an epoch that was cut short counts."""
+        epoch = -(-step // self.steps_per_epoch)
+        return {"epoch": epoch, "examples": min(step * self._step_size, self._n_all)}
+
+
+def chunks(rows: Sequence[T], size: int) -> list[Sequence[T]]:
+    """Cut the rows of a step into micro-batches of at most `size`."""
+    return [rows[first : first + size] for first in range(0, len(rows), size)]
+
+
 def next_token_batch(ids: Sequence[Sequence[int]], targets: Sequence[Sequence[int]], pad_id: int) -> Batch:
-    """Examples of ids and, for each, the target at its position, -100 where there is none; see `GPT.loss_sum`.
+    """Return examples as one batch.
+
+    Args:
+        ids: a row per example.
+        targets: at each position of a row the id that should follow, or -100.
+        pad_id: pads the shorter rows.
 
     Returns:
-        ids [B, T], padded with `pad_id`; the places [n] that have a target in the flattened [B * T]; and these targets.
+        ids [B, T]; the positions [n] in the flattened [B * T] that have a target; and these targets [n]. See `GPT.loss`.
     """
     flat = pad(targets, IGNORE).flatten()  # [B * T]
-    target_positions = (
-        (flat != IGNORE).nonzero().squeeze(1)
-    )  # [n]; found here, since on a GPU everything would wait for it
+    # Not on the device: there, everything would wait for the number of positions.
+    target_positions = (flat != IGNORE).nonzero().squeeze(1)  # [n]
     return MaskedBatch((pad(ids, pad_id), target_positions), flat[target_positions])

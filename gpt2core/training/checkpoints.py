@@ -1,11 +1,12 @@
-"""Where a stage keeps the states of its trainings: `$DVC_ROOT/.checkpoints/<stage>-<key>/`.
+"""Training checkpoints of a stage, in `$DVC_ROOT/.checkpoints/<stage>-<key>/`.
 
-That is outside every DVC out, which DVC deletes before a run. The key is a hash of all that decides the bytes of the
-result, so that a state is never resumed from by anything else. A lock beside the folder keeps it for one process.
+The folder is outside every DVC output, since DVC deletes outputs before a run. The key is a hash of everything that
+decides the bytes of the result: a checkpoint is resumed only if all of it matches. A lock next to the folder keeps it
+for one process.
 
-A state is one safetensors file, `<training>/<step>.<SHA-256 of the file>.safetensors`, with all that is no tensor as
-JSON in its header. It is written under another name and renamed when it is whole. The two newest are kept: should the
-newest be damaged, its checksum tells, and the one before is used.
+A checkpoint is one safetensors file, `<training>/<step>.<SHA-256 of the file>.safetensors`, with everything that is no
+tensor as JSON in its header. It is written under another name and renamed when it is complete. The two newest are kept:
+if the checksum shows that the newest is damaged, the one before is used.
 """
 
 from __future__ import annotations
@@ -31,20 +32,20 @@ from torch import Tensor
 from gpt2core import config, files, numerics, runtime, stage_code
 from gpt2core.log import logger
 
-KEEP_LAST = 2  # states of a training
+KEEP_LAST = 2  # checkpoints per training
 SUFFIX = ".safetensors"
 SAVING = "saving.tmp"
-MAX_AGE_DAYS = 14.0  # of a training that never ended
-MIN_AGE_DAYS = 2.0  # below, only what is finished is removed for want of room
-MAX_FINISHED_AGE_DAYS = 1.0  # of one that did: only DVC's own work could still be lost
-MAX_BYTES = 20 << 30  # of all states of a project; one of GPT-2 124M with its optimizer has 1.5 GB
+MAX_AGE_DAYS = 14.0  # of an unfinished training
+MIN_AGE_DAYS = 2.0  # younger ones are removed to save space only if their training is finished
+MAX_FINISHED_AGE_DAYS = 1.0  # of a finished training: DVC may have been killed before it saved the outputs
+MAX_BYTES = 20 << 30  # of all checkpoints of a project; one of GPT-2 124M with its optimizer has 1.5 GB
 FOLDER_NAME = re.compile(r".+-[0-9a-f]{16}")
 STATE_NAME = re.compile(rf"\d{{10}}\.[0-9a-f]{{64}}{re.escape(SUFFIX)}")
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """What a training needs to go on after `step` steps. notes: values of JSON."""
+    """Everything that a training needs to continue after `step` steps; `extra_state` has values of JSON."""
 
     step: int
     tensors: dict[str, Tensor]
@@ -53,16 +54,16 @@ class Checkpoint:
 
 
 class CheckpointManager:
-    """The states of one training, in a folder that no other process writes to."""
+    """The checkpoints of one training, in a folder that no other process writes to."""
 
     def __init__(self, folder: Path):
         self.folder = folder
         self._warned = False
 
     def save(self, step: int, tensors: Mapping[str, Tensor], extra_state: Mapping[str, Any]) -> bool:
-        """Write a state, then remove all but the newest two.
+        """Write a checkpoint, then remove all but the newest two.
 
-        A disk that is full or another error of writing is a warning: the training and the earlier states are worth
+        A full disk or another error of writing is only a warning: the training and its earlier checkpoints are worth
         more than this one.
 
         Returns:
@@ -73,12 +74,14 @@ class CheckpointManager:
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
             safetensors.torch.save_file(dict(tensors), temporary, header)
-            # No fsync: what a power cut may leave of the newest file has another checksum, and the one before it has
-            # been on the disk for long.
+            # No fsync: if a power cut damages the newest file, its checksum differs, and the one before it has been on
+            # the disk for long.
             temporary.replace(self.folder / f"{step:010d}.{files.sha256(temporary)}{SUFFIX}")
         except (OSError, SafetensorError) as error:
             if not self._warned:  # once, not at every try
-                logger.warning(f"step {step}: the state was not saved ({error}); the training goes on, free some space")
+                logger.warning(
+                    f"step {step}: the checkpoint was not saved ({error}); the training continues, free some space"
+                )
             self._warned = True
             return False
         finally:
@@ -89,7 +92,7 @@ class CheckpointManager:
         return True
 
     def newest(self) -> Checkpoint | None:
-        """The newest state that is whole. A damaged one is told of and removed."""
+        """Return the newest checkpoint that is complete; damaged ones are reported and removed."""
         for path in self._paths():
             step, checksum = path.name.removesuffix(SUFFIX).split(".")
             try:
@@ -98,53 +101,53 @@ class CheckpointManager:
                         kept = json.loads(file.metadata()["state"])
                         tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
                     return Checkpoint(kept["step"], tensors, kept["notes"], path.stat().st_mtime)
-                reason = "its checksum is another"
+                reason = "its checksum differs"
             except OSError as error:
                 reason = str(error)
-            logger.warning(f"the state at step {int(step)} is damaged ({reason}); it is not used")
+            logger.warning(f"the checkpoint of step {int(step)} is damaged ({reason}); it is not used")
             with contextlib.suppress(OSError):
                 path.unlink()
         return None
 
     def _paths(self) -> list[Path]:
-        """The files of states, the newest first."""
+        """Return the files of checkpoints, the newest first."""
         return sorted((path for path in self.folder.glob("*") if STATE_NAME.fullmatch(path.name)), reverse=True)
 
     def keep(self, number: int) -> None:
-        """Remove all but the newest `number` states."""
+        """Remove all but the newest `number` checkpoints."""
         for path in self._paths()[number:]:
             with contextlib.suppress(OSError):
                 path.unlink()
 
 
 class StageCheckpoints:
-    """A stage's folder of states; `training(name)` of each of its trainings. Without a folder nothing is kept."""
+    """The folder of a stage's checkpoints, one subfolder per training; without a folder, nothing is saved."""
 
     def __init__(self, folder: Path | None = None):
         self.folder = folder
 
     def training(self, name: str = "training") -> CheckpointManager | None:
-        """The states of the training `name`."""
+        """Return the checkpoints of the training `name`."""
         return CheckpointManager(self.folder / name) if self.folder else None
 
     @property
     def run_file(self) -> Path | None:
-        """Where tracking notes its run, so that the stage that goes on continues it."""
+        """Where tracking writes its run's id, so that a resumed stage continues the same run."""
         return self.folder / "mlflow.json" if self.folder else None
 
 
 @contextlib.contextmanager
 def stage_checkpoints(stage: str, params: Mapping[str, Any], inputs: Iterable[Path]) -> Iterator[StageCheckpoints]:
-    """The states of a stage, for this process alone until the block ends.
+    """Lock the checkpoints of a stage for this process until the `with` block ends.
 
     While another process has them (a worker of DVC's queue, or a stage whose `dvc` was killed), this one waits, and
-    then goes on from where that one came to. When the block ends without an error, the states are marked as finished:
-    the last is still kept for a day, for a `dvc` that is killed before it has noted the stage's result.
+    then continues from that one's last checkpoint. When the block ends without an error, the checkpoints are marked as
+    finished: the last one is kept for a day, in case `dvc` is killed before it has saved the stage's outputs.
 
     Args:
         stage: its name in dvc.yaml.
-        params: all that it reads of params.yaml.
-        inputs: its dependencies beside code, files and folders.
+        params: everything that it reads of params.yaml.
+        inputs: its dependencies except code: files and folders.
     """
     if os.environ.get("GPT2CORE_RESUME", "").lower() in ("off", "0", "false", "no"):
         yield StageCheckpoints()
@@ -155,28 +158,28 @@ def stage_checkpoints(stage: str, params: Mapping[str, Any], inputs: Iterable[Pa
     try:
         lock = files.lock(_lock_path(folder))
         _acquire(lock, checkpoints, folder)
-        _open(folder, known)
+        _prepare(folder, known)
     except OSError as error:
         logger.warning(
-            f"{checkpoints}: no states can be kept ({error.strerror or error}); a kill would lose everything"
+            f"{checkpoints}: no checkpoints can be saved ({error.strerror or error}); a kill would lose the whole training"
         )
         yield StageCheckpoints()
         return
     try:
         yield StageCheckpoints(folder)
-        for training in {path.parent for path in _states_in(folder)}:
+        for training in {path.parent for path in _checkpoints_in(folder)}:
             CheckpointManager(training).keep(1)
         with contextlib.suppress(OSError):
             (folder / "finished").touch()
     finally:
-        if not _states_in(folder):  # it failed at its input, or the disk is full
+        if not _checkpoints_in(folder):  # the stage failed at its input, or the disk is full
             shutil.rmtree(folder, ignore_errors=True)
             _lock_path(folder).unlink(missing_ok=True)
         lock.release()
 
 
 def fingerprint(stage: str, params: Mapping[str, Any], inputs: Iterable[Path]) -> dict[str, Any]:
-    """All that decides the bytes of what a stage trains, as values of JSON."""
+    """Return everything that decides the bytes of what a stage trains, as values of JSON."""
     return {
         "stage": stage,
         "params": dict(params),
@@ -184,32 +187,32 @@ def fingerprint(stage: str, params: Mapping[str, Any], inputs: Iterable[Path]) -
             path.as_posix(): files.sha256(path)
             for top in inputs
             for path in sorted([top, *top.rglob("*")])
-            if path.is_file()  # what is missing, the stage itself complains of
+            if path.is_file()  # the stage itself reports missing inputs
         },
         "code": _code(stage),
-        "environment": _deciding_environment(),  # dtypes are params
+        "environment": _relevant_environment(),  # dtypes are params
         "world_size": os.environ.get("WORLD_SIZE", "1"),
     }
 
 
-def _deciding_environment() -> dict[str, str]:
-    """Versions and device; threads and CPU, too, unless the same bytes come from any of them."""
+def _relevant_environment() -> dict[str, str]:
+    """Return versions and device, and threads and CPU unless every CPU gives the same bytes."""
     facts = runtime.environment()
     return {name: fact for name, fact in facts.items() if not (numerics.is_portable() and name in runtime.OF_THE_CPU)}
 
 
 def digest(known: Mapping[str, Any]) -> str:
-    """A hash of values of JSON, 16 hexadecimal digits."""
+    """Return a hash of values of JSON, 16 hexadecimal digits."""
     return hashlib.sha256(json.dumps(known, sort_keys=True).encode()).hexdigest()[:16]
 
 
 def _code(stage: str) -> dict[str, str]:
-    """The hash of each file of this project that decides the stage's outputs."""
+    """Return the hash of each file of this project that decides the stage's outputs."""
     return {path.as_posix(): files.sha256(stage_code.ROOT / path) for path in stage_code.stage_files(stage)}
 
 
 def _acquire(lock: FileLock, checkpoints: Path, folder: Path) -> None:
-    """Acquire the folder's lock; old states of others are removed on the way."""
+    """Acquire the folder's lock, after removing old checkpoints of others."""
     with files.lock(checkpoints / "states.lock"):
         prune(checkpoints, keep=folder)
         with contextlib.suppress(Timeout):
@@ -217,27 +220,27 @@ def _acquire(lock: FileLock, checkpoints: Path, folder: Path) -> None:
     if not lock.is_locked:
         holder = _read_json(folder / "holder.json").get("pid", "unknown")
         logger.info(
-            f"process {holder} is at this very training; waiting to go on where it ends "
-            f"(or end it, it saves first: kill {holder})"
+            f"process {holder} is already running this training; waiting until it ends "
+            f"(to end it, after it has saved: kill {holder})"
         )
         lock.acquire()
 
 
-def _open(folder: Path, known: Mapping[str, Any]) -> None:
-    """Make the folder ready for this process, which has its lock."""
+def _prepare(folder: Path, known: Mapping[str, Any]) -> None:
+    """Prepare the folder for this process, which has its lock."""
     folder.mkdir(parents=True, exist_ok=True)
-    for leftover in folder.rglob(SAVING):  # of a process that was killed while it wrote
+    for leftover in folder.rglob(SAVING):  # of a process that was killed while it saved
         leftover.unlink()
     (folder / "finished").unlink(missing_ok=True)
-    if not _states_in(folder):
-        _tell_of_another(folder, known)
+    if not _checkpoints_in(folder):
+        _report_differences(folder, known)
     files.write_json(folder / "key.json", known)
     files.write_json(folder / "environment.json", runtime.environment())
     files.write_json(folder / "holder.json", {"pid": os.getpid()})
 
 
-def _states_in(folder: Path) -> list[Path]:
-    """The files of all states of a stage; another process may be at work there, which `Path.glob` does not bear."""
+def _checkpoints_in(folder: Path) -> list[Path]:
+    """Return the files of all checkpoints of a stage; unlike `Path.glob`, this works while another process writes."""
     return [Path(name) for name in glob.glob(f"{glob.escape(str(folder))}/*/*{SUFFIX}")]
 
 
@@ -252,15 +255,15 @@ def prune(
     max_finished_age_days: float = MAX_FINISHED_AGE_DAYS,
     max_bytes: int = MAX_BYTES,
 ) -> None:
-    """Remove the folders of states that are too old, then the finished and the oldest until all are below `max_bytes`.
+    """Remove folders that are too old, then finished ones and the oldest until the rest is below `max_bytes`.
 
-    The folder `keep` and those that a process has are left alone, but count. A training that was stopped lately is
-    worth more than the room that it takes.
+    The folder `keep` and those that a process has locked stay, but count. A training that was stopped recently is worth
+    more than the space that it takes.
     """
     found = []
     for folder in checkpoints.iterdir():
         if folder.is_dir() and FOLDER_NAME.fullmatch(folder.name):
-            with contextlib.suppress(FileNotFoundError):  # a process is just saving there
+            with contextlib.suppress(FileNotFoundError):  # a process is saving there
                 stats = [path.stat() for path in folder.rglob("*") if path.is_file()]
                 age_days = (time.time() - max((s.st_mtime for s in stats), default=0.0)) / 86400
                 found.append(((folder / "finished").exists(), age_days, sum(s.st_size for s in stats), folder))
@@ -273,30 +276,30 @@ def prune(
 
 
 def _remove(folder: Path) -> bool:
-    """Remove a folder of states and its lock, unless a process has it."""
+    """Remove a folder of checkpoints and its lock, unless a process has locked it; return whether it was removed."""
     lock = files.lock(_lock_path(folder), timeout_s=0)
     try:
         with lock:
             shutil.rmtree(folder)
-            _lock_path(folder).unlink()  # a process that waits for it notices, and makes a new one
+            _lock_path(folder).unlink()  # a process that waits for it notices this, and creates a new one
     except (Timeout, OSError):
         return False
     return True
 
 
-def _tell_of_another(folder: Path, known: Mapping[str, Any]) -> None:
-    """Say why the training starts anew, where the same params have the states of a training that was stopped."""
+def _report_differences(folder: Path, known: Mapping[str, Any]) -> None:
+    """Report why the training starts at step 0, if checkpoints of the same params exist."""
     for path in folder.parent.glob(f"{known['stage']}-*/key.json"):
         other, theirs = path.parent, _read_json(path)
-        if theirs.get("params") == known["params"] and _states_in(other) and not (other / "finished").exists():
+        if theirs.get("params") == known["params"] and _checkpoints_in(other) and not (other / "finished").exists():
             names = sorted(_differing(theirs, known))
             listed = ", ".join(names[:4]) + (", …" if len(names) > 4 else "")
-            logger.info(f"starts anew: the states in .checkpoints/{other.name} are not of the same {listed}")
+            logger.info(f"starts at step 0: the checkpoints in .checkpoints/{other.name} differ in {listed}")
             return
 
 
 def _differing(theirs: Mapping[str, Any], ours: Mapping[str, Any]) -> set[str]:
-    """What of two descriptions differs: names of files, modules, libraries and the rest."""
+    """Return the names of the files, modules, libraries, and other entries that differ between two fingerprints."""
     names = set()
     for key in ours.keys() | theirs.keys():
         one, other = theirs.get(key), ours.get(key)
@@ -308,7 +311,7 @@ def _differing(theirs: Mapping[str, Any], ours: Mapping[str, Any]) -> set[str]:
 
 
 def _read_json(path: Path) -> dict[str, Any]:
-    """A note that may be missing or damaged; then nothing."""
+    """Return the content of a JSON file; an empty dict if it is missing or damaged."""
     try:
         return dict(json.loads(path.read_text(encoding="utf-8")))
     except (OSError, ValueError, TypeError):

@@ -2,38 +2,48 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from tqdm import tqdm
 
 from gpt2core import config, runtime
 from gpt2core.checkpoint.model_dir import load_language_model
 from gpt2core.inference.classify import Texts, encode
 from gpt2core.model import GPT, GPTClassifier
 from gpt2core.model.lora import merge_lora
+from gpt2core.tasks.labeled_texts import Splits
 from gpt2core.tokenizer import Tokenizer
-from gpt2core.training.batches import Batch, epoch_order
+from gpt2core.training.batches import Batch, Epochs, chunks
 from gpt2core.training.cached_features import CachedFeatures
 from gpt2core.training.checkpoints import CheckpointManager
-from gpt2core.training.optimizers import adamw
-from gpt2core.training.resume import ResumableTraining
-from gpt2core.training.schedules import WarmupCosine
+from gpt2core.training.task import Task
 from gpt2core.training.trainable import add_adapters, freeze_except, frozen_blocks, trainable_parameters
-from gpt2core.training.trainer import Step, train
+from gpt2core.training.trainer import OnMetrics, fit, new_recipe
 
-Example = tuple[str, str]  # label, text
+COLUMNS = ("epoch", "examples", "train_loss", "train_accuracy", "val_loss", "val_accuracy")
 
 
 @dataclass
 class Classified:
-    """The classifier, its tokenizer, a row for each epoch (see `COLUMNS`), the test labels before and after, how
-    probable each class of each test message is after, [n, classes], and the epoch that the classifier is of."""
+    """The result of fine-tuning a classifier.
+
+    Attributes:
+        model: the classifier; LoRA adapters are merged.
+        tokenizer: that of the base.
+        curve: a row per epoch, with `COLUMNS`.
+        before: the predicted label of each test text before the training.
+        after: the same after it.
+        probabilities: [n, classes] of the test texts, after the training.
+        truncated: number of texts that are longer than the model reads.
+        trainable_parameters: number of parameters that were trained.
+        kept_epoch: the epoch whose weights the model has.
+    """
 
     model: GPTClassifier
     tokenizer: Tokenizer
@@ -46,25 +56,72 @@ class Classified:
     kept_epoch: int = 0
 
 
-COLUMNS = ("epoch", "examples", "train_loss", "train_accuracy", "val_loss", "val_accuracy")
+class ClassifyTask(Task):
+    """Predict the label of a text; evaluated after each epoch."""
 
+    model: GPTClassifier
 
-def new_classifier(
-    base: GPT, labels: tuple[str, ...], trainable: str, seed: int, position: str = "last"
-) -> GPTClassifier:
-    """The base's transformer under a new head; only the part that `trainable` names will learn.
+    def __init__(
+        self, model: GPTClassifier, tokenizer: Tokenizer, params: config.FinetuneClassify, seed: int, splits: Splits
+    ) -> None:
+        texts = [[text for _, text in rows] for rows in splits]  # of training, validation, and test
+        encoded = [encode(rows, tokenizer, model.config.n_positions, params.max_tokens) for rows in texts]
+        self.truncated = sum(n_truncated for _, n_truncated in encoded)
+        ids = [rows for rows, _ in encoded]
+        step_size = params.batch_size * params.grad_accum_steps
+        self.epochs = Epochs([len(row) for row in ids[0]], step_size, params.epochs, params.max_steps, seed)
+        super().__init__(f"classify seed {seed}", model, self.epochs.max_steps, seed)
+        self.params, self.eot_id = params, tokenizer.eot_id
+        # The hidden states after the frozen blocks are computed once, unless dropout changes them each time, or the
+        # training does not read all texts.
+        n_frozen = frozen_blocks(model.config, params.trainable)
+        is_cached = n_frozen > 0 and not params.dropout and self.max_steps >= self.epochs.steps_per_epoch
+        self.texts = [CachedFeatures(model, rows, n_frozen) if is_cached else Texts(model, rows) for rows in ids]
+        self.labels = [torch.tensor([model.labels.index(label) for label, _ in rows]) for rows in splits]
+        self.before: list[str] = []
 
-    Args:
-        trainable: head (with the final norm), last_block, last_two_blocks (each with head and final norm), all, or
-            lora (the head, and what is added later).
-        position: what the head reads: last, first or mean; see `GPTClassifier`.
-    """
-    runtime.seed_everything(seed)
-    device = base.transformer.wte.weight.device
-    model = GPTClassifier(base.config, labels, position).to(device)
-    model.transformer.load_state_dict(base.transformer.state_dict())
-    freeze_except(model, trainable)
-    return model
+    def batch(self, step: int) -> list[Batch]:
+        """Return the texts of a step: ids [B, T] (or cached hidden states [B, T, C]), lengths [B], labels [B] each."""
+        texts, labels = self.texts[0], self.labels[0]
+        micro_batches = chunks(self.epochs.rows(step), self.params.batch_size)
+        return [Batch(texts.batch(rows, self.eot_id), labels[rows]) for rows in micro_batches]
+
+    def loss(self, batch: Batch) -> Tensor:
+        logits = self.texts[0].logits(*batch.inputs).float()  # [B, classes]
+        return F.cross_entropy(logits, batch.targets, reduction="sum")
+
+    def is_evaluated(self, step: int) -> bool:
+        return self.epochs.is_end(step)
+
+    def evaluate(self, step: int) -> dict[str, float]:
+        n_train, n_val = len(self.labels[0]), len(self.labels[1])
+        sample = np.random.default_rng(self.seed).permutation(n_train)[:n_val].tolist()
+        _, train_accuracy = self.loss_and_accuracy(0, sample)
+        val_loss, val_accuracy = self.loss_and_accuracy(1, range(n_val))
+        metrics = {"train_accuracy": train_accuracy, "val_loss": val_loss, "val_accuracy": val_accuracy}
+        self.curve.append({**self.epochs.position(step), "train_loss": self.mean_train_loss(), **metrics})
+        return metrics
+
+    def evaluate_base(self) -> bool:
+        self.before = self.predict(self.texts[2].predict())
+        return False
+
+    def loss_and_accuracy(self, split: int, rows: Sequence[int]) -> tuple[float, float]:
+        """Return the mean loss in nats per text, and the share of correct labels, of some rows of a split."""
+        logits, labels = self.texts[split].predict(rows), self.labels[split][list(rows)]  # [n, classes], [n]
+        accuracy = (logits.argmax(-1) == labels).double().mean().item()
+        return F.cross_entropy(logits, labels).item(), accuracy
+
+    def predict(self, logits: Tensor) -> list[str]:
+        """Return the most probable label of each row: [n, classes] -> [n]."""
+        return [self.model.labels[i] for i in logits.argmax(-1).tolist()]
+
+    def state_dict(self) -> dict[str, Any]:
+        return {**super().state_dict(), "before": self.before}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        super().load_state_dict(state)
+        self.before = state["before"]
 
 
 def finetune_classify(
@@ -72,18 +129,23 @@ def finetune_classify(
     seed: int,
     base_dir: Path,
     labels: tuple[str, ...],
-    train_examples: Sequence[Example],
-    val_examples: Sequence[Example],
-    test_examples: Sequence[Example],
-    on_metrics: Callable[[dict[str, float], int], None] = lambda metrics, step: None,
-    states: CheckpointManager | None = None,
+    splits: Splits,
+    on_metrics: OnMetrics = lambda metrics, step: None,
+    checkpoints: CheckpointManager | None = None,
 ) -> Classified:
-    """Fine-tune once, with one seed (of the head's first weights, the order of the data and dropout).
+    """Fine-tune a classifier once, with one seed.
 
-    With `patience_epochs` the weights of the epoch with the lowest validation loss are kept, the first of equals, and
-    the training ends after so many epochs without a lower one (Prechelt 1998); else those of the last step are.
+    Args:
+        params: which part is trained, and the recipe.
+        seed: of the head's initial weights, the order of the data, and dropout.
+        base_dir: directory of a language model.
+        labels: the classes, in the order of the logits.
+        splits: labels and texts for training, validation, and test.
+        on_metrics: called with metrics and their step.
+        checkpoints: where the training is saved, to be resumed if it is stopped; None: nowhere.
 
-    It goes on from the newest of `states`, and is kept there.
+    Raises:
+        UserError: the base is no language model, or the loss is not finite.
     """
     base, tokenizer = load_language_model(base_dir, device=runtime.device(), dropout=params.dropout)
     model = new_classifier(base, labels, params.trainable, seed, params.position)
@@ -91,112 +153,36 @@ def finetune_classify(
         add_adapters(model, params)
     model.transformer.activation_checkpointing = params.activation_checkpointing
     result = Classified(model, tokenizer, trainable_parameters=trainable_parameters(model))
-    n_frozen = frozen_blocks(base.config, params.trainable)
-    steps_an_epoch = -(-len(train_examples) // params.batch_size)
-    max_steps = min(params.epochs * steps_an_epoch, params.max_steps or 1 << 62)
-    # With dropout a frozen block gives something else each time; and a part of an epoch does not read all texts.
-    keeps = n_frozen > 0 and not params.dropout and max_steps >= steps_an_epoch
-    splits: list[tuple[Texts, Tensor]] = []
-    for examples in (train_examples, val_examples, test_examples):
-        ids, cut = encode([text for _, text in examples], tokenizer, base.config.n_positions, params.max_tokens)
-        texts = CachedFeatures(model, ids, n_frozen) if keeps else Texts(model, ids)
-        splits.append((texts, torch.tensor([labels.index(label) for label, _ in examples])))
-        result.truncated += cut
-    (train_texts, train_labels), (val_texts, val_labels), (test_texts, _) = splits
 
-    lengths = train_texts.lengths
-    optimizer = adamw(model.parameters(), lr=params.lr, weight_decay=params.weight_decay, beta2=params.beta2)
-    schedule = WarmupCosine(params.warmup_steps, max_steps)
-    losses: list[float] = []
+    task = ClassifyTask(model, tokenizer, params, seed, splits)
+    recipe = new_recipe(params, model, task.max_steps, runtime.training_dtype(params.dtype))
+    kept_step = fit(task, recipe, checkpoints, on_metrics)
 
-    def learning() -> dict[str, Tensor]:
-        return {key: p.detach() for key, p in model.named_parameters() if p.requires_grad}
-
-    # Of the best epoch so far; nothing where the last one is kept.
-    best = {key: tensor.clone() for key, tensor in learning().items()} if params.patience_epochs else {}
-
-    def batches(step: int) -> list[Batch]:
-        epoch, number = divmod(step, steps_an_epoch)
-        rows = epoch_order(lengths, params.batch_size, seed, epoch)[number]
-        return [Batch(train_texts.batch(rows, tokenizer.eot_id), train_labels[rows])]
-
-    def loss_sum(batch: Batch) -> Tensor:
-        return F.cross_entropy(train_texts.logits(*batch.inputs).float(), batch.targets, reduction="sum")
-
-    def evaluate(texts: Texts, rows: Sequence[int] | None, targets: Tensor) -> tuple[float, float]:
-        logits = texts.predict(rows)
-        accuracy = (logits.argmax(-1) == targets).double().mean().item()
-        return F.cross_entropy(logits, targets).item(), accuracy
-
-    def on_step(done: Step) -> None:
-        losses.append(done.loss)
-        progress.update()
-        on_metrics({"train_loss": done.loss, "lr": done.lr, "grad_norm": done.grad_norm}, done.step)
-
-    def ends_epoch(step: int) -> bool:
-        return step % steps_an_epoch == 0 or step == max_steps
-
-    def on_pause(step: int) -> bool:
-        if ends_epoch(step):
-            end_epoch(step)
-            if best and is_over():
-                resume.max_steps = step  # so that this state is the last
-        resume.on_pause(step)
-        return resume.max_steps == step
-
-    def is_over() -> bool:
-        """Whether the patience is at its end."""
-        patience = params.patience_epochs
-        return patience is not None and result.curve[-1]["epoch"] - result.kept_epoch >= patience
-
-    def end_epoch(step: int) -> None:
-        some = np.random.default_rng(seed).permutation(len(lengths))[: len(val_labels)].tolist()
-        _, train_accuracy = evaluate(train_texts, some, train_labels[some])
-        val_loss, val_accuracy = evaluate(val_texts, None, val_labels)
-        row = {
-            "epoch": -(-step // steps_an_epoch),
-            "examples": min(step * params.batch_size, params.epochs * len(lengths)),
-            "train_loss": sum(losses) / len(losses),
-            "train_accuracy": train_accuracy,
-            "val_loss": val_loss,
-            "val_accuracy": val_accuracy,
-        }
-        losses.clear()
-        if best and val_loss < min((earlier["val_loss"] for earlier in result.curve), default=float("inf")):
-            result.kept_epoch = int(row["epoch"])
-            for key, tensor in learning().items():
-                best[key].copy_(tensor)
-        result.curve.append(row)
-        on_metrics({key: row[key] for key in ("train_accuracy", "val_loss", "val_accuracy")}, step)
-
-    dtype = runtime.training_dtype(params.dtype)
-    name = f"classify seed {seed}"
-    resume = ResumableTraining(
-        states, model, [optimizer], max_steps,
-        lambda: {"before": result.before, "curve": result.curve, "losses": losses, "kept_epoch": result.kept_epoch},
-        name, best,
-    )  # fmt: skip
-    if kept := resume.restore():
-        result.before, result.curve, losses = kept["before"], kept["curve"], kept["losses"]
-        result.kept_epoch = kept["kept_epoch"]
-        if result.curve and ends_epoch(resume.step) and is_over():  # it had ended by itself
-            max_steps = resume.step
-        on_metrics({}, resume.step)  # what belongs to no step is the last one's
-    else:
-        result.before = [model.labels[i] for i in test_texts.predict().argmax(-1).tolist()]
-    with resume, tqdm(total=max_steps, initial=resume.step, desc=name, unit="step", disable=None) as progress:
-        train(
-            model, [optimizer], schedule, batches, loss_sum,
-            max_steps=max_steps, grad_clip=params.grad_clip, start_step=resume.step, dtype=dtype,
-            on_step=on_step, is_pause=lambda step: ends_epoch(step) or resume.is_pause(step), on_pause=on_pause,
-        )  # fmt: skip
-    if best:
-        model.load_state_dict(best, strict=False)
-    else:
-        result.kept_epoch = int(result.curve[-1]["epoch"])
     if params.trainable == "lora":
         merge_lora(model)
-    probabilities = test_texts.predict().softmax(-1)  # [n, classes]
-    result.after = [model.labels[i] for i in probabilities.argmax(-1).tolist()]
-    result.probabilities = probabilities.tolist()
+    logits = task.texts[2].predict()  # [n, classes]
+    result.curve, result.truncated = task.curve, task.truncated
+    result.kept_epoch = int(task.epochs.position(kept_step)["epoch"])
+    result.before, result.after = task.before, task.predict(logits)
+    result.probabilities = logits.softmax(-1).tolist()
     return result
+
+
+def new_classifier(
+    base: GPT, labels: tuple[str, ...], trainable: str, seed: int, position: str = "last"
+) -> GPTClassifier:
+    """Return the base's transformer with a new head; only the part that `trainable` names is trained.
+
+    Args:
+        base: a language model.
+        labels: the classes, in the order of the logits.
+        trainable: head (with the final norm), last_block, last_two_blocks (each with head and final norm), all, or
+            lora (the head, and adapters that are added later).
+        seed: of the head's initial weights.
+        position: what the head reads: last, first, or mean; see `GPTClassifier`.
+    """
+    runtime.seed_everything(seed)
+    model = GPTClassifier(base.config, labels, position).to(base.transformer.wte.weight.device)
+    model.transformer.load_state_dict(base.transformer.state_dict())
+    freeze_except(model, trainable)
+    return model

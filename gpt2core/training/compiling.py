@@ -1,7 +1,7 @@
-"""`torch.compile` for the training's forward and backward passes alone.
+"""`torch.compile` for the forward and backward passes of a training alone.
 
-A compiled forward pass lies in a block's instance, where it hides the class's: no name of a weight changes, and one
-compilation serves all blocks.
+A compiled forward pass is an attribute of the block, which hides that of its class: no parameter changes its name, and
+one compilation serves all blocks.
 """
 
 from __future__ import annotations
@@ -10,16 +10,17 @@ import contextlib
 from collections.abc import Iterator
 
 import torch
+from torch import nn
 
-from gpt2core.model import GPT
+from gpt2core.model.gpt import Block
 
 
 @contextlib.contextmanager
-def compiled_blocks(model: GPT) -> Iterator[None]:
-    """Inside, the model's blocks run compiled."""
-    blocks = list(model.transformer.h)
+def compiled_blocks(model: nn.Module, is_enabled: bool = True) -> Iterator[None]:
+    """Run the model's blocks compiled until the `with` block ends."""
+    blocks = _blocks(model) if is_enabled else []
     for block in blocks:
-        block.forward = torch.compile(block.forward)
+        block.forward = torch.compile(block.forward)  # type: ignore[method-assign]
     try:
         yield
     finally:
@@ -28,11 +29,15 @@ def compiled_blocks(model: GPT) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def uncompiled(model: GPT) -> Iterator[None]:
-    """Inside, they do not: for what comes in many shapes, each of which would be compiled anew."""
-    kept = [(block, vars(block).pop("forward")) for block in model.transformer.h if "forward" in vars(block)]
+def uncompiled(model: nn.Module) -> Iterator[None]:
+    """Run them uncompiled meanwhile: an evaluation has inputs of many shapes, each of which would be compiled."""
+    compiled = [(block, vars(block).pop("forward")) for block in _blocks(model) if "forward" in vars(block)]
     try:
         yield
     finally:
-        for block, forward in kept:
-            block.forward = forward
+        for block, forward in compiled:
+            block.forward = forward  # type: ignore[method-assign]
+
+
+def _blocks(model: nn.Module) -> list[Block]:
+    return [module for module in model.modules() if isinstance(module, Block)]

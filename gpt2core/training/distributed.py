@@ -1,9 +1,9 @@
-"""Training by several processes, one a GPU, that torchrun started together: each works on its part of every batch.
+"""Training in several processes that torchrun started, one per GPU: each computes its part of every batch.
 
-`sharding: none` is data-parallel (PyTorch's DDP): every process holds all weights. `full` is sharded (PyTorch's FSDP2,
-Zhao et al. 2023): each holds its part of weights, gradients and optimizer states, and a block is put together when it
-is needed. The loss stays a sum divided by the targets of all processes, so that their number changes nothing but the
-last bits. With one process all of this does nothing.
+`sharding: none` is data-parallel (PyTorch's DDP): every process has all weights. `full` is sharded (PyTorch's FSDP2,
+Zhao et al. 2023): each process has its part of weights, gradients, and optimizer states, and gathers a block when it is
+needed. The loss is a sum divided by the targets of all processes, so that their number changes only the last bits. With
+one process, nothing of this has an effect.
 """
 
 from __future__ import annotations
@@ -32,18 +32,18 @@ from gpt2core.model import GPT
 
 
 def rank() -> int:
-    """The number of this process."""
+    """Return the number of this process, from 0."""
     return dist.get_rank() if dist.is_initialized() else 0
 
 
 def world_size() -> int:
-    """How many processes there are."""
+    """Return the number of processes."""
     return dist.get_world_size() if dist.is_initialized() else 1
 
 
 @contextlib.contextmanager
 def process_group() -> Iterator[None]:
-    """The processes that torchrun started, joined until the block ends: by NCCL on GPUs, one each; by gloo on CPUs.
+    """Join the processes that torchrun started until the block ends: with NCCL on GPUs, one each; with gloo on CPUs.
 
     Raises:
         UserError: this process has no GPU of its own, or another one ended.
@@ -64,10 +64,10 @@ def process_group() -> Iterator[None]:
             raise UserError(
                 f"GPT2CORE_DEVICE={os.environ['GPT2CORE_DEVICE']}: each process has a GPU of its own; use cuda"
             )
-    # What tells the processes of each other (`total`) lies on the CPU also where the model does not.
+    # Numbers such as those of `all_reduce_sum` are on the CPU even if the model is not.
     backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
     store, number, n_processes = next(rendezvous("env://"))
-    dist.init_process_group(backend, store=_of_this_start(store), rank=number, world_size=n_processes)
+    dist.init_process_group(backend, store=_store_of_this_start(store), rank=number, world_size=n_processes)
     try:
         yield
     except RuntimeError as error:
@@ -75,14 +75,14 @@ def process_group() -> Iterator[None]:
             reason = str(error).splitlines()[0]
             raise UserError(f"process {rank()} of the training lost another one ({reason})") from error
         raise
-    dist.destroy_process_group()  # not after an error: it might wait for processes that are no more
+    dist.destroy_process_group()  # not after an error: it might wait for processes that have ended
 
 
-def _of_this_start(store: Store) -> Store:
-    """The store in which the processes find each other. torchrun keeps it when it starts them again, and what it holds
-    of those that are no more would be taken for the present ones.
+def _store_of_this_start(store: Store) -> Store:
+    """Return a part of the store of the processes' addresses that only this start uses.
 
-    Each node counts the starts by itself, so for several nodes docs/scaling.md has an environment variable instead.
+    torchrun keeps the store when it starts the processes again, with the addresses of those that have ended. Each node
+    counts the starts by itself, so for several nodes docs/scaling.md has an environment variable instead.
     """
     if os.environ.get("GROUP_WORLD_SIZE", "1") != "1":
         return store
@@ -90,23 +90,24 @@ def _of_this_start(store: Store) -> Store:
 
 
 class LossSum(nn.Module):
-    """A model and its summed loss in one forward pass, which is where DDP and FSDP do their work."""
+    """A model whose forward pass returns the summed loss, since DDP and FSDP work in the forward pass."""
 
     def __init__(self, model: GPT):
         super().__init__()
         self.model = model
 
-    def forward(self, *inputs_and_targets: Tensor) -> Tensor:
-        """See `GPT.loss_sum`."""
-        return self.model.loss_sum(*inputs_and_targets)
+    def forward(self, ids: Tensor, targets: Tensor) -> Tensor:
+        """See `GPT.loss`."""
+        return self.model.loss(ids, targets, reduction="sum")
 
 
 def parallel_loss(model: GPT, sharding: str, device: torch.device) -> nn.Module:
-    """`model`'s loss as a module on `device`, whose gradients are those of all processes together.
+    """Return the model's loss as a module whose gradients are the sum over all processes.
 
     Args:
-        model: the same weights in every process; changed in place. Make its optimizers after this.
+        model: the same weights in every process; changed in place. Create its optimizers after this.
         sharding: none or full.
+        device: of this process.
     """
     loss = LossSum(model)
     if world_size() == 1:
@@ -117,22 +118,23 @@ def parallel_loss(model: GPT, sharding: str, device: torch.device) -> nn.Module:
     mesh = init_device_mesh(device.type, (world_size(),))
     for block in model.transformer.h:
         fully_shard(block, mesh=mesh)
-    fully_shard(loss, mesh=mesh)  # the rest, embeddings and head, is one part with the blocks' outside
+    fully_shard(loss, mesh=mesh)  # embeddings and head together
     return loss
 
 
-def sync_gradients(loss: nn.Module, wanted: bool) -> None:
-    """Whether the next backward pass adds up the gradients of all processes; only a step's last one needs to."""
+def sync_gradients(loss: nn.Module, is_last: bool) -> None:
+    """Add the gradients of all processes in the next backward pass if it is the last one of a step."""
     if isinstance(loss, DistributedDataParallel):
-        loss.require_backward_grad_sync = wanted  # what its `no_sync` does
+        loss.require_backward_grad_sync = is_last  # as its `no_sync` does
     elif isinstance(loss, FSDPModule):
-        loss.set_requires_gradient_sync(wanted)
+        loss.set_requires_gradient_sync(is_last)
 
 
 def local_slices(n: int, batch_size: int) -> list[range]:
-    """This process's part of `n` rows, in micro-batches of at most `batch_size`; in every process equally many of them.
+    """Return the part of `n` rows that this process computes, in micro-batches of at most `batch_size`.
 
-    Their sizes differ by one at most, and one may be empty where `n` is small.
+    Each process has the same number of micro-batches. Their sizes differ by at most one; with a small `n`, some are
+    empty.
     """
     n_micro = math.ceil(n / (world_size() * batch_size))
     cuts = [n * i // (world_size() * n_micro) for i in range(rank() * n_micro, (rank() + 1) * n_micro + 1)]
@@ -140,7 +142,7 @@ def local_slices(n: int, batch_size: int) -> list[range]:
 
 
 def all_reduce_sum(value: float) -> float:
-    """The sum of a number that each process has."""
+    """Return the sum of a number over all processes."""
     if world_size() == 1:
         return value
     tensor = torch.tensor(value, dtype=torch.float64)
@@ -149,14 +151,14 @@ def all_reduce_sum(value: float) -> float:
 
 
 def all_reduce_sum_(tensor: Tensor) -> Tensor:
-    """The same for a tensor, in place and without waiting for the device."""
+    """Sum a tensor over all processes in place, without waiting for the device."""
     if world_size() > 1:
         dist.all_reduce(tensor)
     return tensor
 
 
 def broadcast_object(value: Any) -> Any:
-    """What the first process has, values of JSON, in all of them."""
+    """Return the value that the first process has, values of JSON, in all processes."""
     if world_size() == 1:
         return value
     text = json.dumps(value).encode() if rank() == 0 else b""
@@ -167,12 +169,12 @@ def broadcast_object(value: Any) -> Any:
 
 
 def full_tensor(tensor: Tensor) -> Tensor:
-    """A tensor of which each process may hold a part. All of them must ask for it."""
+    """Return the full tensor of which each process may have a part; all processes must call this."""
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
 
 
 def shard_like(tensor: Tensor, like: Tensor) -> Tensor:
-    """Of a whole tensor that every process has, the part that this one has of `like`."""
+    """Return the part of a full tensor that is sharded like `like`; every process has the full tensor."""
     if not isinstance(like, DTensor):
         return tensor
     replicated = DTensor.from_local(tensor, like.device_mesh, [Replicate()], run_check=False)
@@ -180,7 +182,7 @@ def shard_like(tensor: Tensor, like: Tensor) -> Tensor:
 
 
 def gather_to_rank0(tensor: Tensor) -> Tensor:
-    """`whole` in the first process, on the CPU if it was sharded; an empty tensor in the others."""
+    """Return the full tensor in the first process, on the CPU if it was sharded; an empty tensor in the others."""
     if rank():
         full_tensor(tensor)
         return torch.empty(0)
@@ -188,7 +190,7 @@ def gather_to_rank0(tensor: Tensor) -> Tensor:
 
 
 def scatter_from_rank0(tensor: Tensor | None, like: Tensor) -> Tensor:
-    """What this process holds of a tensor that only the first one has, whole: its part where `like` is sharded."""
+    """Return this process's part of a full tensor that only the first process has; all of it unless `like` is sharded."""
     if world_size() == 1:
         assert tensor is not None
         return tensor
@@ -203,9 +205,9 @@ def scatter_from_rank0(tensor: Tensor | None, like: Tensor) -> Tensor:
 
 @torch.no_grad()
 def full_model(model: GPT) -> GPT:
-    """`model`, or where it is sharded a copy with all its weights, in the first process.
+    """Return the model, or if it is sharded, a copy with all its weights in the first process.
 
-    All processes must ask for it; those of the others are empty.
+    All processes must call this; the copies of the others are empty.
     """
     sharded = model.state_dict()
     if not any(isinstance(tensor, DTensor) for tensor in sharded.values()):
@@ -224,5 +226,5 @@ def full_model(model: GPT) -> GPT:
 
 
 def dropout_seed(seed: int, step: int) -> int:
-    """What seeds the dropout of this process in a step: what is resumed then needs no generators of the others."""
+    """Return the seed of dropout in this process and step: a checkpoint then needs no generators of other processes."""
     return int(np.random.SeedSequence([seed, step, rank()]).generate_state(1, np.uint64)[0])

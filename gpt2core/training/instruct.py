@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from gpt2core import config, prompts, runtime
 from gpt2core.checkpoint.model_dir import load_language_model, read_state
@@ -19,29 +18,38 @@ from gpt2core.inference.respond import respond
 from gpt2core.model import GPT
 from gpt2core.model.lora import merge_lora
 from gpt2core.prompts import Prompt
+from gpt2core.tasks.instructions import Splits
 from gpt2core.tokenizer import Tokenizer
-from gpt2core.training.batches import IGNORE, Batch, epoch_order, next_token_batch
+from gpt2core.training.batches import IGNORE, Batch, Epochs, chunks, next_token_batch
 from gpt2core.training.checkpoints import CheckpointManager
-from gpt2core.training.optimizers import adamw
-from gpt2core.training.resume import ResumableTraining
-from gpt2core.training.schedules import WarmupCosine
+from gpt2core.training.task import Task
 from gpt2core.training.trainable import add_adapters, freeze_except, trainable_parameters
-from gpt2core.training.trainer import Step, train
+from gpt2core.training.trainer import OnMetrics, fit, new_recipe
 
 Entry = Mapping[str, Any]  # the texts instruction, input, output
+COLUMNS = ("epoch", "examples", "train_loss", "val_loss")
 
 
 class Example(NamedTuple):
-    """Ids of an entry, and at each position the id that should follow, -100 where it does not count."""
+    """The ids of an entry, and at each position the id that should follow; -100 where none is a target."""
 
     ids: list[int]
     targets: list[int]
 
+    @property
+    def n_target_tokens(self) -> int:
+        return sum(target != IGNORE for target in self.targets)
+
 
 class EvalResult(NamedTuple):
-    """What the model of so many steps makes of the test set. Losses are nats a token.
+    """The evaluation of the model after `step` steps.
 
-    nats: of each entry's reference response, all of its tokens together; none unless `FinetuneInstruct.is_tabled`.
+    Attributes:
+        step: number of updates; 0: the base.
+        val_loss: mean nats per target token of the validation entries.
+        test_loss: mean nats per token of the test entries' reference responses.
+        responses: the model's response to each test entry.
+        nats: of each reference response, all of its tokens together; empty unless `FinetuneInstruct.is_tabled`.
     """
 
     step: int
@@ -53,11 +61,17 @@ class EvalResult(NamedTuple):
 
 @dataclass
 class Instructed:
-    """The tuned model, its tokenizer, a row for each epoch (see `COLUMNS`), and the responses to the test set.
+    """The result of fine-tuning on instructions.
 
-    The test losses are of the reference responses, in nats a token of theirs. The model is a plain one; `adapter` is
-    what LoRA merged into it, else None. `checkpoints` holds the base first, the tuned model last; `test_tokens` are
-    those of each reference response.
+    Attributes:
+        model: LoRA adapters are merged.
+        tokenizer: that of the base.
+        trainable_parameters: number of parameters that were trained.
+        adapter: what LoRA merged into the model, else None.
+        curve: a row per epoch, with `COLUMNS`.
+        checkpoints: the base first, the tuned model last.
+        test_tokens: number of tokens of each reference response of the test entries.
+        truncated: number of entries that are longer than the context.
     """
 
     model: GPT
@@ -78,15 +92,143 @@ class Instructed:
         return self.checkpoints[-1]
 
 
-COLUMNS = ("epoch", "examples", "train_loss", "val_loss")
+class InstructTask(Task):
+    """Predict the response after a prompt; evaluated after each epoch and after `checkpoint_steps`."""
+
+    model: GPT
+
+    def __init__(
+        self, model: GPT, tokenizer: Tokenizer, params: config.FinetuneInstruct, seed: int, splits: Splits
+    ) -> None:
+        self.params, self.tokenizer = params, tokenizer
+        self.test_entries: Sequence[Entry] = splits.test
+        self.form, self.n_positions = prompts.PROMPTS[params.prompt], model.config.n_positions
+        self.train, self.val = (self.examples(rows, params.mask_prompt) for rows in (splits.train, splits.val))
+        self.test = self.examples(splits.test, mask_prompt=True)
+        step_size = params.batch_size * params.grad_accum_steps
+        lengths = [len(example.ids) for example in self.train]
+        self.epochs = Epochs(lengths, step_size, params.epochs, params.max_steps, seed)
+        super().__init__("instruct", model, self.epochs.max_steps, seed)
+        if late := [step for step in params.checkpoint_steps if step > self.max_steps]:
+            raise UserError(
+                f"finetune_instruct.checkpoint_steps: {late[0]} is never reached: the training of {len(self.train)} "
+                f"entries, {step_size} per step, has {self.max_steps} steps; lower it"
+            )
+        self.checkpoints: list[EvalResult] = []
+
+    def batch(self, step: int) -> list[Batch]:
+        """Return the entries of a step: ids [B, T], target positions [n], targets [n] each."""
+        micro_batches = chunks([self.train[i] for i in self.epochs.rows(step)], self.params.batch_size)
+        return [example_batch(examples, self.tokenizer.eot_id) for examples in micro_batches]
+
+    def loss(self, batch: Batch) -> Tensor:
+        return batch_loss(self.model, batch)
+
+    def is_evaluated(self, step: int) -> bool:
+        return self.epochs.is_end(step) or step in self.params.checkpoint_steps
+
+    def evaluate(self, step: int) -> dict[str, float]:
+        metrics = {"val_loss": self.mean_loss(self.val)}
+        if self.epochs.is_end(step):
+            self.curve.append({**self.epochs.position(step), "train_loss": self.mean_train_loss(), **metrics})
+        if step in self.params.checkpoint_steps and step < self.max_steps:  # the last one is that of the merged model
+            self.checkpoints.append(self.eval_result(step, metrics["val_loss"]))
+            metrics["test_loss"] = self.checkpoints[-1].test_loss
+        return metrics
+
+    def evaluate_base(self) -> bool:
+        if not self.checkpoints:  # another seed's training may have evaluated the same base
+            self.checkpoints = [self.eval_result(0, self.mean_loss(self.val))]
+        return True
+
+    def eval_result(self, step: int, val_loss: float) -> EvalResult:
+        """Return the evaluation on the test entries: losses and responses."""
+        test_loss = self.mean_loss(self.test)
+        nats = entry_nats(self.model, self.test, self.tokenizer.eot_id) if self.params.is_tabled else []
+        # Keys and values of 32 responses of 1558M take 7 GB, the memory that quantized weights save.
+        batch_size = 8 if self.params.frozen_dtype else 32
+        max_new_tokens = self.params.max_new_tokens
+        responses = respond(self.model, self.tokenizer, self.test_entries, max_new_tokens, batch_size, self.form)
+        return EvalResult(step, val_loss, test_loss, responses, nats)
+
+    def mean_loss(self, examples: Sequence[Example]) -> float:
+        """Return the mean loss of all targets of the examples, in nats."""
+        return mean_loss(self.model, examples, self.tokenizer.eot_id)
+
+    def examples(self, entries: Sequence[Entry], mask_prompt: bool) -> list[Example]:
+        """Return the examples of some entries."""
+        return [make_example(entry, self.tokenizer, self.n_positions, mask_prompt, self.form) for entry in entries]
+
+    def state_dict(self) -> dict[str, Any]:
+        return {**super().state_dict(), "checkpoints": self.checkpoints}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        super().load_state_dict(state)
+        self.checkpoints = [EvalResult(*row) for row in state["checkpoints"]]
+
+
+def finetune_instruct(
+    params: config.FinetuneInstruct,
+    seed: int,
+    base_dir: Path,
+    splits: Splits,
+    on_metrics: OnMetrics = lambda metrics, step: None,
+    checkpoints: CheckpointManager | None = None,
+    before: EvalResult | None = None,
+) -> Instructed:
+    """Fine-tune on instructions, and respond to the test entries before, after, and after `params.checkpoint_steps`.
+
+    Args:
+        params: which part is trained, and the recipe.
+        seed: of LoRA's initial weights, the order of the data, and dropout.
+        base_dir: directory of a language model.
+        splits: entries for training, validation, and test.
+        on_metrics: called with metrics and their step.
+        checkpoints: where the training is saved, to be resumed if it is stopped; None: nowhere.
+        before: the evaluation of the same base by another seed's training.
+
+    Raises:
+        UserError: a prompt fills the context, a checkpoint step is never reached, or a step's loss is not finite.
+    """
+    model, tokenizer = load_language_model(
+        base_dir, device=runtime.device(), dropout=params.dropout, frozen_dtype=params.frozen_dtype
+    )
+    freeze_except(model, params.trainable)
+    runtime.seed_everything(seed)
+    if params.trainable == "lora":
+        add_adapters(model, params)
+    model.transformer.activation_checkpointing = params.activation_checkpointing
+    result = Instructed(model, tokenizer, trainable_parameters=trainable_parameters(model))
+
+    task = InstructTask(model, tokenizer, params, seed, splits)
+    task.checkpoints = [before] if before else []
+    recipe = new_recipe(params, model, task.max_steps, runtime.training_dtype(params.dtype))
+    kept_step = fit(task, recipe, checkpoints, on_metrics)
+
+    if params.trainable == "lora":
+        result.adapter = Adapter(
+            adapter_tensors(model), params.lora_rank, params.lora_alpha, params.lora_dropout, params.lora_targets
+        )
+    if result.adapter and not params.frozen_dtype:  # the model that is evaluated is the one that is saved
+        merge_lora(model)
+    model.eval()
+    val_loss = task.curve[-1]["val_loss"] if kept_step == task.max_steps else task.mean_loss(task.val)
+    result.checkpoints = [*task.checkpoints, task.eval_result(kept_step, val_loss)]
+    if params.frozen_dtype:  # the merged model may not fit in memory where this one does, so it is not evaluated
+        merge_lora(model.cpu(), read_state(base_dir)[0])
+    result.curve = task.curve
+    result.test_tokens = [example.n_target_tokens for example in task.test]
+    all_examples = (*task.train, *task.val, *task.test)
+    result.truncated = sum(example.targets[-1] != tokenizer.eot_id for example in all_examples)
+    return result
 
 
 def make_example(
     entry: Entry, tokenizer: Tokenizer, n_positions: int, mask_prompt: bool, form: Prompt = prompts.alpaca
 ) -> Example:
-    """Prompt, response and `<|endoftext|>`, shifted by one into ids and targets; cut to the context.
+    """Return prompt, response, and `<|endoftext|>`, shifted by one into ids and targets; truncated to the context.
 
-    With `mask_prompt` only the response (and the end) counts.
+    With `mask_prompt` only the response and the end are targets.
 
     Raises:
         UserError: the prompt alone fills the context.
@@ -104,163 +246,30 @@ def make_example(
     return Example(ids[:-1], targets)
 
 
-def batch_loss_sum(model: GPT, batch: Batch) -> Tensor:
-    """Cross-entropy in nats, summed over the targets that count."""
+def example_batch(examples: Sequence[Example], pad_id: int) -> Batch:
+    """Return the examples as one batch; see `next_token_batch`."""
+    return next_token_batch([example.ids for example in examples], [example.targets for example in examples], pad_id)
+
+
+def batch_loss(model: GPT, batch: Batch) -> Tensor:
+    """Return the cross-entropy of a masked batch in nats, summed over its targets: []."""
     ids, target_positions = batch.inputs
-    return model.loss_sum(ids, batch.targets, target_positions)
+    return model.loss(ids, batch.targets, target_positions, reduction="sum")
+
+
+def entry_nats(model: GPT, examples: Sequence[Example], pad_id: int) -> list[float]:
+    """Return the loss of each example in nats, summed over its targets, to six digits."""
+    return [round(mean_loss(model, [example], pad_id) * example.n_target_tokens, 6) for example in examples]
 
 
 @torch.inference_mode()
 def mean_loss(model: GPT, examples: Sequence[Example], pad_id: int, batch_size: int = 16) -> float:
-    """Mean nats a target over all examples."""
+    """Return the mean loss of all targets of the examples, in nats."""
     model.eval()
-    total, n_targets = 0.0, 0
-    order = sorted(range(len(examples)), key=lambda i: len(examples[i].ids))
-    for start in range(0, len(order), batch_size):
-        rows = [examples[i] for i in order[start : start + batch_size]]
-        batch = next_token_batch([row.ids for row in rows], [row.targets for row in rows], pad_id)
-        total += batch_loss_sum(model, batch.to(model.transformer.wte.weight.device)).item()
+    device = model.transformer.wte.weight.device
+    loss_sum, n_targets = 0.0, 0
+    for rows in chunks(sorted(examples, key=lambda example: len(example.ids)), batch_size):
+        batch = example_batch(rows, pad_id)
+        loss_sum += batch_loss(model, batch.to(device)).item()
         n_targets += batch.n_targets
-    return total / max(1, n_targets)
-
-
-def entry_nats(model: GPT, examples: Sequence[Example], pad_id: int) -> list[float]:
-    """Of each example by itself, the nats of all its targets together, to six digits."""
-    return [round(mean_loss(model, [example], pad_id) * n_target_tokens(example), 6) for example in examples]
-
-
-def n_target_tokens(example: Example) -> int:
-    """The targets that count."""
-    return sum(target != IGNORE for target in example.targets)
-
-
-def finetune_instruct(
-    params: config.FinetuneInstruct,
-    seed: int,
-    base_dir: Path,
-    train_entries: Sequence[Entry],
-    val_entries: Sequence[Entry],
-    test_entries: Sequence[Entry],
-    on_metrics: Callable[[dict[str, float], int], None] = lambda metrics, step: None,
-    states: CheckpointManager | None = None,
-    before: EvalResult | None = None,
-) -> Instructed:
-    """Fine-tune, and answer the test set before, after, and after `params.checkpoint_steps`.
-
-    It goes on from the newest of `states`, and is kept there. `before` is what another seed's training found of the
-    same base.
-
-    Raises:
-        UserError: a prompt fills the context, a checkpoint lies beyond the last step, or a step's loss is not finite.
-    """
-    frozen_dtype = None if params.lora_base_dtype == "float32" else params.lora_base_dtype
-    model, tokenizer = load_language_model(
-        base_dir, device=runtime.device(), dropout=params.dropout, frozen_dtype=frozen_dtype
-    )
-    freeze_except(model, params.trainable)
-    model.transformer.activation_checkpointing = params.activation_checkpointing
-    runtime.seed_everything(seed)  # LoRA's first weights, dropout
-    if params.trainable == "lora":
-        add_adapters(model, params)
-    result = Instructed(model, tokenizer, trainable_parameters=trainable_parameters(model))
-    n_positions, form = model.config.n_positions, prompts.PROMPTS[params.prompt]
-
-    def examples(entries: Sequence[Entry], mask_prompt: bool = params.mask_prompt) -> list[Example]:
-        made = [make_example(entry, tokenizer, n_positions, mask_prompt, form) for entry in entries]
-        result.truncated += sum(row.targets[-1] != tokenizer.eot_id for row in made)
-        return made
-
-    train_examples, val_examples = examples(train_entries), examples(val_entries)
-    test_examples = examples(test_entries, mask_prompt=True)
-    result.test_tokens = [n_target_tokens(row) for row in test_examples]
-    step_size = params.batch_size * params.grad_accum_steps  # entries
-    steps_an_epoch = -(-len(train_examples) // step_size)
-    max_steps = min(params.epochs * steps_an_epoch, params.max_steps or 1 << 62)
-    if late := [step for step in params.checkpoint_steps if step > max_steps]:
-        raise UserError(
-            f"finetune_instruct.checkpoint_steps: {late[0]} is never reached: the training of {len(train_examples)} "
-            f"entries, {step_size} a step, has {max_steps} steps; lower it"
-        )
-    lengths = [len(example.ids) for example in train_examples]
-    optimizer = adamw(model.parameters(), lr=params.lr, weight_decay=params.weight_decay, beta2=params.beta2)
-    schedule = WarmupCosine(params.warmup_steps, max_steps)
-    losses: list[float] = []
-
-    def batches(step: int) -> list[Batch]:
-        epoch, number = divmod(step, steps_an_epoch)
-        rows = [train_examples[i] for i in epoch_order(lengths, step_size, seed, epoch)[number]]
-        micro_batches = (rows[first : first + params.batch_size] for first in range(0, len(rows), params.batch_size))
-        return [
-            next_token_batch([row.ids for row in some], [row.targets for row in some], tokenizer.eot_id)
-            for some in micro_batches
-        ]
-
-    def checkpoint(step: int, val_loss: float | None = None) -> EvalResult:
-        if val_loss is None:
-            val_loss = mean_loss(model, val_examples, tokenizer.eot_id)
-        test_loss = mean_loss(model, test_examples, tokenizer.eot_id)
-        nats = entry_nats(model, test_examples, tokenizer.eot_id) if params.is_tabled else []
-        # Keys and values of 32 answers of 1558M take 7 GB, which is what rounded weights are to save.
-        batch_size = 8 if frozen_dtype else 32
-        responses = respond(model, tokenizer, test_entries, params.max_new_tokens, batch_size, form)
-        return EvalResult(step, val_loss, test_loss, responses, nats)
-
-    def on_step(done: Step) -> None:
-        losses.append(done.loss)
-        progress.update()
-        on_metrics({"train_loss": done.loss, "lr": done.lr, "grad_norm": done.grad_norm}, done.step)
-
-    def ends_epoch(step: int) -> bool:
-        return step % steps_an_epoch == 0 or step == max_steps
-
-    def is_pause(step: int) -> bool:
-        return ends_epoch(step) or step in params.checkpoint_steps or resume.is_pause(step)
-
-    def on_pause(step: int) -> None:
-        if ends_epoch(step):
-            end_epoch(step)
-        if step in params.checkpoint_steps and step < max_steps:  # after the last one it is the merged model's
-            result.checkpoints.append(found := checkpoint(step))
-            on_metrics({"val_loss": found.val_loss, "test_loss": found.test_loss}, step)
-        resume.on_pause(step)
-
-    def end_epoch(step: int) -> None:
-        row = {
-            "epoch": -(-step // steps_an_epoch),
-            "examples": min(step * step_size, params.epochs * len(train_examples)),
-            "train_loss": sum(losses) / len(losses),
-            "val_loss": mean_loss(model, val_examples, tokenizer.eot_id),
-        }
-        losses.clear()
-        result.curve.append(row)
-        on_metrics({"val_loss": row["val_loss"]}, step)
-
-    def extra_state() -> dict[str, Any]:
-        return {"checkpoints": result.checkpoints, "curve": result.curve, "losses": losses}
-
-    resume = ResumableTraining(states, model, [optimizer], max_steps, extra_state, "instruct")
-    if kept := resume.restore():
-        result.checkpoints = [EvalResult(*row) for row in kept["checkpoints"]]
-        result.curve, losses = kept["curve"], kept["losses"]
-        on_metrics({}, resume.step)  # what belongs to no step is the last one's
-    else:
-        result.checkpoints = [before or checkpoint(0)]
-        resume.save_extra_state()  # to answer takes minutes
-    with resume, tqdm(total=max_steps, initial=resume.step, desc="instruct", unit="step", disable=None) as progress:
-        train(
-            model, [optimizer], schedule, batches, lambda batch: batch_loss_sum(model, batch),
-            max_steps=max_steps, grad_clip=params.grad_clip, start_step=resume.step,
-            dtype=runtime.training_dtype(params.dtype),
-            on_step=on_step, is_pause=is_pause, on_pause=on_pause,
-        )  # fmt: skip
-    if params.trainable == "lora":
-        result.adapter = Adapter(
-            adapter_tensors(model), params.lora_rank, params.lora_alpha, params.lora_dropout, params.lora_targets
-        )
-    if result.adapter and not frozen_dtype:  # what is measured is what is kept
-        merge_lora(model)
-    model.eval()
-    result.checkpoints.append(checkpoint(max_steps, result.curve[-1]["val_loss"]))
-    if frozen_dtype:  # the merged model may not fit where this one does, so it is not computed with
-        merge_lora(model.cpu(), read_state(base_dir)[0])
-    return result
+    return loss_sum / max(1, n_targets)

@@ -1,4 +1,4 @@
-"""An instruction tuning with several seeds: the first one's model is kept, and the others stand beside it."""
+"""Fine-tuning on instructions with several seeds: metrics and responses of all, the model of the first."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from gpt2core.training.instruct import EvalResult, Instructed
 
 
 class InstructSeeds:
-    """What the trainings tell, added one after another; the models themselves are not held.
+    """The results of the trainings, added one after another, without the models.
 
     Attributes:
-        before: what the base makes of the test set, once a training is added.
-        metrics: the first one's, losses in nats a token; with several seeds also each one's, by seed.
+        before: the evaluation of the base; None until a training is added.
+        metrics: of the first seed, losses in nats per token; with several seeds also by seed.
     """
 
     def __init__(self, params: config.FinetuneInstruct, splits: Splits) -> None:
@@ -24,11 +24,11 @@ class InstructSeeds:
         self.metrics: dict[str, Any] = {}
         self._params, self._splits = params, splits
         self._answered: list[dict[str, Any]] = []
-        self._rows: list[dict[str, Any]] = []  # of the table of checkpoints
+        self._rows: list[dict[str, Any]] = []  # an evaluation each
         self._test_tokens: list[int] = []
 
     def add(self, seed: int, result: Instructed) -> None:
-        """Add the training of a seed."""
+        """Add the result of a seed."""
         if self.before is None:
             self.before = result.before
             self.metrics = _metrics(result, self._splits)
@@ -46,8 +46,10 @@ class InstructSeeds:
                 self.metrics.setdefault(f"{name}_by_seed", {})[str(seed)] = round(getattr(result.after, name), 6)
 
     def write(self, out_dir: Path) -> None:
-        """The test set with the first seed's responses, and what it learned from; where there is more to compare, also
-        what each seed and checkpoint makes of the test set."""
+        """Write the test entries with the first seed's responses, and the training entries.
+
+        With several seeds or checkpoints, also write the evaluation of each.
+        """
         with files.atomic_dir(out_dir) as folder:
             files.write_json(folder / "test.json", self._answered)
             files.write_json(folder / "train.json", self._splits.train)

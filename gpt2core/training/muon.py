@@ -1,9 +1,9 @@
-"""Muon: momentum whose every update is made an orthogonal matrix, so that all directions of a layer learn equally fast
-(Jordan et al. 2024, https://kellerjordan.github.io/posts/muon/).
+"""The optimizer Muon: momentum, with each update made orthogonal (Jordan et al. 2024).
 
-The update rule is that of `torch.optim.Muon`. That one always works in bfloat16, a matrix at a time; here matrices of
-one shape are worked on together, and on a CPU in float32: on one without bfloat16 arithmetic a step of a 4 x 128 model
-takes 0.02 s instead of 0.8 s (`python -m benchmarks.muon`).
+All directions of a layer then learn equally fast; see https://kellerjordan.github.io/posts/muon/. The update rule is
+that of `torch.optim.Muon`, which always computes in bfloat16, one matrix at a time. Here all matrices of one shape are
+computed together, and in float32 on a CPU: without bfloat16 arithmetic, a step of a 4 x 128 model takes 0.02 s instead
+of 0.8 s (`python -m benchmarks.muon`).
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from gpt2core.training.distributed import full_tensor, shard_like
 A, B, C = 3.4445, -4.7750, 2.0315
 ROUNDS = 5
 EPSILON = 1e-7
-CHUNK_ELEMENTS = 1 << 26  # of what is worked on together: 256 MB in float32
+CHUNK_ELEMENTS = 1 << 26  # computed together: 256 MB in float32
 
 
 def orthogonalize(matrices: Tensor) -> Tensor:

@@ -1,16 +1,13 @@
-"""GPT-2 from random weights on token shards."""
+"""Pretraining: a GPT-2 from random weights learns to predict the next token of token shards."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
-from contextlib import nullcontext
 from dataclasses import dataclass, field
-from functools import partial
 from typing import Any
 
 import torch
-from tqdm import tqdm
+from torch import Tensor
 
 from gpt2core import config, runtime
 from gpt2core.corpus.shards import Shard
@@ -22,39 +19,160 @@ from gpt2core.tokenizer import Tokenizer
 from gpt2core.training import distributed
 from gpt2core.training.batches import Batch, WindowSampler
 from gpt2core.training.checkpoints import CheckpointManager
-from gpt2core.training.compiling import compiled_blocks, uncompiled
-from gpt2core.training.optimizers import adamw, muon_and_adamw
-from gpt2core.training.resume import ResumableTraining
-from gpt2core.training.schedules import new_schedule
+from gpt2core.training.task import Step, Task
 from gpt2core.training.trainable import freeze_except
-from gpt2core.training.trainer import Step, train
-
-
-@dataclass
-class Pretrained:
-    """The model, a row for each evaluation (see `COLUMNS`), and the text sampled at each."""
-
-    model: GPT
-    curve: list[dict[str, float]] = field(default_factory=list)
-    samples: list[dict[str, Any]] = field(default_factory=list)
-
+from gpt2core.training.trainer import OnMetrics, fit, new_recipe
 
 COLUMNS = (
     "tokens", "step", "train_loss", "val_loss", "val_perplexity", "val_bits_per_byte", "lr", "grad_norm",
 )  # fmt: skip
 
 
-def new_model(params: config.Pretrain, vocab_size: int, seed: int) -> GPT:
-    """A model of the size that the params name, with the initial weights that they name, drawn from `seed`.
+@dataclass
+class Pretrained:
+    """The result of pretraining.
 
-    Only the part that `params.trainable` names will learn.
+    Attributes:
+        model: of several processes, only the first one has its weights.
+        curve: a row per evaluation, with `COLUMNS`.
+        samples: the text sampled at each evaluation.
+    """
+
+    model: GPT
+    curve: list[dict[str, float]] = field(default_factory=list)
+    samples: list[dict[str, Any]] = field(default_factory=list)
+
+
+class PretrainTask(Task):
+    """Predict the next token of windows of a shard; the validation loss is of the same windows each time."""
+
+    model: GPT
+
+    def __init__(
+        self,
+        params: config.Pretrain,
+        seed: int,
+        train_shard: Shard,
+        val_shard: Shard,
+        tokenizer: Tokenizer,
+        dtype: torch.dtype,
+    ) -> None:
+        super().__init__("pretrain", new_model(params, tokenizer.vocab_size, seed), params.max_steps, seed)
+        self.params, self.tokenizer = params, tokenizer
+        self.device, self.dtype = runtime.device(), dtype
+        self.sampler = WindowSampler(train_shard.tokens, params.context, params.batch_size, seed, "training split")
+        val_context = max(1, min(params.context, val_shard.n_tokens - 1))
+        self.val_sampler = WindowSampler(val_shard.tokens, val_context, params.batch_size, seed, "validation split")
+        self.bits_per_byte_per_nat = val_shard.n_tokens / val_shard.n_bytes / math.log(2)
+        self.loss_module = distributed.parallel_loss(self.model, params.sharding, self.device)
+        self.samples: list[dict[str, Any]] = []
+        self.tokens_seen = 0
+
+    def batch(self, step: int) -> list[Batch]:
+        """Return the windows of a step that this process computes: ids [B, T] and the next ids [B, T] each."""
+        n_windows = self.params.grad_accum_steps * self.params.batch_size  # in all processes together
+        slices = distributed.local_slices(n_windows, self.params.batch_size)
+        return [self.sampler.windows_of([step * n_windows + row for row in rows]) for rows in slices]
+
+    def loss(self, batch: Batch) -> Tensor:
+        return self.loss_module(*batch.tensors)
+
+    def on_step(self, done: Step) -> dict[str, float]:
+        self.tokens_seen, self.last = self.tokens_seen + done.n_targets, done
+        return {**super().on_step(done), "tokens": self.tokens_seen}
+
+    def is_evaluated(self, step: int) -> bool:
+        return step % self.params.eval_interval_steps == 0 or step == self.max_steps
+
+    def evaluate(self, step: int) -> dict[str, float]:
+        val_loss = self.val_loss()
+        metrics = {
+            "val_loss": val_loss,
+            "val_perplexity": math.exp(min(val_loss, 700)),
+            "val_bits_per_byte": val_loss * self.bits_per_byte_per_nat,
+        }
+        self.curve.append(
+            {"tokens": self.tokens_seen, "step": step, "train_loss": self.mean_train_loss(), **metrics,
+             "lr": self.last.lr, "grad_norm": self.last.grad_norm}
+        )  # fmt: skip
+        full_model = distributed.full_model(self.model)
+        if distributed.rank() == 0:
+            self.samples.append({"tokens": self.tokens_seen, "text": self.sample(full_model)})
+        return metrics
+
+    @torch.no_grad()
+    def val_loss(self) -> float:
+        """Return the mean loss of `eval_batches` batches of the validation split, in nats per token."""
+        self.model.eval()
+        loss_sum = n_targets = 0.0
+        for rows in distributed.local_slices(self.params.eval_batches * self.params.batch_size, self.params.batch_size):
+            batch = self.val_sampler.windows_of(rows or [0])  # sharded weights need all processes in each forward pass
+            with torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32):
+                loss = self.loss(batch.to(self.device)).item()
+            loss_sum += loss if rows else 0.0
+            n_targets += batch.n_targets if rows else 0
+        return distributed.all_reduce_sum(loss_sum) / distributed.all_reduce_sum(n_targets)
+
+    def sample(self, model: GPT) -> str:
+        """Return a text drawn at temperature 1, up to the end of a document."""
+        model.eval()
+        prompt = [self.tokenizer.eot_id, *self.tokenizer.encode(self.params.sample_prompt)]
+        ids = torch.tensor([prompt], device=model.transformer.wte.weight.device)  # [1, T]
+        drawn = generate(
+            model, ids, self.params.sample_tokens, temperature=1.0, seed=self.seed, eos_id=self.tokenizer.eot_id
+        )[0, 1:].tolist()  # fmt: skip
+        return self.tokenizer.decode(drawn).split("<|endoftext|>")[0]
+
+    def state_dict(self) -> dict[str, Any]:
+        return {**super().state_dict(), "samples": self.samples, "tokens_seen": self.tokens_seen}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        super().load_state_dict(state)
+        self.samples, self.tokens_seen = state["samples"], state["tokens_seen"]
+
+
+@distributed.process_group()
+def pretrain(
+    params: config.Pretrain,
+    seed: int,
+    train_shard: Shard,
+    val_shard: Shard,
+    tokenizer: Tokenizer,
+    on_metrics: OnMetrics = lambda metrics, step: None,
+    checkpoints: CheckpointManager | None = None,
+) -> Pretrained:
+    """Train a new model; if torchrun started several processes, all of them train it together.
+
+    Args:
+        params: sizes and recipe.
+        seed: of the initial weights, the order of the data, and dropout.
+        train_shard: tokens of the training split.
+        val_shard: tokens of the validation split.
+        tokenizer: for the samples.
+        on_metrics: called with metrics and their step.
+        checkpoints: where the training is saved, to be resumed if it is stopped; None: nowhere.
+
+    Raises:
+        UserError: a split is shorter than one context, the processes do not divide a step, or the loss is not finite.
+    """
+    if problem := params.undivided(distributed.world_size()):
+        raise UserError(problem)
+    dtype = runtime.training_dtype(params.dtype)
+    task = PretrainTask(params, seed, train_shard, val_shard, tokenizer, dtype)
+    fit(task, new_recipe(params, task.model, task.max_steps, dtype), checkpoints, on_metrics)
+    return Pretrained(distributed.full_model(task.model).eval(), task.curve, task.samples)
+
+
+def new_model(params: config.Pretrain, vocab_size: int, seed: int) -> GPT:
+    """Return a model of the sizes and with the initial weights that the params name, drawn from `seed`.
+
+    Only the part that `params.trainable` names is trained.
     """
     runtime.seed_everything(seed)
-    sizes = params.sizes()
     model = GPT(
         GPTConfig(
             vocab_size=vocab_size,
-            **sizes,
+            **params.sizes(),
             resid_pdrop=params.dropout,
             embd_pdrop=params.dropout,
             attn_pdrop=params.dropout,
@@ -66,150 +184,5 @@ def new_model(params: config.Pretrain, vocab_size: int, seed: int) -> GPT:
     if params.init == "induction":
         write_induction_circuit(model)
     freeze_except(model, params.trainable)
-    return model
-
-
-def new_optimizers(model: GPT, params: config.Pretrain) -> list[torch.optim.Optimizer]:
-    """The optimizers that the params name."""
-    recipe = dict(lr=params.lr, weight_decay=params.weight_decay, beta1=params.beta1, beta2=params.beta2)
-    if params.optimizer == "muon":
-        return muon_and_adamw(model, muon_lr=params.muon_lr, **recipe)
-    return [adamw(model.parameters(), **recipe)]
-
-
-@distributed.process_group()
-def pretrain(
-    params: config.Pretrain,
-    seed: int,
-    train_shard: Shard,
-    val_shard: Shard,
-    tokenizer: Tokenizer,
-    on_metrics: Callable[[dict[str, float], int], None] = lambda metrics, step: None,
-    states: CheckpointManager | None = None,
-) -> Pretrained:
-    """Train a new model, where torchrun started several processes by all of them together.
-
-    Args:
-        params: sizes and recipe.
-        seed: of the initial weights, the order of the data and dropout.
-        train_shard, val_shard: tokens of both splits.
-        tokenizer: for the samples.
-        on_metrics: called with figures and the step they belong to.
-        states: where the training is kept, to be resumed if it is stopped; None: nowhere. Of several processes the
-            first one keeps it.
-
-    Returns:
-        What came out. Of several processes only the first one has a model with its weights.
-
-    Raises:
-        UserError: a split is shorter than one context, the processes do not divide a step, or the loss is not finite.
-    """
-    if problem := params.undivided(distributed.world_size()):
-        raise UserError(problem)
-    device, dtype = runtime.device(), runtime.training_dtype(params.dtype)
-    sampler = WindowSampler(train_shard.tokens, params.context, params.batch_size, seed, "training split")
-    val_context = min(params.context, val_shard.n_tokens - 1)
-    val_sampler = WindowSampler(val_shard.tokens, max(1, val_context), params.batch_size, seed, "validation split")
-    model = new_model(params, tokenizer.vocab_size, seed)
-    schedule = new_schedule(
-        params.schedule, params.warmup_steps, params.max_steps, params.min_lr_ratio, params.decay_fraction
-    )
     model.transformer.activation_checkpointing = params.activation_checkpointing
-    compilation = compiled_blocks(model) if runtime.should_compile(params.compile, params.max_steps) else nullcontext()
-    loss_sum = distributed.parallel_loss(model, params.sharding, device)
-    optimizers = new_optimizers(model, params)
-    result = Pretrained(model)
-    tokens_seen = 0
-    since_eval: list[float] = []  # training losses
-    last: Step
-
-    def extra_state() -> dict[str, Any]:
-        return {
-            "curve": result.curve, "samples": result.samples, "tokens_seen": tokens_seen, "since_eval": since_eval
-        }  # fmt: skip
-
-    resume = ResumableTraining(states, model, optimizers, params.max_steps, extra_state, "pretrain")
-    if kept := resume.restore():
-        result.curve, result.samples = kept["curve"], kept["samples"]
-        tokens_seen, since_eval = kept["tokens_seen"], kept["since_eval"]
-        on_metrics({}, resume.step)  # what belongs to no step is the last one's
-    bits_per_nat_by_byte = val_shard.n_tokens / val_shard.n_bytes / math.log(2)
-
-    def batches(step: int) -> list[Batch]:
-        windows = params.grad_accum_steps * params.batch_size  # of the step, whatever the number of processes
-        rows = distributed.local_slices(windows, params.batch_size)
-        return [sampler.windows_of([step * windows + row for row in some]) for some in rows]
-
-    @torch.no_grad()
-    def val_loss() -> float:
-        model.eval()
-        total = n_targets = 0.0
-        for rows in distributed.local_slices(params.eval_batches * params.batch_size, params.batch_size):
-            batch = val_sampler.windows_of(rows or [0])  # sharded weights come together only where all take part
-            with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
-                loss = loss_sum(*batch.to(device).tensors).item()
-            total += loss if rows else 0.0
-            n_targets += batch.n_targets if rows else 0
-        return distributed.all_reduce_sum(total) / distributed.all_reduce_sum(n_targets)
-
-    def on_step(done: Step) -> None:
-        nonlocal tokens_seen, last
-        tokens_seen, last = tokens_seen + done.n_targets, done
-        since_eval.append(done.loss)
-        progress.update()
-        progress.set_postfix(loss=f"{done.loss:.3f}", refresh=False)
-        on_metrics(
-            {"train_loss": done.loss, "lr": done.lr, "grad_norm": done.grad_norm, "tokens": tokens_seen}, done.step
-        )
-
-    def is_evaluated(step: int) -> bool:
-        return step % params.eval_interval_steps == 0 or step == params.max_steps
-
-    def on_pause(step: int) -> None:
-        if is_evaluated(step):
-            with uncompiled(model):
-                evaluate(step)
-        resume.on_pause(step)
-
-    def evaluate(step: int) -> None:
-        loss = val_loss()
-        row = {
-            "tokens": tokens_seen,
-            "step": step,
-            "train_loss": sum(since_eval) / len(since_eval),
-            "val_loss": loss,
-            "val_perplexity": math.exp(min(loss, 700)),
-            "val_bits_per_byte": loss * bits_per_nat_by_byte,
-            "lr": last.lr,
-            "grad_norm": last.grad_norm,
-        }
-        since_eval.clear()
-        result.curve.append(row)
-        on_metrics({key: row[key] for key in ("val_loss", "val_perplexity", "val_bits_per_byte")}, step)
-        whole = distributed.full_model(model)
-        if distributed.rank() == 0:
-            text = sample(whole, tokenizer, params.sample_prompt, params.sample_tokens, seed)
-            result.samples.append({"tokens": tokens_seen, "text": text})
-
-    with compilation, resume, tqdm(
-        total=params.max_steps, initial=resume.step, desc="pretrain", unit="step",
-        disable=True if distributed.rank() else None,
-    ) as progress:  # fmt: skip
-        train(
-            loss_sum, optimizers, schedule, batches, lambda batch: loss_sum(*batch.tensors),
-            max_steps=params.max_steps, grad_clip=params.grad_clip, start_step=resume.step, dtype=dtype,
-            dropout_seed=partial(distributed.dropout_seed, seed) if distributed.world_size() > 1 else None,
-            on_step=on_step, is_pause=lambda step: is_evaluated(step) or resume.is_pause(step), on_pause=on_pause,
-        )  # fmt: skip
-    result.model = distributed.full_model(model).eval()
-    return result
-
-
-def sample(model: GPT, tokenizer: Tokenizer, prompt: str, max_new_tokens: int, seed: int) -> str:
-    """A text drawn from the model at temperature 1, up to the end of a document."""
-    model.eval()
-    ids = torch.tensor([[tokenizer.eot_id, *tokenizer.encode(prompt)]], device=model.transformer.wte.weight.device)
-    drawn = generate(
-        model, ids, max_new_tokens, temperature=1.0, seed=seed, eos_id=tokenizer.eot_id
-    )[0, 1:].tolist()  # fmt: skip
-    return tokenizer.decode(drawn).split("<|endoftext|>")[0]
+    return model

@@ -1,12 +1,7 @@
-"""A training that goes on where it was stopped, and ends with the same bytes as one that never was.
+"""Saving a training, and resuming it: it ends with the same bytes as one that was never stopped.
 
-    resume = Resume(states, model, optimizers, max_steps, notes=lambda: {"curve": curve})
-    notes = resume.restore()
-    with resume:
-        train(…, start_step=resume.step, is_pause=resume.is_pause, on_pause=resume.on_pause)
-
-Batches and learning rates are pure functions of the step, so weights, optimizers, the random generators (dropout) and
-what the caller notes (its curves) are all there is to keep.
+Batches and learning rates are pure functions of the step, so a checkpoint needs only the trainable weights, the
+optimizers, the random generators (dropout), and what the training recorded (its curve).
 """
 
 from __future__ import annotations
@@ -30,41 +25,41 @@ from gpt2core.training import distributed
 from gpt2core.training.checkpoints import Checkpoint, CheckpointManager
 
 SAVE_INTERVAL_S = 60.0
-MAX_SAVING_SHARE = 0.01  # of the time; where saving takes long, it happens less often
+MAX_SAVING_SHARE = 0.01  # of the time; if saving takes long, it happens less often
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
 class ResumableTraining:
-    """Saves a training from time to time and when it is told to stop, and restores it.
+    """Save a training from time to time and when it is told to stop, and restore it.
 
     Ctrl-C and SIGTERM save first, at the next pause of the loop, and then end it by `KeyboardInterrupt` and its kind
-    `Terminated`; a second Ctrl-C ends it at once. When a state is saved changes nothing in what it leads to.
+    `Terminated`; a second Ctrl-C ends it immediately. When a checkpoint is saved does not change any result.
 
     Args:
-        states: where they are kept; None: nowhere, and signals are left as they are. Of several processes the first
-            one has them, and all do the same at the same step.
-        model: its trainable weights are kept; frozen ones are those of the base.
-        optimizers: their state is kept, their groups are made by the params.
-        max_steps: the last state has no use for the optimizers.
-        notes: what else the training knows at a pause, as values of JSON.
+        checkpoints: where they are kept; None: nowhere, and signals are left as they are. Of several processes, the
+            first one has them, and all do the same at the same step.
+        model: its trainable weights are saved; frozen ones are those of the base.
+        optimizers: their state is saved; the params make their groups.
+        max_steps: the last checkpoint needs no optimizers.
+        extra_state: returns what else the training knows at a pause, as values of JSON.
         name: of the training, in messages.
-        keeps: further tensors by name, all there from the first step to the last; kept and restored in place.
+        best: further tensors by name, the same names from the first step to the last; saved, and restored in place.
     """
 
     def __init__(
         self,
-        states: CheckpointManager | None,
+        checkpoints: CheckpointManager | None,
         model: nn.Module,
         optimizers: Sequence[torch.optim.Optimizer],
         max_steps: int,
         extra_state: Callable[[], dict[str, Any]],
         name: str = "training",
-        keeps: Mapping[str, Tensor] | None = None,
+        best: Mapping[str, Tensor] | None = None,
     ):
-        self.states, self.model, self.optimizers, self.name = states, model, optimizers, name
-        self.max_steps, self.extra_state, self.keeps = max_steps, extra_state, keeps or {}
-        self.step = 0  # of the newest state
-        self._is_kept = distributed.all_reduce_sum(states is not None) > 0
+        self.checkpoints, self.model, self.optimizers, self.name = checkpoints, model, optimizers, name
+        self.max_steps, self.extra_state, self.best = max_steps, extra_state, best or {}
+        self.step = 0  # of the newest checkpoint
+        self._is_kept = distributed.all_reduce_sum(checkpoints is not None) > 0
         self._fixed_interval_s = save_interval_s()
         self._interval_s = SAVE_INTERVAL_S if self._fixed_interval_s is None else self._fixed_interval_s
         self._saved_s = time.monotonic()
@@ -72,48 +67,57 @@ class ResumableTraining:
         self._handlers: dict[int, Any] = {}
 
     def restore(self) -> dict[str, Any]:
-        """Bring model, optimizers and random generators to the newest state; its notes, or none."""
-        state = self.states.newest() if self.states else None
-        self.step, extra_state = distributed.broadcast_object((state.step, state.extra_state) if state else (0, {}))
+        """Restore model, optimizers, and random generators from the newest checkpoint.
+
+        Returns:
+            Its extra state; empty if there is no checkpoint.
+        """
+        newest = self.checkpoints.newest() if self.checkpoints else None
+        self.step, extra_state = distributed.broadcast_object((newest.step, newest.extra_state) if newest else (0, {}))
         if self.step:
-            load_state(state, self.model, self.optimizers)
-            for key, tensor in self.keeps.items():
-                tensor.copy_(distributed.scatter_from_rank0(state.tensors[f"kept.{key}"] if state else None, tensor))
-        if state is None:
-            return extra_state
-        when = datetime.fromtimestamp(state.saved_s).strftime("%Y-%m-%d %H:%M:%S")
-        logger.info(f"{self.name}: resumed at step {state.step} of {self.max_steps} (state of {when})")
+            load_state(newest, self.model, self.optimizers)
+            for key, tensor in self.best.items():
+                saved = newest.tensors[f"best.{key}"] if newest else None
+                tensor.copy_(distributed.scatter_from_rank0(saved, tensor))
+        if newest:
+            when = datetime.fromtimestamp(newest.saved_s).strftime("%Y-%m-%d %H:%M:%S")
+            logger.info(f"{self.name}: resumed at step {newest.step} of {self.max_steps} (checkpoint of {when})")
         return extra_state
 
     def save_extra_state(self) -> None:
-        """Keep what was found out before the first step."""
-        if self.states and self.step == 0:
-            self.states.save(0, {}, self.extra_state())
+        """Save what was computed before the first step."""
+        if self.checkpoints and self.step == 0:
+            self.checkpoints.save(0, {}, self.extra_state())
 
-    def is_pause(self, step: int) -> bool:
-        """Whether the loop should pause for a state."""
+    def is_due(self, step: int) -> bool:
+        """Return whether the loop should pause, for a checkpoint or to stop."""
         if not self._is_kept or step <= self.step:
             return False
         is_due = time.monotonic() - self._saved_s >= self._interval_s
         return is_due or step == self.max_steps or self._signal is not None
 
-    def on_pause(self, step: int) -> None:
-        """Save if it is time to, or the end; end the training if that was asked for.
+    def on_pause(self, step: int, is_last: bool = False) -> None:
+        """Save if it is time to, or if this is the last step; end the training after a signal.
 
         Raises:
             KeyboardInterrupt: after Ctrl-C; Terminated: after SIGTERM.
         """
         if not self._is_kept:
             return
-        if distributed.all_reduce_sum(self.is_pause(step)):
+        if is_last:
+            self.max_steps = step
+        if distributed.all_reduce_sum(self.is_due(step)):
             self._save(step)
-        self._end_if_told()
+        self._end_if_signaled()
 
     def _save(self, step: int) -> None:
         start_s = time.monotonic()
         optimizers = () if step == self.max_steps else self.optimizers
-        tensors = state_tensors(self.model, optimizers) | {f"kept.{key}": t for key, t in self.keeps.items()}
-        if distributed.all_reduce_sum(self.states is not None and self.states.save(step, tensors, self.extra_state())):
+        tensors = state_tensors(self.model, optimizers)
+        tensors |= {f"best.{key}": distributed.gather_to_rank0(tensor) for key, tensor in self.best.items()}
+        if distributed.all_reduce_sum(
+            self.checkpoints is not None and self.checkpoints.save(step, tensors, self.extra_state())
+        ):
             self.step = step
         self._saved_s = time.monotonic()
         if self._fixed_interval_s is None:
@@ -129,35 +133,33 @@ class ResumableTraining:
             signal.signal(number, handler)
         self._handlers = {}
         if self._is_kept and not error:
-            self._end_if_told()  # after the last pause
+            self._end_if_signaled()  # after the last pause
 
-    def _end_if_told(self) -> None:
+    def _end_if_signaled(self) -> None:
         if distributed.all_reduce_sum(self._signal is not None):
             number, self._signal = self._signal, None
-            logger.info(
-                f"{self.name}: saved at step {self.step} of {self.max_steps}; the same command goes on from there"
-            )
+            logger.info(f"{self.name}: saved at step {self.step} of {self.max_steps}; run the same command to continue")
             raise KeyboardInterrupt if number == signal.SIGINT else Terminated
 
     def _stop(self, number: int, frame: FrameType | None) -> None:
         if self._signal and number == signal.SIGINT:
             raise KeyboardInterrupt
         if not self._signal and distributed.rank() == 0:
-            # Not by sys.stderr: this may have come in the midst of a write to it.
-            os.write(2, b"\nstopping: this step is finished and the state saved first (Ctrl-C again: at once)\n")
+            # Not by the logger: the signal may have come in the middle of a write to standard error.
+            os.write(2, b"\nstopping: finishing this step and saving it first (Ctrl-C again: stop immediately)\n")
         self._signal = number
 
 
 def state_tensors(model: nn.Module, optimizers: Sequence[torch.optim.Optimizer]) -> dict[str, Tensor]:
-    """Trainable weights, the optimizers' state and the random generators', by name.
+    """Return trainable weights, and the state of the optimizers and of the random generators, by name.
 
-    What is sharded is put together in the first process; all must ask for it.
+    Sharded tensors are gathered in the first process; all processes must call this.
     """
     tensors = {f"model.{name}": p.detach() for name, p in model.named_parameters() if p.requires_grad}
     for number, optimizer in enumerate(optimizers):
         for index, values in optimizer.state_dict()["state"].items():
             for name, value in values.items():
-                assert isinstance(value, Tensor), f"{type(optimizer).__name__} keeps {name}, which is no tensor"
+                assert isinstance(value, Tensor), f"{type(optimizer).__name__}: {name} is no tensor"
                 tensors[f"optimizer.{number}.{index}.{name}"] = value
     tensors = {name: distributed.gather_to_rank0(tensor) for name, tensor in tensors.items()}
     tensors["random.cpu"] = torch.get_rng_state()
@@ -168,9 +170,9 @@ def state_tensors(model: nn.Module, optimizers: Sequence[torch.optim.Optimizer])
 
 @torch.no_grad()
 def load_state(state: Checkpoint | None, model: nn.Module, optimizers: Sequence[torch.optim.Optimizer]) -> None:
-    """The inverse of `state_tensors`; a state without optimizers, the last one, leaves them as they are.
+    """Load what `state_tensors` returned; the last checkpoint has no optimizers and leaves them unchanged.
 
-    Of several processes the first one has the state, and the others get from it what they hold.
+    Of several processes, the first one has the checkpoint, and the others get their parts from it.
     """
     tensors = state.tensors if state else {}
     shapes = distributed.broadcast_object({name: list(tensor.shape) for name, tensor in tensors.items()})
@@ -184,7 +186,7 @@ def load_state(state: Checkpoint | None, model: nn.Module, optimizers: Sequence[
             if key.startswith(f"optimizer.{number}."):
                 _, _, index, name = key.split(".", 3)
                 parameter = parameters[int(index)]
-                like = parameter if list(parameter.shape) == shape else torch.empty(shape)  # AdamW's count of steps
+                like = parameter if list(parameter.shape) == shape else torch.empty(shape)  # AdamW's number of steps
                 values.setdefault(int(index), {})[name] = distributed.scatter_from_rank0(tensors.get(key), like).clone()
         optimizer.load_state_dict({"state": values, "param_groups": optimizer.state_dict()["param_groups"]})
     if state:
@@ -194,7 +196,7 @@ def load_state(state: Checkpoint | None, model: nn.Module, optimizers: Sequence[
 
 
 def save_interval_s() -> float | None:
-    """`GPT2CORE_SAVE_INTERVAL_S` where set, in seconds, 0 for every pause; None: `SAVE_INTERVAL_S`, or longer."""
+    """Return `GPT2CORE_SAVE_INTERVAL_S` in seconds, 0 for every step; None if it is not set."""
     asked = os.environ.get("GPT2CORE_SAVE_INTERVAL_S")
     if asked is None:
         return None

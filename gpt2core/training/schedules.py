@@ -21,7 +21,7 @@ class WarmupCosine:
     min_ratio: float = 0.0
 
     def __call__(self, step: int) -> float:
-        """The factor of step `step`, counted from 0."""
+        """Return the factor of the learning rate at step `step`, counted from 0."""
         if step < self.warmup_steps:
             return (step + 1) / self.warmup_steps
         progress = min(1.0, (step - self.warmup_steps) / max(1, self.max_steps - self.warmup_steps))
@@ -43,7 +43,7 @@ class WarmupStableDecay:
     min_ratio: float = 0.0
 
     def __call__(self, step: int) -> float:
-        """The factor of step `step`, counted from 0."""
+        """Return the factor of the learning rate at step `step`, counted from 0."""
         if step < self.warmup_steps:
             return (step + 1) / self.warmup_steps
         left = min(1.0, max(0, self.max_steps - step) / max(1, self.decay_steps))
@@ -53,9 +53,18 @@ class WarmupStableDecay:
 def new_schedule(
     kind: str, warmup_steps: int, max_steps: int, min_ratio: float, decay_fraction: float
 ) -> Callable[[int], float]:
-    """By name: cosine, linear (falls after the warm-up), or wsd (falls over the last `decay_fraction` of the steps)."""
+    """Return the schedule of a name.
+
+    Args:
+        kind: cosine, linear (falls from the end of the warm-up on), wsd (falls over the last `decay_fraction` of the
+            steps), or constant (stays at the peak).
+        warmup_steps: steps of the linear warm-up.
+        max_steps: where the fall ends.
+        min_ratio: the factor at its end.
+        decay_fraction: used by wsd alone.
+    """
     if kind == "cosine":
         return WarmupCosine(warmup_steps, max_steps, min_ratio)
     after_warmup = max_steps - warmup_steps
-    decay_steps = after_warmup if kind == "linear" else min(after_warmup, round(decay_fraction * max_steps))
-    return WarmupStableDecay(warmup_steps, max_steps, decay_steps, min_ratio)
+    decay_steps = {"linear": after_warmup, "wsd": min(after_warmup, round(decay_fraction * max_steps)), "constant": 0}
+    return WarmupStableDecay(warmup_steps, max_steps, decay_steps[kind], min_ratio)

@@ -1,4 +1,4 @@
-"""Which parts of a model learn."""
+"""Which parameters of a model are trained."""
 
 from __future__ import annotations
 
@@ -10,11 +10,14 @@ from gpt2core.model.lora import add_lora
 
 
 def freeze_except(model: GPT | GPTClassifier, trainable: str) -> None:
-    """Freeze the rest. A classifier's head always learns, the final norm but for `lora`, a language head with `all`.
+    """Freeze all parameters except the named part.
+
+    A classifier's head is always trained, the final norm except with `lora`, a language model's head only with `all`.
 
     Args:
-        trainable: head, last_block, last_two_blocks, blocks (all but the embeddings), all, or lora: only what
-            `add_detours` adds.
+        model: its parameters' `requires_grad` is set.
+        trainable: head, last_block, last_two_blocks, blocks (all but the embeddings), all, or lora (only the adapters
+            that `add_adapters` adds).
     """
     if trainable == "all":
         return
@@ -29,18 +32,18 @@ def freeze_except(model: GPT | GPTClassifier, trainable: str) -> None:
 
 
 def frozen_blocks(sizes: GPTConfig, trainable: str) -> int:
-    """How many blocks, from the first on, do not learn (nor the embeddings below them)."""
-    learning = {"head": 0, "last_block": 1, "last_two_blocks": 2}.get(trainable, sizes.n_layer)
-    return max(0, sizes.n_layer - learning)
+    """Return the number of blocks, from the first on, that are frozen with the embeddings below them."""
+    n_trainable = {"head": 0, "last_block": 1, "last_two_blocks": 2}.get(trainable, sizes.n_layer)
+    return max(0, sizes.n_layer - n_trainable)
 
 
 def add_adapters(model: GPT | GPTClassifier, params: config.Lora) -> None:
-    """Those of `trainable: lora`, as the params describe them; their first weights are drawn at random."""
+    """Add the LoRA adapters that the params describe; their initial weights are random."""
     add_lora(
         model, rank=params.lora_rank, alpha=params.lora_alpha, dropout=params.lora_dropout, targets=params.lora_targets
     )
 
 
 def trainable_parameters(model: nn.Module) -> int:
-    """How many weights learn."""
+    """Return the number of trainable parameters."""
     return sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)

@@ -18,6 +18,7 @@ from gpt2core import config, files
 from gpt2core.checkpoint.model_dir import save_model
 from gpt2core.corpus.shards import Shard
 from gpt2core.sources.synthetic import generate_instructions, generate_messages, generate_tales
+from gpt2core.tasks import instructions, labeled_texts
 from gpt2core.tokenizer.train import train_bpe
 from gpt2core.training.classify import finetune_classify
 from gpt2core.training.instruct import finetune_instruct
@@ -62,14 +63,15 @@ def run_all() -> dict[str, list[float]]:
         messages = generate_messages(seed=7)[:180]
         finetune_classify(
             params.finetune_classify.model_copy(update=dict(trainable="all", max_tokens=64, **shared)), 11, base,
-            tuple(sorted({label for label, _ in messages})), messages[:150], messages[150:165], messages[165:],
+            tuple(sorted({label for label, _ in messages})),
+            labeled_texts.Splits(messages[:150], messages[150:165], messages[165:]),
             on_metrics=follow("finetune_classify"),
         )  # fmt: skip
         entries = [dict(instruction=e["instruction"][:8], input="", output=e["output"][:8]) for e in
                    generate_instructions(seed=7)[:140]]  # fmt: skip
         finetune_instruct(
             params.finetune_instruct.model_copy(update=dict(mask_prompt=False, max_new_tokens=2, **shared)), 11, base,
-            entries[:130], entries[130:135], entries[135:], on_metrics=follow("finetune_instruct"),
+            instructions.Splits(entries[:130], entries[130:135], entries[135:]), on_metrics=follow("finetune_instruct"),
         )  # fmt: skip
     return curves
 

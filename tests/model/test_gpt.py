@@ -123,7 +123,9 @@ def test_first_weights_are_gpt2s() -> None:
     assert not block.attn.c_attn.bias.any()
     # Nearly uniform predictions: the loss starts at ln V.
     ids = torch.randint(2000, (4, 64))
-    assert model.loss_sum(ids, ids.roll(-1, 1)).item() / ids.numel() == pytest.approx(math.log(2000), rel=0.03)
+    assert model.loss(ids, ids.roll(-1, 1), reduction="sum").item() / ids.numel() == pytest.approx(
+        math.log(2000), rel=0.03
+    )
 
 
 def test_a_classifier_reads_the_last_token_and_not_the_padding() -> None:

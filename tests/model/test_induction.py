@@ -37,7 +37,7 @@ def test_the_circuit_can_be_learned_from_like_any_weights() -> None:
     write_induction_circuit(model)
     assert model.lm_head.weight is model.transformer.wte.weight
     ids = torch.randint(300, (2, 64))
-    model.loss_sum(ids, ids.roll(-1, 1)).backward()
+    model.loss(ids, ids.roll(-1, 1), reduction="sum").backward()
     assert all(parameter.grad is not None and parameter.grad.any() for parameter in model.parameters())
 
 

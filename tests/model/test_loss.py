@@ -102,7 +102,7 @@ def test_a_models_loss_and_gradients_are_those_of_its_logits(tied: bool) -> None
     for places in (None, target_positions):
         wanted = targets if places is None else targets.flatten()[places]
         model.zero_grad()
-        model.loss_sum(ids, wanted, places).backward()
+        model.loss(ids, wanted, places, reduction="sum").backward()
         ours = {name: parameter.grad.clone() for name, parameter in model.named_parameters()}
         model.zero_grad()
         logits = model(ids).flatten(0, 1)
@@ -111,7 +111,7 @@ def test_a_models_loss_and_gradients_are_those_of_its_logits(tied: bool) -> None
         expected.backward()
         for name, parameter in model.named_parameters():
             torch.testing.assert_close(ours[name], parameter.grad, rtol=1e-9, atol=1e-12)
-        assert model.loss_sum(ids, wanted, places).item() == pytest.approx(expected.item(), rel=1e-12)
+        assert model.loss(ids, wanted, places, reduction="sum").item() == pytest.approx(expected.item(), rel=1e-12)
 
 
 def test_activation_checkpointing_changes_no_gradient_and_keeps_less() -> None:
@@ -127,7 +127,7 @@ def test_activation_checkpointing_changes_no_gradient_and_keeps_less() -> None:
             return tensor
 
         with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-            total = model.loss_sum(ids, ids)
+            total = model.loss(ids, ids, reduction="sum")
         total.backward()
         return [parameter.grad for parameter in model.parameters()], kept
 
@@ -141,4 +141,6 @@ def test_the_first_loss_of_gpt2_is_the_logarithm_of_its_vocabulary() -> None:
     torch.manual_seed(0)
     model = GPT(GPTConfig(2000, n_positions=64, n_embd=64, n_layer=2, n_head=2))
     ids = torch.randint(2000, (4, 64))
-    assert model.loss_sum(ids, ids.roll(-1, 1)).item() / ids.numel() == pytest.approx(math.log(2000), rel=0.03)
+    assert model.loss(ids, ids.roll(-1, 1), reduction="sum").item() / ids.numel() == pytest.approx(
+        math.log(2000), rel=0.03
+    )

@@ -30,6 +30,7 @@ from gpt2core.evaluation.seed_results import SeedResults  # noqa: E402
 from gpt2core.inference import generate_batch  # noqa: E402
 from gpt2core.inference.sampling import Sampling  # noqa: E402
 from gpt2core.sources.synthetic import generate_instructions, generate_messages, generate_tales  # noqa: E402
+from gpt2core.tasks import instructions, labeled_texts  # noqa: E402
 from gpt2core.tokenizer import Tokenizer  # noqa: E402
 from gpt2core.tokenizer.train import train_bpe  # noqa: E402
 from gpt2core.training.checkpoints import CheckpointManager, fingerprint  # noqa: E402
@@ -77,7 +78,7 @@ def classify(params: config.Params, base: Path, out: Path) -> None:
     section = params.finetune_classify.model_copy(
         update=dict(trainable="all", max_tokens=32, batch_size=16, epochs=2, dropout=0.1, **EVERY_STEP)
     )
-    result = finetune_classify(section, SEED, base, labels, train, val, test)
+    result = finetune_classify(section, SEED, base, labels, labeled_texts.Splits(train, val, test))
     save_model(out / "classifier", result.model, result.tokenizer)
     scores = SeedResults(labels)
     scores.add(SEED, train, test, result.before, result.after, result.probabilities)
@@ -98,7 +99,7 @@ def instruct(params: config.Params, base: Path, out: Path) -> None:
     section = params.finetune_instruct.model_copy(
         update=dict(trainable="all", batch_size=12, epochs=1, dropout=0.0, max_new_tokens=3, **EVERY_STEP)
     )
-    result = finetune_instruct(section, SEED, base, train, val, test)
+    result = finetune_instruct(section, SEED, base, instructions.Splits(train, val, test))
     save_model(out / "instruct", result.model, result.tokenizer)
     files.write_json(
         out / "instruct.json",

@@ -177,7 +177,7 @@ numerics.start("portable")
 import torch
 from gpt2core.model import GPT, GPTConfig
 from gpt2core.training.batches import Batch
-from gpt2core.training.trainer import train
+from tests.training.function_task import train
 from gpt2core.training.optimizers import muon_and_adamw
 from gpt2core.training.schedules import WarmupCosine
 
@@ -191,8 +191,8 @@ def batches(step):
 
 optimizers = muon_and_adamw(model, muon_lr=0.02, lr=0.006, weight_decay=0.1, beta1=0.9, beta2=0.95)
 train(
-    model, optimizers, WarmupCosine(1, 3), batches, lambda batch: model.loss_sum(*batch.tensors), max_steps=3,
-    grad_clip=1.0, on_step=lambda step: digest.update(repr(step).encode()),
+    model, optimizers, WarmupCosine(1, 3), batches, lambda batch: model.loss(*batch.tensors, reduction="sum"),
+    max_steps=3, grad_clip=1.0, on_step=lambda step: digest.update(repr(step).encode()),
 )
 for parameter in model.parameters():
     digest.update(parameter.detach().numpy().tobytes())

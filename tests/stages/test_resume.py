@@ -133,9 +133,9 @@ def test_killed_at_random_it_ends_with_the_same_bytes(project: Project, stage: s
         assert "Traceback" not in said
         assert contents(project).items() <= never_killed.items(), "something is half-written"
         if 0 < kept < at_step:
-            assert re.search(r"resumed at step \d+ of \d+ \(state of ", said), said
+            assert re.search(r"resumed at step \d+ of \d+ \(checkpoint of ", said), said
         if "stopping: " in said:  # and not between two seeds
-            assert re.search(r"saved at step \d+ of \d+; the same command goes on from there", said), said
+            assert re.search(r"saved at step \d+ of \d+; run the same command to continue", said), said
             n_saved += 1
     assert n_saved > 0
     assert steps_kept(project, stage) == case.n_steps

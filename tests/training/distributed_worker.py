@@ -17,7 +17,9 @@ from gpt2core.model import GPT, GPTConfig
 from gpt2core.training import distributed
 from gpt2core.training.batches import Batch, WindowSampler
 from gpt2core.training.optimizers import adamw, muon_and_adamw
-from gpt2core.training.trainer import Step, train
+from gpt2core.training.resume import ResumableTraining
+from gpt2core.training.task import Step
+from tests.training.function_task import train
 
 SHARDINGS = ("none", "full")
 RECIPES = ("adamw", "muon", "untied", "checkpointing", "dropout")
@@ -53,13 +55,14 @@ def run(sharding: str, recipe: str, out: Path) -> dict[str, Any]:
         pauses.append(step)
         distributed.full_model(model)
 
+    # That one process wants a pause must stop them all.
+    wants_pause = distributed.rank() == distributed.world_size() - 1
+    ResumableTraining.is_due = lambda self, step: step == PAUSE_STEP and wants_pause  # type: ignore[method-assign]
+    ResumableTraining.on_pause = lambda self, step, is_last: on_pause(step)  # type: ignore[method-assign]
     train(
-        loss, optimizers, lambda step: 1.0, batches, lambda batch: loss(*batch.inputs, batch.targets),
-        max_steps=MAX_STEPS, grad_clip=0.5, dropout_seed=lambda step: distributed.dropout_seed(7, step),
+        model, optimizers, lambda step: 1.0, batches, lambda batch: loss(*batch.inputs, batch.targets),
+        max_steps=MAX_STEPS, grad_clip=0.5, loss_module=loss,
         on_step=steps.append,
-        # That one process wants a pause must stop them all.
-        is_pause=lambda step: step == PAUSE_STEP and distributed.rank() == distributed.world_size() - 1,
-        on_pause=on_pause,
     )  # fmt: skip
     held = sum(len((p.to_local() if isinstance(p, DTensor) else p).flatten()) for p in model.parameters())
     whole = distributed.full_model(model)

@@ -11,6 +11,7 @@ from gpt2core import config
 from gpt2core.checkpoint.model_dir import save_model
 from gpt2core.inference.classify import Texts
 from gpt2core.model import GPT, GPTClassifier, GPTConfig
+from gpt2core.tasks.labeled_texts import Splits
 from gpt2core.tokenizer.train import train_bpe
 from gpt2core.training import cached_features, classify
 from gpt2core.training.cached_features import CachedFeatures
@@ -84,8 +85,8 @@ def params(**changes: object) -> config.FinetuneClassify:
 @pytest.mark.parametrize("trainable", ["head", "last_block", "last_two_blocks"])
 def test_a_training_goes_as_the_plain_one_does(base: Path, trainable: str, monkeypatch: pytest.MonkeyPatch) -> None:
     def run() -> classify.Classified:
-        splits = EXAMPLES[:28], EXAMPLES[28:34], EXAMPLES[34:]
-        return finetune_classify(params(trainable=trainable), 1, base, ("ham", "spam"), *splits)
+        splits = Splits(EXAMPLES[:28], EXAMPLES[28:34], EXAMPLES[34:])
+        return finetune_classify(params(trainable=trainable), 1, base, ("ham", "spam"), splits)
 
     used: list[int] = []
 
@@ -115,4 +116,4 @@ def test_blocks_that_learn_or_drop_or_read_little_are_not_kept(
     base: Path, changes: dict[str, object], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(classify, "CachedFeatures", None)  # to call it is an error
-    finetune_classify(params(**changes), 1, base, ("ham", "spam"), EXAMPLES[:28], EXAMPLES, EXAMPLES)
+    finetune_classify(params(**changes), 1, base, ("ham", "spam"), Splits(EXAMPLES[:28], EXAMPLES, EXAMPLES))

@@ -106,7 +106,9 @@ def test_a_damaged_state_is_noticed_and_the_one_before_used(
     assert state is not None
     assert (state.step, state.extra_state) == (5, {"step": 5})
     assert torch.equal(state.tensors["weight"], tensors(5)["weight"])
-    assert re.fullmatch(r"warning: the state at step 10 is damaged \(.+\); it is not used\n", capsys.readouterr().err)
+    assert re.fullmatch(
+        r"warning: the checkpoint of step 10 is damaged \(.+\); it is not used\n", capsys.readouterr().err
+    )
     DAMAGES["cut"](files_of(kept)[0])
     assert kept.newest() is None
 
@@ -129,7 +131,7 @@ def test_a_full_disk_is_one_warning_and_costs_no_earlier_state(
     assert not kept.save(2, tensors(2), {})
     assert not kept.save(3, tensors(3), {})
     said = capsys.readouterr().err
-    assert said.startswith("warning: step 2: the state was not saved (")
+    assert said.startswith("warning: step 2: the checkpoint was not saved (")
     assert said.count("\n") == 1
     assert {path: path.read_bytes() for path in files_of(kept)} == before
     resource.setrlimit(resource.RLIMIT_FSIZE, (-1, -1))
@@ -212,7 +214,7 @@ def test_without_a_place_a_stage_goes_on(project: Path, capsys: pytest.CaptureFi
     (project / ".checkpoints").write_text("a file")
     with stage_checkpoints("pretrain", {}, []) as stage:
         assert stage.training("pretrain") is stage.run_file is None
-    assert "no states can be kept" in capsys.readouterr().err
+    assert "no checkpoints can be saved" in capsys.readouterr().err
 
 
 def test_resuming_can_be_turned_off(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -328,7 +330,7 @@ def test_a_stage_says_why_it_starts_anew(
     assert run({"lr": 1}) == ""
     assert run({"lr": 2}) == "", "another experiment is none that was stopped"
     changed_environment(monkeypatch, "cpu_capability")
-    assert re.fullmatch(r"starts anew: .*pretrain-\w+ are not of the same cpu_capability\n", run({"lr": 1}))
+    assert re.fullmatch(r"starts at step 0: .*pretrain-\w+ differ in cpu_capability\n", run({"lr": 1}))
 
 
 # -- Two processes ---------------------------------------------------------------------------------------------------
@@ -360,7 +362,7 @@ def test_the_second_process_waits_and_goes_on_from_where_the_first_came_to(proje
     second = start(STAGE, "b", 20)
     assert second.stdout and second.stderr
     said = second.stderr.readline()
-    assert said.startswith(f"process {first.pid} is at this very training; waiting to go on where it ends")
+    assert said.startswith(f"process {first.pid} is already running this training; waiting until it ends")
     if is_killed:
         first.kill()
     first.communicate(timeout=30)  # closes its input, too

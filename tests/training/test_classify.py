@@ -12,6 +12,7 @@ from gpt2core import config
 from gpt2core.checkpoint.model_dir import load, save_model
 from gpt2core.inference.classify import encode, predict
 from gpt2core.model import GPT, GPTConfig
+from gpt2core.tasks.labeled_texts import Splits
 from gpt2core.tokenizer.train import train_bpe
 from gpt2core.training.checkpoints import CheckpointManager
 from gpt2core.training.classify import Classified, finetune_classify
@@ -40,7 +41,7 @@ def tuned(
     recipe = {"epochs": 12, "batch_size": 6, "lr": 0.02, "warmup_steps": 0, "max_steps": None, "dropout": 0.1}
     section = section.model_copy(update={**recipe, **changes})
     return finetune_classify(
-        section, 1, base, CLASSES, NOISY[:30], NOISY[30:45], EXAMPLES[45:], on_metrics, states
+        section, 1, base, CLASSES, Splits(NOISY[:30], NOISY[30:45], EXAMPLES[45:]), on_metrics, states
     )  # fmt: skip
 
 

@@ -276,7 +276,7 @@ def test_terminated_all_save_and_go_on(stages: tuple[Stage, Stage]) -> None:
     finally:
         said = stopped.end(process)
     assert process.returncode != 0
-    assert said.count("this step is finished and the state saved first") == 1
+    assert said.count("finishing this step and saving it first") == 1
     assert said.count("pretrain: saved at step") == 1
     assert "pretrain: resumed at step" in stopped.run(*TORCHRUN, **params)
     assert stopped.results() == never.results()

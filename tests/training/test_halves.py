@@ -24,7 +24,7 @@ from gpt2core.model import GPT, GPTConfig
 from gpt2core.training import halves
 from gpt2core.training.batches import IGNORE, Batch, MaskedBatch, next_token_batch
 from gpt2core.training.optimizers import adamw
-from gpt2core.training.trainer import train
+from tests.training.function_task import train
 
 ROOT = Path(__file__).parents[2]
 CONFIG = GPTConfig(vocab_size=50, n_positions=64, n_embd=16, n_layer=1, n_head=2)
@@ -47,7 +47,7 @@ def masked_batch(n_rows: int) -> Batch:
 
 def loss_sum(model: GPT, batch: Batch) -> Tensor:
     ids, *places = batch.inputs
-    return model.loss_sum(ids, batch.targets, *places)
+    return model.loss(ids, batch.targets, *places, reduction="sum")
 
 
 def loss_and_gradients(batches: Sequence[Batch]) -> tuple[float, list[Tensor]]:
@@ -288,7 +288,7 @@ os.environ["GPT2CORE_PROCESSES"] = "2"
 from gpt2core.model import GPT, GPTConfig
 from gpt2core.training import halves
 from gpt2core.training.batches import Batch
-from gpt2core.training.trainer import train
+from tests.training.function_task import train
 from gpt2core.training.optimizers import muon_and_adamw
 
 rows = set()
@@ -305,7 +305,7 @@ def trained():
 
     def loss_sum(batch):
         rows.add(len(batch.targets))
-        return model.loss_sum(*batch.tensors)
+        return model.loss(*batch.tensors, reduction="sum")
 
     train(model, optimizers, lambda step: 1.0, batches, loss_sum, max_steps=4, grad_clip=1.0,
           on_step=lambda step: losses.append((step.loss, step.grad_norm)))

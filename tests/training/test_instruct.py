@@ -17,12 +17,13 @@ from gpt2core.checkpoint.peft_adapter import save_adapter
 from gpt2core.errors import UserError
 from gpt2core.model import GPT, GPTConfig
 from gpt2core.sources.synthetic import generate_instructions
+from gpt2core.tasks import instructions, labeled_texts
 from gpt2core.tokenizer.train import train_bpe
 from gpt2core.training import instruct
 from gpt2core.training.batches import IGNORE, next_token_batch
 from gpt2core.training.checkpoints import CheckpointManager
 from gpt2core.training.classify import finetune_classify
-from gpt2core.training.instruct import Instructed, batch_loss_sum, finetune_instruct, make_example
+from gpt2core.training.instruct import Instructed, batch_loss, finetune_instruct, make_example
 
 ENTRIES = generate_instructions(0)
 TINY = Path(__file__).parents[2] / "profiles/tiny.yaml"
@@ -43,7 +44,8 @@ def run(base: Path, states: CheckpointManager | None = None, **changes: object) 
     section = config.load_params(TINY).finetune_instruct.model_copy(
         update={"epochs": 2, "batch_size": 4, "max_steps": None, "warmup_steps": 0, "max_new_tokens": 3, **changes}
     )
-    return finetune_instruct(section, 1, base, ENTRIES[:22], ENTRIES[22:28], ENTRIES[28:31], states=states)
+    splits = instructions.Splits(ENTRIES[:22], ENTRIES[22:28], ENTRIES[28:31])
+    return finetune_instruct(section, 1, base, splits, checkpoints=states)
 
 
 def weights(result: Instructed) -> dict[str, torch.Tensor]:
@@ -154,7 +156,7 @@ def test_no_examples_loss_depends_on_its_neighbours(base: Path, mask_prompt: boo
     assert len({len(example.ids) for example in examples}) > 2
 
     def loss_of(rows: list[instruct.Example]) -> torch.Tensor:
-        return batch_loss_sum(model, next_token_batch([r.ids for r in rows], [r.targets for r in rows], 0))
+        return batch_loss(model, next_token_batch([r.ids for r in rows], [r.targets for r in rows], 0))
 
     def written_out(row: instruct.Example) -> torch.Tensor:
         return F.cross_entropy(
@@ -269,7 +271,7 @@ def _copy(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
 
 
 def test_a_checkpoint_after_the_end_is_refused(base: Path) -> None:
-    with pytest.raises(UserError, match="checkpoint_steps: 13 is never reached: the training of 22 entries, 4 a"):
+    with pytest.raises(UserError, match=r"checkpoint_steps: 13 .* 22 entries, 4 per step, has 12 steps"):
         run(base, checkpoint_steps=[2, 13])
 
 
@@ -278,8 +280,8 @@ def test_a_classifier_learns_by_lora_too_and_is_merged(base: Path, tmp_path: Pat
     section = config.load_params(TINY).finetune_classify.model_copy(
         update={**LORA, "epochs": 4, "batch_size": 4, "warmup_steps": 0, "max_steps": None}
     )
-    splits = texts[:28], texts[28:34], texts[34:]
-    result = finetune_classify(section, 1, base, ("ham", "spam"), *splits)
+    splits = labeled_texts.Splits(texts[:28], texts[28:34], texts[34:])
+    result = finetune_classify(section, 1, base, ("ham", "spam"), splits)
     assert result.after == [label for label, _ in splits[2]] != result.before
     original = load(base)[0].state_dict()
     tuned = result.model.state_dict()

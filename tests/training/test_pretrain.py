@@ -15,7 +15,9 @@ from gpt2core.corpus.shards import Shard
 from gpt2core.tokenizer import Tokenizer
 from gpt2core.tokenizer.train import train_bpe
 from gpt2core.training import trainer
+from gpt2core.training.batches import Batch
 from gpt2core.training.pretrain import Pretrained, pretrain
+from tests.training.function_task import train
 
 TINY = config.load_params("profiles/tiny.yaml").pretrain.model_copy(
     update=dict(
@@ -98,14 +100,14 @@ def test_batches_are_made_while_the_step_before_is_under_way() -> None:
     model = torch.nn.Linear(2, 2)
     optimizer = torch.optim.SGD([{"params": model.parameters(), "initial_lr": 0.1}], lr=0.1)
 
-    def batches(step: int) -> list[trainer.Batch]:
+    def batches(step: int) -> list[Batch]:
         made[step].set()
-        return [trainer.Batch((torch.ones(1, 2) * step,), torch.tensor([1]))]
+        return [Batch((torch.ones(1, 2) * step,), torch.tensor([1]))]
 
-    def loss_sum(batch: trainer.Batch) -> torch.Tensor:
+    def loss_sum(batch: Batch) -> torch.Tensor:
         step = int(batch.inputs[0][0, 0])
         assert step == 3 or made[step + 1].wait(timeout=30)
         return model(*batch.inputs).sum()
 
-    trainer.train(model, [optimizer], lambda step: 1.0, batches, loss_sum, max_steps=4, grad_clip=1.0)
+    train(model, [optimizer], lambda step: 1.0, batches, loss_sum, max_steps=4, grad_clip=1.0)
     assert all(event.is_set() for event in made)

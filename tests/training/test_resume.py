@@ -25,7 +25,8 @@ from gpt2core.training.checkpoints import Checkpoint, CheckpointManager
 from gpt2core.training.optimizers import adamw, muon_and_adamw
 from gpt2core.training.resume import ResumableTraining, load_state, state_tensors
 from gpt2core.training.schedules import WarmupCosine
-from gpt2core.training.trainer import Step, train
+from gpt2core.training.task import Step, Task
+from gpt2core.training.trainer import Recipe, fit
 
 MAX_STEPS = 10
 TOKENS = np.random.default_rng(0).integers(0, 60, 2000).astype(np.uint16)
@@ -40,48 +41,52 @@ def one_thread() -> Iterator[None]:
     torch.set_num_threads(n_threads)
 
 
-class Training:
+class Training(Task):
     """A small GPT with dropout; Muon and AdamW, or AdamW on a part of the weights."""
 
     def __init__(self, states: CheckpointManager | None, recipe: str = "muon"):
         torch.manual_seed(3)
-        self.model = GPT(GPTConfig(vocab_size=60, n_positions=16, n_embd=16, n_layer=2, n_head=2, resid_pdrop=0.1))
+        model = GPT(GPTConfig(vocab_size=60, n_positions=16, n_embd=16, n_layer=2, n_head=2, resid_pdrop=0.1))
         if recipe == "muon":
-            self.optimizers = muon_and_adamw(
-                self.model, muon_lr=0.02, lr=0.003, weight_decay=0.1, beta1=0.9, beta2=0.95
-            )
+            self.optimizers = muon_and_adamw(model, muon_lr=0.02, lr=0.003, weight_decay=0.1, beta1=0.9, beta2=0.95)
         else:
-            self.model.transformer.wte.requires_grad_(False)
-            self.optimizers = [adamw(self.model.parameters(), lr=0.003, weight_decay=0.1, beta2=0.95)]
-        self.losses: list[float] = []
-        self.resume = ResumableTraining(
-            states, self.model, self.optimizers, MAX_STEPS, lambda: {"losses": self.losses}, "pretrain"
-        )
-        self.losses += self.resume.restore().get("losses", [])
+            model.transformer.wte.requires_grad_(False)
+            self.optimizers = [adamw(model.parameters(), lr=0.003, weight_decay=0.1, beta2=0.95)]
+        super().__init__("pretrain", model, MAX_STEPS, seed=1)
+        self.states = states
+        self.sampler = WindowSampler(TOKENS, 16, 2, 1, "x")
+        self.resumed_at: int | None = None
 
-    def run(
-        self,
-        is_pause: Callable[[int], bool] = lambda step: False,
-        on_step: Callable[[Step], None] = lambda done: None,
-        spoil: int | None = None,
-    ) -> Training:
-        sampler = WindowSampler(TOKENS, 16, 2, 1, "x")
+    def batch(self, step: int) -> list[Batch]:
+        return [self.sampler.batch(step)]
 
-        def loss_sum(batch: Batch) -> Tensor:
-            logits = self.model(batch.inputs[0])
-            loss = F.cross_entropy(logits.flatten(0, 1), batch.targets.flatten(), reduction="sum")
-            return loss * math.nan if len(self.losses) + 1 == spoil else loss
+    def loss(self, batch: Batch) -> Tensor:
+        logits = self.model(batch.inputs[0])
+        loss = F.cross_entropy(logits.flatten(0, 1), batch.targets.flatten(), reduction="sum")
+        return loss * math.nan if len(self._losses) + 1 == self.spoil else loss
 
-        def seen(done: Step) -> None:
-            self.losses.append(done.loss)
-            on_step(done)
+    @property
+    def losses(self) -> list[float]:
+        return self._losses
 
-        with self.resume:
-            train(
-                self.model, self.optimizers, WarmupCosine(3, MAX_STEPS), lambda step: [sampler.batch(step)], loss_sum,
-                max_steps=MAX_STEPS, grad_clip=1.0, start_step=self.resume.step, on_step=seen,
-                is_pause=lambda step: self.resume.is_pause(step) or is_pause(step), on_pause=self.resume.on_pause,
-            )  # fmt: skip
+    def is_evaluated(self, step: int) -> bool:
+        return False
+
+    def evaluate(self, step: int) -> dict[str, float]:
+        raise NotImplementedError
+
+    def on_step(self, done: Step) -> dict[str, float]:
+        metrics = super().on_step(done)
+        self.after_step(done)
+        return metrics
+
+    def on_metrics(self, metrics: dict[str, float], step: int) -> None:
+        if not metrics:
+            self.resumed_at = step
+
+    def run(self, on_step: Callable[[Step], None] = lambda done: None, spoil: int | None = None) -> Training:
+        self.after_step, self.spoil = on_step, spoil
+        fit(self, Recipe(self.optimizers, WarmupCosine(3, MAX_STEPS), 1.0), self.states, self.on_metrics)
         return self
 
     def weights(self) -> Tensor:
@@ -127,9 +132,8 @@ def test_killed_at_any_step_it_ends_the_same(states: CheckpointManager, step: in
     with pytest.raises(Killed):
         Training(states, recipe).run(on_step=kill_at(step))
     assert saved_steps(states)[-1:] == [step - 1][: step - 1]
-    resumed = Training(states, recipe)
-    assert resumed.resume.step == step - 1
-    resumed.run()
+    resumed = Training(states, recipe).run()
+    assert (resumed.resumed_at or 0) == step - 1
     assert torch.equal(resumed.weights(), never.weights())
     assert resumed.losses == never.losses
 
@@ -141,9 +145,8 @@ def test_killed_many_times_it_ends_the_same(states: CheckpointManager, capsys: p
     last = Training(states).run()
     assert torch.equal(last.weights(), Training(None).run().weights())
     said = capsys.readouterr().err.splitlines()
-    assert [int(re.match(r"pretrain: resumed at step (\d+) of 10 \(state of 20..-", line)[1]) for line in said] == [
-        1, 2, 2, 6, 6, 9,
-    ]  # type: ignore[index] # fmt: skip
+    steps = [re.match(r"pretrain: resumed at step (\d+) of 10 \(checkpoint of 20..-", line) for line in said]
+    assert [int(match[1]) for match in steps if match] == [1, 2, 2, 6, 6, 9]
 
 
 def test_the_last_state_is_the_model_alone(states: CheckpointManager) -> None:
@@ -152,9 +155,8 @@ def test_the_last_state_is_the_model_alone(states: CheckpointManager) -> None:
     assert state is not None
     assert state.step == MAX_STEPS
     assert not [name for name in state.tensors if name.startswith("optimizer")]
-    again = Training(states)
-    assert again.resume.step == MAX_STEPS
-    again.run()
+    again = Training(states).run()
+    assert again.resumed_at == MAX_STEPS
     assert torch.equal(first.weights(), again.weights())
     assert first.losses == again.losses
 
@@ -184,7 +186,7 @@ def test_optimizers_and_generator_come_back(tmp_path: Path) -> None:
 def test_nothing_is_kept_without_a_place(states: CheckpointManager) -> None:
     handlers = signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)
     training = Training(None).run(on_step=lambda _: check(signal.getsignal(signal.SIGINT) is handlers[0]))
-    assert training.resume.step == 0
+    assert training.resumed_at is None
 
 
 def check(holds: bool) -> None:
@@ -213,7 +215,7 @@ class Clock:
     def run(self, resume: ResumableTraining, n_steps: int) -> list[int]:
         for step in range(1, n_steps + 1):
             self.now_s += self.step_s
-            if resume.is_pause(step):
+            if resume.is_due(step):
                 resume.on_pause(step)
         return self.steps
 
@@ -249,16 +251,26 @@ def test_an_interval_that_is_none_is_refused(
 ) -> None:
     monkeypatch.setenv("GPT2CORE_SAVE_INTERVAL_S", value)
     with pytest.raises(UserError, match="GPT2CORE_SAVE_INTERVAL_S=.*: must be a number of seconds, 0 or more"):
-        Training(states)
+        Training(states).run()
 
 
-def test_what_was_found_before_the_first_step_is_kept(states: CheckpointManager) -> None:
-    training = Training(states)
-    training.losses.append(0.5)
-    training.resume.save_extra_state()
-    again = Training(states)
-    assert (again.resume.step, again.losses) == (0, [0.5])
-    assert torch.equal(again.weights(), training.weights())
+class WithBase(Training):
+    """Evaluates the model before its first step, which takes long."""
+
+    n_evaluations = 0
+
+    def evaluate_base(self) -> bool:
+        WithBase.n_evaluations += 1
+        self.curve = [{"val_loss": 0.5}]
+        return True
+
+
+def test_the_evaluation_before_the_first_step_is_saved(states: CheckpointManager) -> None:
+    with pytest.raises(Killed):
+        WithBase(states).run(on_step=kill_at(1))
+    again = WithBase(states).run()
+    assert (WithBase.n_evaluations, again.resumed_at, again.curve) == (1, 0, [{"val_loss": 0.5}])
+    assert torch.equal(again.weights(), Training(None).run().weights())
 
 
 # -- Told to stop ----------------------------------------------------------------------------------------------------
@@ -285,19 +297,19 @@ def test_a_signal_saves_first(
     (step,) = saved_steps(states)
     said = capfd.readouterr().err
     assert said.count("stopping: ") == 1
-    assert f"pretrain: saved at step {step} of 10; the same command goes on from there" in said
+    assert f"pretrain: saved at step {step} of 10; run the same command to continue" in said
     assert torch.equal(Training(states).run().weights(), Training(None).run().weights())
 
 
 def test_a_signal_after_the_last_pause_is_not_lost(
     states: CheckpointManager, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    training = Training(states).run()
-    with pytest.raises(Terminated), training.resume:
+    resume = ResumableTraining(states, torch.nn.Linear(2, 2), [], 9, dict, "pretrain")
+    with pytest.raises(Terminated), resume:
         os.kill(os.getpid(), signal.SIGTERM)
-    assert "pretrain: saved at step 10 of 10; the same command goes on from there" in capfd.readouterr().err
-    with training.resume:
-        pass  # it was told once
+    assert "pretrain: saved at step 0 of 9; run the same command to continue" in capfd.readouterr().err
+    with resume:
+        pass  # it was reported once
 
 
 def test_a_second_ctrl_c_ends_it_at_once(states: CheckpointManager, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -311,7 +323,7 @@ def test_a_loss_that_is_not_finite_is_the_same_each_time_and_no_state_has_it(sta
     messages = set()
     for _ in range(3):
         with pytest.raises(UserError) as error:
-            Training(states).run(is_pause=lambda step: True, spoil=6)
+            Training(states).run(spoil=6)
         messages.add(str(error.value))
         assert saved_steps(states) == [4, 5]
     assert len(messages) == 1

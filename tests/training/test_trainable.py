@@ -39,7 +39,7 @@ def test_of_a_language_model(trainable: str, tied: bool) -> None:
     freeze_except(model, trainable)
     ids = torch.arange(50).repeat(2)[:96].view(6, 16)  # every token
     names = {name for name, _ in model.named_parameters()}
-    found = changed(model, model.loss_sum(ids, ids.roll(-1, 1)))
+    found = changed(model, model.loss(ids, ids.roll(-1, 1), reduction="sum"))
     assert found == expected(names, trainable, ("transformer.wte", "transformer.wpe", "lm_head"))
 
 

@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import itertools
 import math
 
 import numpy as np
@@ -20,7 +19,8 @@ from gpt2core.training.classify import new_classifier
 from gpt2core.training.instruct import make_example, mean_loss
 from gpt2core.training.optimizers import adamw, muon_and_adamw
 from gpt2core.training.schedules import WarmupCosine, new_schedule
-from gpt2core.training.trainer import Step, train
+from gpt2core.training.task import Step
+from tests.training.function_task import train
 
 CONFIG = GPTConfig(vocab_size=300, n_positions=64, n_embd=16, n_layer=2, n_head=2)
 
@@ -130,25 +130,9 @@ def test_a_loss_that_is_not_finite_stops_and_nothing_follows_it(bad: float) -> N
         train(
             model, [optimizer], lambda step: 1.0, lambda step: [batch], loss_sum, max_steps=5, grad_clip=1.0,
             on_step=lambda done: told.append(("step", done.step)),
-            is_pause=lambda step: True, on_pause=lambda step: told.append(("pause", step)),
+            is_evaluated=lambda step: True, evaluate=lambda step: told.append(("pause", step)),
         )  # fmt: skip
     assert told == [("step", 1), ("pause", 1), ("step", 2), ("pause", 2)]
-
-
-def test_a_loop_that_starts_later_does_what_was_left() -> None:
-    weights = []
-    for starts in ((0, 6), (0, 4, 6)):
-        model, batches = linear_problem()
-        optimizer = adamw(model.parameters(), lr=0.1, weight_decay=0.0, beta2=0.95)
-        steps: list[Step] = []
-        for first, last in itertools.pairwise(starts):
-            train(
-                model, [optimizer], WarmupCosine(2, 6), lambda step, rows=batches: [rows[step % 3]], loss_sum_of(model),
-                start_step=first, max_steps=last, grad_clip=1.0, on_step=steps.append,
-            )  # fmt: skip
-        assert [done.step for done in steps] == [1, 2, 3, 4, 5, 6]
-        weights.append(model.weight.detach())
-    assert torch.equal(*weights)
 
 
 def test_figures_read_late_come_in_order_and_before_each_pause(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -165,9 +149,39 @@ def test_figures_read_late_come_in_order_and_before_each_pause(monkeypatch: pyte
     train(
         model, [optimizer], lambda step: 1.0, lambda step: [batch], loss_sum_of(model), max_steps=9, grad_clip=1.0,
         on_step=lambda done: told.append(f"{done.step}"),
-        is_pause=is_pause, on_pause=lambda step: told.append(f"pause {step}"),
+        is_evaluated=is_pause, evaluate=lambda step: told.append(f"pause {step}"),
     )  # fmt: skip
     assert told == ["?", "?", "?", "?", "1", "2", "3", "4", "?", "?", "5", "6", "pause 6", "?", "?", "?", "7", "8", "9"]
+
+
+@pytest.mark.parametrize(
+    ("val_losses", "patience_evals", "n_steps", "kept_step"),
+    [
+        ([5, 4, 3, 4, 5, 6], 2, 5, 3),
+        ([5, 4, 4, 4, 1, 1], 2, 4, 2),  # of equal losses, the first one's weights are kept
+        ([5, 4, 3, 2, 1, 0], 2, 6, 6),
+        ([5, 6, 4, 5, 3, 4], 2, 6, 5),
+        ([5, 6, 7, 8, 9, 9], 1, 2, 1),
+        ([5, 4, 3, 4, 5, 6], None, 6, 6),
+    ],
+)
+def test_the_best_weights_are_kept_and_patience_ends(
+    val_losses: list[float], patience_evals: int | None, n_steps: int, kept_step: int
+) -> None:
+    model, (batch, *_) = linear_problem()
+    optimizer = adamw(model.parameters(), lr=0.1, weight_decay=0.0, beta2=0.95)
+    weights: list[torch.Tensor] = []
+
+    def evaluate(step: int) -> dict[str, float]:
+        weights.append(model.weight.detach().clone())
+        return {"val_loss": val_losses[step - 1]}
+
+    returned = train(
+        model, [optimizer], lambda step: 1.0, lambda step: [batch], loss_sum_of(model), max_steps=6,
+        patience_evals=patience_evals, is_evaluated=lambda step: True, evaluate=evaluate,
+    )  # fmt: skip
+    assert (len(weights), returned) == (n_steps, kept_step)
+    assert torch.equal(model.weight, weights[kept_step - 1])
 
 
 def test_a_mistake_in_the_batches_is_told() -> None:
@@ -199,6 +213,11 @@ def test_linear_and_wsd_are_pytorchs() -> None:
             optimizer.step()
             theirs.step()
         assert ours(25) == ours(1000) == pytest.approx(0.1)
+
+
+def test_constant_stays_at_the_peak_after_the_warmup() -> None:
+    schedule = new_schedule("constant", warmup_steps=4, max_steps=9, min_ratio=0.1, decay_fraction=0.5)
+    assert [schedule(step) for step in range(9)] == [0.25, 0.5, 0.75, 1, 1, 1, 1, 1, 1]
 
 
 def test_an_epoch_sees_each_window_once_and_next_tokens_are_targets() -> None:
