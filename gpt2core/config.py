@@ -105,7 +105,29 @@ class Tokenizer(Section):
     shuffle: bool
 
 
-class Pretrain(Section):
+class Optimization(Section):
+    """How all three trainings update parameters."""
+
+    batch_size: PositiveInt
+    grad_accum_steps: PositiveInt
+    optimizer: Literal["adamw", "muon"]
+    lr: PositiveFloat
+    muon_lr: PositiveFloat
+    schedule: Literal["cosine", "linear", "wsd", "constant"]
+    warmup_steps: Count
+    decay_fraction: Annotated[float, Field(gt=0, le=1)]
+    min_lr_ratio: Annotated[float, Field(ge=0, le=1)]
+    weight_decay: Annotated[float, Field(ge=0)]
+    beta1: Fraction
+    beta2: Fraction
+    grad_clip: Annotated[float, Field(ge=0)]
+    dropout: Fraction
+    dtype: Literal["float32", "bfloat16", "auto"]
+    compile: bool | Literal["auto"]
+    activation_checkpointing: bool
+
+
+class Pretrain(Optimization):
     """A preset, or a preset with single sizes replaced; then the recipe."""
 
     preset: Literal["tiny", "124M", "355M", "774M", "1558M"]
@@ -113,34 +135,17 @@ class Pretrain(Section):
     n_head: PositiveInt | None = None
     n_embd: PositiveInt | None = None
     n_positions: PositiveInt | None = None
-    dropout: Fraction
     qkv_bias: bool
     tie_weights: bool
     initializer_range: PositiveFloat
     init: Literal["gpt2", "induction"]
     trainable: Literal["last_two_blocks", "blocks", "all"]
-    batch_size: PositiveInt
-    grad_accum_steps: PositiveInt
     context: PositiveInt
     max_steps: PositiveInt
-    warmup_steps: Count
-    optimizer: Literal["adamw", "muon"]
-    lr: PositiveFloat
-    muon_lr: PositiveFloat
-    schedule: Literal["cosine", "linear", "wsd"]
-    decay_fraction: Annotated[float, Field(gt=0, le=1)]
-    min_lr_ratio: Annotated[float, Field(ge=0, le=1)]
-    weight_decay: Annotated[float, Field(ge=0)]
-    beta1: Fraction
-    beta2: Fraction
-    grad_clip: Annotated[float, Field(ge=0)]
     eval_interval_steps: PositiveInt
     eval_batches: PositiveInt
     sample_prompt: str
     sample_tokens: PositiveInt
-    dtype: Literal["float32", "bfloat16", "auto"]
-    compile: bool | Literal["auto"]
-    activation_checkpointing: bool
     launcher: Launcher
     sharding: Literal["none", "full"]
 
@@ -173,7 +178,7 @@ class Lora(Section):
     lora_targets: Annotated[list[Literal["attn.c_attn", "attn.c_proj", "mlp.c_fc", "mlp.c_proj"]], Field(min_length=1)]
 
 
-class FinetuneClassify(Lora):
+class FinetuneClassify(Lora, Optimization):
     base: BaseName
     trainable: Literal["head", "last_block", "last_two_blocks", "all", "lora"]
     seeds: Annotated[list[Seed], Field(min_length=1)]
@@ -182,22 +187,13 @@ class FinetuneClassify(Lora):
     balance: bool
     drop_duplicates: bool
     epochs: PositiveInt
-    batch_size: PositiveInt
-    lr: PositiveFloat
-    warmup_steps: Count
-    weight_decay: Annotated[float, Field(ge=0)]
-    beta2: Fraction
-    grad_clip: Annotated[float, Field(ge=0)]
-    dropout: Fraction
     max_tokens: PositiveInt | None
     position: Literal["last", "first", "mean"]
     max_steps: PositiveInt | None
     patience_epochs: PositiveInt | None
-    dtype: Literal["float32", "bfloat16", "auto"]
-    activation_checkpointing: bool
 
 
-class FinetuneInstruct(Lora):
+class FinetuneInstruct(Lora, Optimization):
     base: BaseName
     trainable: Literal["last_two_blocks", "blocks", "all", "lora"]
     lora_base_dtype: Literal["float32", "bfloat16", "int8", "nf4"]
@@ -207,19 +203,9 @@ class FinetuneInstruct(Lora):
     val_fraction: Annotated[float, Field(gt=0, lt=0.5)]
     test_fraction: Annotated[float, Field(gt=0, lt=0.5)]
     epochs: PositiveInt
-    batch_size: PositiveInt
-    grad_accum_steps: PositiveInt
-    lr: PositiveFloat
-    warmup_steps: Count
-    weight_decay: Annotated[float, Field(ge=0)]
-    beta2: Fraction
-    grad_clip: Annotated[float, Field(ge=0)]
-    dropout: Fraction
     max_steps: PositiveInt | None
     checkpoint_steps: list[PositiveInt]
     max_new_tokens: PositiveInt
-    dtype: Literal["float32", "bfloat16", "auto"]
-    activation_checkpointing: bool
 
     @property
     def is_tabled(self) -> bool:

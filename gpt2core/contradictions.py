@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from gpt2core.config import Params
 
+TRAININGS = ("pretrain", "finetune_classify", "finetune_instruct")
+
 
 def contradictions(params: Params) -> list[str]:
     """A line for each, with the key and what to do; nothing of keys that `params` lacks."""
@@ -58,12 +60,13 @@ def _processes(params: Params) -> Iterator[str]:
 def _numerics(params: Params) -> Iterator[str]:
     if params.numerics != "portable":
         return
-    for name in ("pretrain", "finetune_classify", "finetune_instruct"):
-        if getattr(getattr(params, name, None), "dtype", None) == "auto":
+    for name in TRAININGS:
+        section = getattr(params, name, None)
+        if getattr(section, "dtype", None) == "auto":
             yield f"{name}.dtype: 'auto' depends on the machine; take float32 or bfloat16, or numerics: native"
-    if params.pretrain.compile is not False:
-        compile_ = str(params.pretrain.compile).lower()
-        yield f"pretrain.compile: {compile_} depends on the machine's compiler; take false, or numerics: native"
+        if (compile_ := getattr(section, "compile", False)) is not False:
+            value = str(compile_).lower()
+            yield f"{name}.compile: {value} depends on the machine's compiler; take false, or numerics: native"
     if processes := re.search(r"--(?:nproc[-_]per[-_]node|nnodes)[= ](?!1\b)\S+", params.pretrain.launcher):
         yield f"pretrain.launcher: {processes[0]!r} starts several processes; take one, or numerics: native"
 

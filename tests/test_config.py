@@ -153,6 +153,8 @@ def test_an_induction_circuit_needs_room(tmp_path: Path, key: str, value: object
         ("finetune_instruct.dtype", "auto"),
         ("pretrain.compile", True),
         ("pretrain.compile", "auto"),
+        ("finetune_classify.compile", True),
+        ("finetune_instruct.compile", "auto"),
         ("pretrain.launcher", "torchrun --standalone --nproc-per-node=2"),
         ("pretrain.launcher", "torchrun --nnodes 2 --nproc-per-node=1"),
         ("pretrain.launcher", "torchrun --standalone --nproc-per-node=gpu"),
