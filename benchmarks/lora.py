@@ -21,7 +21,7 @@ import torch
 
 from benchmarks.machine import GB, description, run_measured
 from gpt2core.checkpoint.model_dir import load
-from gpt2core.config import PRESETS
+from gpt2core.config.presets import PRESETS
 from gpt2core.model import GPT
 from gpt2core.model.lora import add_lora
 from gpt2core.training.batches import next_token_batch

@@ -12,8 +12,9 @@ import torch.nn.functional as F
 from torch import Tensor
 from tqdm import tqdm
 
-from gpt2core import config, runtime
+from gpt2core import runtime
 from gpt2core.checkpoint.model_dir import load_language_model
+from gpt2core.config.finetune_classify import FinetuneClassify
 from gpt2core.inference.classify import Texts, encode
 from gpt2core.model import GPT, GPTClassifier
 from gpt2core.model.lora import merge_lora
@@ -68,7 +69,7 @@ def new_classifier(
 
 
 def finetune_classify(
-    params: config.FinetuneClassify,
+    params: FinetuneClassify,
     seed: int,
     base_dir: Path,
     labels: tuple[str, ...],

@@ -11,9 +11,10 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from gpt2core import config, prompts, runtime
+from gpt2core import prompts, runtime
 from gpt2core.checkpoint.model_dir import load_language_model, read_state
 from gpt2core.checkpoint.peft_adapter import Adapter, adapter_tensors
+from gpt2core.config.finetune_instruct import FinetuneInstruct
 from gpt2core.errors import UserError
 from gpt2core.inference.respond import respond
 from gpt2core.model import GPT
@@ -135,7 +136,7 @@ def n_target_tokens(example: Example) -> int:
 
 
 def finetune_instruct(
-    params: config.FinetuneInstruct,
+    params: FinetuneInstruct,
     seed: int,
     base_dir: Path,
     train_entries: Sequence[Entry],

@@ -12,7 +12,8 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
-from gpt2core import config, runtime
+from gpt2core import runtime
+from gpt2core.config.pretrain import Pretrain
 from gpt2core.corpus.shards import Shard
 from gpt2core.errors import UserError
 from gpt2core.inference import generate
@@ -44,7 +45,7 @@ COLUMNS = (
 )  # fmt: skip
 
 
-def new_model(params: config.Pretrain, vocab_size: int, seed: int) -> GPT:
+def new_model(params: Pretrain, vocab_size: int, seed: int) -> GPT:
     """A model of the size that the params name, with the initial weights that they name, drawn from `seed`.
 
     Only the part that `params.trainable` names will learn.
@@ -69,7 +70,7 @@ def new_model(params: config.Pretrain, vocab_size: int, seed: int) -> GPT:
     return model
 
 
-def new_optimizers(model: GPT, params: config.Pretrain) -> list[torch.optim.Optimizer]:
+def new_optimizers(model: GPT, params: Pretrain) -> list[torch.optim.Optimizer]:
     """The optimizers that the params name."""
     recipe = dict(lr=params.lr, weight_decay=params.weight_decay, beta1=params.beta1, beta2=params.beta2)
     if params.optimizer == "muon":
@@ -79,7 +80,7 @@ def new_optimizers(model: GPT, params: config.Pretrain) -> list[torch.optim.Opti
 
 @distributed.process_group()
 def pretrain(
-    params: config.Pretrain,
+    params: Pretrain,
     seed: int,
     train_shard: Shard,
     val_shard: Shard,

@@ -8,10 +8,10 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from gpt2core import config
 from gpt2core.checkpoint.model_dir import load, save_model
 from gpt2core.inference.classify import encode, predict
 from gpt2core.model import GPT, GPTConfig
+from gpt2core.params import load_params
 from gpt2core.tokenizer.train import train_bpe
 from gpt2core.training.checkpoints import CheckpointManager
 from gpt2core.training.classify import Classified, finetune_classify
@@ -36,7 +36,7 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def tuned(
     base: Path, states: CheckpointManager | None = None, on_metrics=lambda metrics, step: None, **changes
 ) -> Classified:
-    section = config.load_params(Path(__file__).parents[2] / "profiles/tiny.yaml").finetune_classify
+    section = load_params(Path(__file__).parents[2] / "profiles/tiny.yaml").finetune_classify
     recipe = {"epochs": 12, "batch_size": 6, "lr": 0.02, "warmup_steps": 0, "max_steps": None, "dropout": 0.1}
     section = section.model_copy(update={**recipe, **changes})
     return finetune_classify(
