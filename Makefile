@@ -6,7 +6,7 @@ export VIRTUAL_ENV := $(CURDIR)/$(VENV)
 READY := $(VENV)/ready
 ON_ALL_CORES := --numprocesses logical --maxprocesses 8 --dist loadgroup
 
-.PHONY: help repro test test-durations test-slow test-all tiny-outputs tiny-emulated deps clean-repro golden peers docs docs-tools report seeds profile mirror mlflow lint
+.PHONY: help repro test test-durations test-slow test-all tiny-outputs tiny-emulated deps clean-repro golden peers docs docs-tools report seeds profile params mirror mlflow lint
 
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*##' Makefile | sed -E 's/:.*## /\t/' | expand -t 16
@@ -19,6 +19,7 @@ $(READY): requirements.lock pyproject.toml
 	@touch $(READY)
 
 repro: $(READY)  ## run the pipeline (dvc repro) and show what it made
+	@gpt2core params --check
 	dvc repro
 	gpt2core summary
 
@@ -66,8 +67,11 @@ docs: docs-tools  ## the learner's path: run its chapters, make its pictures, bu
 	python -m gpt2core.learn.notebooks docs/learn build/notebooks
 	NO_MKDOCS_2_WARNING=1 mkdocs build --strict --quiet
 
-profile: $(READY)  ## make profile NAME=seeds: copy profiles/NAME.yaml over params.yaml
-	@python scripts/use_profile.py "$(NAME)" $(if $(FORCE),--force)
+profile: $(READY)  ## make profile NAME=tiny: write params.yaml from profiles/NAME.yaml
+	@gpt2core profile "$(NAME)" $(if $(FORCE),--force)
+
+params: $(READY)  ## update an older params.yaml (FILE=profiles/MINE.yaml: another file); values and comments stay
+	@gpt2core params $(FILE)
 
 mirror: $(READY)  ## fetch the public inputs into mirror/, for GPT2CORE_MIRROR
 	python scripts/mirror.py mirror

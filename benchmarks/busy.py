@@ -32,6 +32,7 @@ from ruamel.yaml import YAML
 
 from benchmarks.machine import description, run_measured
 from gpt2core import files
+from gpt2core.params import read_values
 
 ROOT = Path(__file__).parents[1]
 PYTHON = sys.executable
@@ -125,7 +126,7 @@ def write_params(project: Path, steps: int | None) -> None:
         steps: length of the training, with one small evaluation at its end. None: the profile as it is.
     """
     yaml = YAML()
-    params = yaml.load(ROOT / "profiles/embedded.yaml")
+    params = read_values(ROOT / "profiles/embedded.yaml")
     if steps is not None:
         small = {"max_steps": steps, "eval_interval_steps": steps, "eval_batches": 1, "sample_tokens": 1}
         params["pretrain"] |= small | {"warmup_steps": min(params["pretrain"]["warmup_steps"], steps)}

@@ -25,12 +25,15 @@ import torch
 import torch.nn.functional as F
 
 from benchmarks.machine import Seconds, description, now
-from gpt2core import config, runtime
+from gpt2core import runtime
 from gpt2core.checkpoint.model_dir import load_language_model, save_model
+from gpt2core.config.finetune_classify import FinetuneClassify
+from gpt2core.config.presets import PRESETS
 from gpt2core.evaluation.metrics.classification import tfidf_baseline
 from gpt2core.inference.classify import encode
 from gpt2core.model import GPT, GPTConfig
 from gpt2core.model.padding import pad
+from gpt2core.params import load_params
 from gpt2core.tasks import labeled_texts
 from gpt2core.tokenizer import Tokenizer
 from gpt2core.training.classify import finetune_classify, new_classifier
@@ -45,10 +48,10 @@ LABELS = ("ham", "spam")
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("mirror", type=Path, help="the folder that holds sms-spam-collection and gpt2-bpe")
-    parser.add_argument("--size", choices=list(config.PRESETS), default="124M")
+    parser.add_argument("--size", choices=list(PRESETS), default="124M")
     parser.add_argument("--usual-steps", type=int, default=20)
     given = parser.parse_args()
-    section = config.load_params(ROOT / "profiles/gpt2-124m.yaml").finetune_classify
+    section = load_params(ROOT / "profiles/gpt2-124m.yaml").finetune_classify
     messages = labeled_texts.read_table(given.mirror / "sms-spam-collection/SMSSpamCollection")
     splits = labeled_texts.split(messages, section.val_fraction, section.test_fraction, SEED)
     n_steps = section.epochs * -(-len(splits.train) // section.batch_size)
@@ -58,7 +61,7 @@ def main() -> None:
         base = Path(folder) / "base"
         bpe = given.mirror / "gpt2-bpe"
         tokenizer = Tokenizer.from_files(bpe / "encoder.json", bpe / "vocab.bpe")
-        save_model(base, GPT(GPTConfig(tokenizer.vocab_size, **config.PRESETS[given.size])), tokenizer)
+        save_model(base, GPT(GPTConfig(tokenizer.vocab_size, **PRESETS[given.size])), tokenizer)
         half = max(1, given.usual_steps // 2)
         usual = [*usual_way(section, base, splits, half)]
         start = now()
@@ -77,14 +80,14 @@ def main() -> None:
         )
 
 
-def evaluated_batches(section: config.FinetuneClassify, splits: labeled_texts.Splits, n_steps: int) -> int:
+def evaluated_batches(section: FinetuneClassify, splits: labeled_texts.Splits, n_steps: int) -> int:
     """Forward passes of the usual way's evaluations; see the module's first lines."""
     during = -(-n_steps // 50) * 2 * 5 + section.epochs * 2 * 5
     return during + sum(-(-len(split) // section.batch_size) for split in splits)
 
 
 def usual_way(
-    section: config.FinetuneClassify, base: Path, splits: labeled_texts.Splits, n_steps: int
+    section: FinetuneClassify, base: Path, splits: labeled_texts.Splits, n_steps: int
 ) -> list[tuple[Seconds, Seconds]]:
     """What each of some steps and forward passes of the usual way takes, after one of both that does not count."""
     gpt, tokenizer = load_language_model(base, device=runtime.device(), dropout=0.0)

@@ -21,7 +21,7 @@ from pathlib import Path
 from benchmarks.machine import GB, Used, description, memory_bandwidth_gb_s, run_measured
 from gpt2core.checkpoint.openai import CHECKPOINT_PREFIX
 from gpt2core.checkpoint.tf_checkpoint import TFCheckpoint
-from gpt2core.config import PRESETS
+from gpt2core.config.presets import PRESETS
 
 ROOT = Path(__file__).parents[1]
 MB = 1e6

@@ -28,7 +28,7 @@ from torch import Tensor, nn
 import gpt2core
 from benchmarks.machine import GB, description, memory_bandwidth_gb_s
 from gpt2core.checkpoint.names import head_name, to_hf
-from gpt2core.config import PRESETS
+from gpt2core.config.presets import PRESETS
 from gpt2core.corpus.shards import open_shard
 from gpt2core.inference import generate
 from gpt2core.model import GPT, GPTConfig

@@ -16,11 +16,12 @@ from pathlib import Path
 
 import sacrebleu
 
-from gpt2core import config, files
+from gpt2core import files
 from gpt2core.evaluation.judges import Item, make_judges
 from gpt2core.evaluation.judges.chrf import ChrfJudge
 from gpt2core.evaluation.metrics.agreement import agreement
 from gpt2core.evaluation.metrics.intervals import Scores, drop_missing, mean
+from gpt2core.params import load_params
 from gpt2core.runtime import stage_main
 
 ROOT = Path(__file__).parents[1]
@@ -37,7 +38,7 @@ def main() -> None:
     items = read_items(arguments.mirror / "judge-examples")
     judged: dict[str, Scores] = {"chrF++": ChrfJudge().score(items), "BLEU": bleu(items)}
     if arguments.params:
-        params = config.load_params(arguments.params)
+        params = load_params(arguments.params)
         for judge in make_judges(params.judge, params.seed, ROOT / ".judge-replies"):
             judged[judge.name] = judge.score(items)
     judged["Llama-3-8B, as recorded"] = read_scores(arguments.mirror / "judge-examples", "llama3-8b")

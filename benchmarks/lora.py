@@ -22,7 +22,7 @@ from torch import Tensor
 
 from benchmarks.machine import GB, description, run_measured
 from gpt2core.checkpoint.model_dir import load
-from gpt2core.config import PRESETS
+from gpt2core.config.presets import PRESETS
 from gpt2core.model import GPT
 from gpt2core.model.lora import add_lora
 from gpt2core.training.batches import Batch, next_token_batch

@@ -10,7 +10,7 @@ import argparse
 import torch
 
 from benchmarks.machine import best_time_s, description
-from gpt2core.config import PRESETS
+from gpt2core.config.presets import PRESETS
 from gpt2core.model import GPT, GPTConfig
 from gpt2core.training.muon import Muon
 

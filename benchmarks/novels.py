@@ -27,10 +27,11 @@ import numpy as np
 import torch
 
 from benchmarks import machine, nanogpt
-from gpt2core import config, files
+from gpt2core import files
 from gpt2core.corpus.shards import Shard, open_shard
 from gpt2core.corpus.tokenize import tokenize
 from gpt2core.evaluation.metrics.language_model import nats
+from gpt2core.params import Params, load_params
 from gpt2core.runtime import should_compile
 from gpt2core.sources.download_data import prepare_raw
 from gpt2core.tokenizer import Tokenizer
@@ -51,7 +52,7 @@ Train = Callable[[int], torch.nn.Module]  # of so many steps
 Data = tuple[Shard, Shard, Tokenizer]  # training, validation
 
 
-def load(params: config.Params, folder: Path, kind: str | None = None) -> Data:
+def load(params: Params, folder: Path, kind: str | None = None) -> Data:
     """The tokens of both splits and their tokenizer; made in `folder` unless they are there.
 
     Args:
@@ -62,13 +63,13 @@ def load(params: config.Params, folder: Path, kind: str | None = None) -> Data:
         folder = folder / kind
     tokens = folder / "tokens"
     if not tokens.is_dir():
-        only_corpus = params.data.model_copy(update={"sms": "embedded", "instructions": "embedded"})
+        only_corpus = params.data.model_copy(update={"classification": "embedded", "instructions": "embedded"})
         prepare_raw(only_corpus, params.tokenizer.kind, params.seed, folder / "raw", folder / "own")
         tokenize(params.tokenizer, params.seed, folder / "raw", tokens)
     return open_shard(tokens / "train.bin"), open_shard(tokens / "val.bin"), Tokenizer.load(tokens)
 
 
-def ours(params: config.Params, data: Data, steps: int) -> torch.nn.Module:
+def ours(params: Params, data: Data, steps: int) -> torch.nn.Module:
     """The profile's recipe in `steps` steps, without evaluations on the way."""
     recipe = params.pretrain.model_copy(
         update={
@@ -83,7 +84,7 @@ def ours(params: config.Params, data: Data, steps: int) -> torch.nn.Module:
     return pretrain(recipe, params.seed, *data).model
 
 
-def theirs(context: int, batch_size: int, params: config.Params, data: Data, steps: int) -> torch.nn.Module:
+def theirs(context: int, batch_size: int, params: Params, data: Data, steps: int) -> torch.nn.Module:
     """nanoGPT's recipe for small models: learning rate 1e-3, to a tenth of it by a cosine, beta2 0.99."""
     train, _, tokenizer = data
     torch.manual_seed(params.seed)
@@ -135,7 +136,7 @@ def main(minutes: float, side: str, only_time: bool, steps: int | None, folder: 
     """Train each side for the same time, and print their bits per byte."""
     if steps and side == "all":
         raise click.UsageError("--steps is of one side: add --side ours, for example")
-    params = config.load_params(PROFILE)
+    params = load_params(PROFILE)
     print(machine.description(), flush=True)
     recipe = params.pretrain
     sides: dict[str, tuple[Any, int, int, str | None]] = {

@@ -26,10 +26,11 @@ import torch
 
 from benchmarks.generate import load, transformers_peer
 from benchmarks.machine import Seconds, description, now
-from gpt2core import config
+from gpt2core.config.presets import PRESETS
 from gpt2core.inference import generate_batch
 from gpt2core.model import GPT
 from gpt2core.model.inference import Packed, pack
+from gpt2core.params import load_params
 from gpt2core.prompts import PROMPTS
 from gpt2core.runtime import DECODING_DTYPES
 from gpt2core.tasks import instructions
@@ -43,7 +44,7 @@ Respond = Callable[[Sequence[Ids], Sequence[int]], list[Ids]]  # prompts, how ma
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("mirror", type=Path, help="the folder that holds instruction-data and gpt2-bpe")
-    parser.add_argument("--size", choices=list(config.PRESETS), default="124M")
+    parser.add_argument("--size", choices=list(PRESETS), default="124M")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--dtypes", nargs="*", choices=DECODING_DTYPES, default=["float32", "int8"], help="packed ones")
     given = parser.parse_args()
@@ -69,7 +70,7 @@ def main() -> None:
 
 def work(mirror: Path) -> tuple[list[Ids], list[int]]:
     """The test set's prompts, and how many tokens each response has, with its end."""
-    params = config.load_params(ROOT / "profiles/gpt2-124m.yaml")
+    params = load_params(ROOT / "profiles/gpt2-124m.yaml")
     section = params.finetune_instruct
     entries = instructions.read(mirror / "instruction-data/instruction-data.json")
     test = instructions.split(entries, section.val_fraction, section.test_fraction, params.seed).test

@@ -24,11 +24,13 @@ import torch
 import yaml
 
 from benchmarks.machine import description
-from gpt2core import config
 from gpt2core.checkpoint.model_dir import save_model
+from gpt2core.config.finetune_classify import FinetuneClassify
+from gpt2core.config.presets import PRESETS
 from gpt2core.evaluation.metrics.classification import classification_metrics, tfidf_baseline
 from gpt2core.evaluation.metrics.intervals import mean_std_ci
 from gpt2core.model import GPT, GPTConfig
+from gpt2core.params import load_params
 from gpt2core.tasks import labeled_texts
 from gpt2core.tokenizer import Tokenizer
 from gpt2core.training.classify import finetune_classify
@@ -41,14 +43,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("mirror", type=Path, help="the folder that holds sms-spam-collection and gpt2-bpe")
     whose = parser.add_mutually_exclusive_group(required=True)
     whose.add_argument("--base", type=Path, help="a model directory")
-    whose.add_argument("--size", choices=list(config.PRESETS), help="in its place: random weights of a size")
+    whose.add_argument("--size", choices=list(PRESETS), help="in its place: random weights of a size")
     parser.add_argument("--profile", default="novels", help="whose section finetune_classify the recipes start from")
     parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3, 4, 5])
     parser.add_argument(
         "--set", action="append", default=[], metavar="KEY=VALUE[,VALUE…]", help="such as lr=0.001,0.0003"
     )
     given = parser.parse_args(arguments)
-    section = config.load_params(PROFILES / f"{given.profile}.yaml").finetune_classify
+    section = load_params(PROFILES / f"{given.profile}.yaml").finetune_classify
     messages = labeled_texts.read_table(given.mirror / "sms-spam-collection/SMSSpamCollection")
     labels = labeled_texts.classes(messages)
     splits = {
@@ -80,14 +82,14 @@ def random_base(size: str, bpe: Path, out: Path) -> Path:
     """A model directory of random weights, with GPT-2's tokenizer."""
     torch.manual_seed(0)
     tokenizer = Tokenizer.from_files(bpe / "encoder.json", bpe / "vocab.bpe")
-    save_model(out, GPT(GPTConfig(vocab_size=tokenizer.vocab_size, **config.PRESETS[size])), tokenizer)
+    save_model(out, GPT(GPTConfig(vocab_size=tokenizer.vocab_size, **PRESETS[size])), tokenizer)
     return out
 
 
-def recipes(section: config.FinetuneClassify, changes: Sequence[str]) -> Iterator[tuple[str, config.FinetuneClassify]]:
+def recipes(section: FinetuneClassify, changes: Sequence[str]) -> Iterator[tuple[str, FinetuneClassify]]:
     """Each combination of the values, with its name.
 
-    >>> section = config.load_params(PROFILES / "novels.yaml").finetune_classify
+    >>> section = load_params(PROFILES / "novels.yaml").finetune_classify
     >>> [(name, recipe.epochs) for name, recipe in recipes(section, ["epochs=2,3"])]
     [('epochs=2', 2), ('epochs=3', 3)]
     """
@@ -96,7 +98,7 @@ def recipes(section: config.FinetuneClassify, changes: Sequence[str]) -> Iterato
         named = dict(zip(keys, values, strict=True))
         changed: dict[str, Any] = {key: yaml.safe_load(value) for key, value in named.items()}
         name = " ".join(f"{key}={value}" for key, value in named.items()) or "as in the profile"
-        yield name, config.FinetuneClassify.model_validate(section.model_dump() | changed)
+        yield name, FinetuneClassify.model_validate(section.model_dump() | changed)
 
 
 def row(name: str, scores: Sequence[float], times_s: Sequence[float] = ()) -> str:

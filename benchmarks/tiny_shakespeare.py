@@ -20,9 +20,10 @@ import numpy as np
 import torch
 
 from benchmarks import machine, nanogpt
-from gpt2core import config
+from gpt2core.config.pretrain import Pretrain
 from gpt2core.corpus.shards import Shard
 from gpt2core.evaluation.metrics.language_model import nats
+from gpt2core.params import load_params
 from gpt2core.tokenizer import Tokenizer
 from gpt2core.tokenizer.train import train_char
 from gpt2core.training.pretrain import pretrain
@@ -30,8 +31,8 @@ from gpt2core.training.pretrain import pretrain
 CONTEXT, BATCH_SIZE = 64, 12
 NANOGPT = nanogpt.Recipe(learning_rate=1e-3, min_lr=1e-4, warmup_steps=100, decay_steps=2000, beta2=0.99)
 PROFILE = Path(__file__).parent.parent / "profiles" / "tiny.yaml"
-RECIPE = config.Pretrain.model_validate(
-    config.load_params(PROFILE).pretrain.model_dump()  # for what has nothing to do with the result
+RECIPE = Pretrain.model_validate(
+    load_params(PROFILE).pretrain.model_dump()  # for what has nothing to do with the result
     | dict(
         preset="tiny", n_layer=4, n_head=4, n_embd=128, n_positions=CONTEXT,
         dropout=0.0, qkv_bias=True, tie_weights=True, initializer_range=0.04,
@@ -56,7 +57,7 @@ def load(mirror: Path) -> tuple[Shard, Shard, Tokenizer]:
     return train, val, tokenizer
 
 
-def ours(train: Shard, val: Shard, tokenizer: Tokenizer, seed: int, recipe: config.Pretrain = RECIPE) -> Trained:
+def ours(train: Shard, val: Shard, tokenizer: Tokenizer, seed: int, recipe: Pretrain = RECIPE) -> Trained:
     """Train by `recipe` and evaluate."""
     start_s = time.perf_counter()
     model = pretrain(recipe, seed, train, val, tokenizer).model

@@ -24,7 +24,7 @@ import psutil
 import tiktoken
 from tiktoken_ext.openai_public import r50k_pat_str
 
-from gpt2core.config import Tokenizer as TokenizerParams
+from gpt2core.config.tokenizer import Tokenizer as TokenizerParams
 from gpt2core.corpus.shards import open_shard
 from gpt2core.corpus.tokenize import tokenize
 from gpt2core.runtime import available_processes

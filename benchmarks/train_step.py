@@ -32,7 +32,7 @@ from torch import Tensor, nn
 from benchmarks import nanogpt
 from benchmarks.machine import GB, anonymous_bytes, best_time_s, description
 from gpt2core import runtime
-from gpt2core.config import PRESETS
+from gpt2core.config.presets import PRESETS
 from gpt2core.model import GPT, GPTConfig
 from gpt2core.training.optimizers import adamw
 

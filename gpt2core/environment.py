@@ -12,7 +12,7 @@ import re
 import sys
 from pathlib import Path
 
-from gpt2core.config import Numerics
+from gpt2core.config.top_level import Numerics
 
 # PyTorch, NumPy, SciPy and scikit-learn read these variables once, while they load. How a sum is divided among threads
 # decides its last bits, so their thread pools get one thread each, and `kernels` divides work between two threads,

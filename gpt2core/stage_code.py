@@ -20,10 +20,10 @@ FILE_NAME = re.compile(r"[\w-][\w./-]{1,99}")
 OBSERVERS = (
     "gpt2core.__main__",
     "gpt2core.cli",
-    "gpt2core.contradictions",
     "gpt2core.doctor",
     "gpt2core.inspect",
     "gpt2core.learn",
+    "gpt2core.params",
     "gpt2core.report",
     "gpt2core.serve",
     "gpt2core.stage_code",

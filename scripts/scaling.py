@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from gpt2core.config import PRESETS
+from gpt2core.config.presets import PRESETS
 
 V, T = 50_257, 1024
 STEP_TOKENS = 1 << 19  # of an update, whatever the size and the number of GPUs; GPT-3's 124M has as many

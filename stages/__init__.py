@@ -9,11 +9,12 @@ if any(importlib.util.find_spec(package) is None for package in ("torch", "pydan
     sys.exit(f"error: {sys.executable} lacks this project's packages; activate its environment: . .venv/bin/activate")
 
 if sys.argv[0] == "-m":  # a stage starts: until its module is found, this is Python's first argument
-    from gpt2core import config, environment
+    from gpt2core import environment
+    from gpt2core.config import read_yaml
     from gpt2core.errors import UserError
 
     with contextlib.suppress(UserError):  # the stage reports it when it loads the params
-        values = config.read_yaml("params.yaml")
+        values = read_yaml("params.yaml")
         environment.prepare(
             "portable" if isinstance(values, dict) and values.get("numerics") == "portable" else "native"
         )

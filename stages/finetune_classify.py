@@ -8,8 +8,11 @@ from typing import Any
 
 from gpt2core import config, files, numerics
 from gpt2core.checkpoint.model_dir import save_model
+from gpt2core.config.finetune_classify import FinetuneClassify
+from gpt2core.config.top_level import TopLevel
 from gpt2core.evaluation.seed_results import SeedResults, add_seed_column
 from gpt2core.log import logger
+from gpt2core.params import load_params
 from gpt2core.runtime import stage_main
 from gpt2core.tasks import labeled_texts
 from gpt2core.tracking import plots, track_stage
@@ -17,15 +20,15 @@ from gpt2core.training.checkpoints import stage_checkpoints
 from gpt2core.training.classify import COLUMNS, finetune_classify
 
 MODEL = Path("models/classifier")
-MESSAGES = Path("data/raw/sms.jsonl")
+MESSAGES = Path("data/raw/classification.jsonl")
 PLOTS = Path("metrics/plots")
 CURVE = PLOTS / "finetune_classify.csv"
 
 
 def main() -> None:
-    params = config.load_params()
-    numerics.start(params.numerics)
-    section = params.finetune_classify
+    params = load_params()
+    mode, section = config.load_section(TopLevel).numerics, config.load_section(FinetuneClassify, "finetune_classify")
+    numerics.start(mode)
     messages = labeled_texts.read_table(MESSAGES)
     labels = labeled_texts.classes(messages)
     base = Path("models") / section.base
@@ -33,7 +36,7 @@ def main() -> None:
         logger.info(
             f"position: {section.position}: gpt2core reads models/classifier; transformers, which knows last, will not"
         )
-    key_params = params.model_dump(include={"finetune_classify", "numerics"})
+    key_params = {"numerics": mode, "finetune_classify": section.model_dump()}
     with (
         stage_checkpoints("finetune-classify", key_params, [MESSAGES, base]) as states,
         track_stage(
@@ -58,7 +61,7 @@ def main() -> None:
                 save_model(MODEL, result.model, result.tokenizer)
         metrics: dict[str, Any] = {
             **results.metrics(),
-            **({"kept_epoch_by_seed": kept_epochs} if section.patience_epochs else {}),
+            **({"kept_epoch_by_seed": kept_epochs} if section.patience_evals else {}),
             "train_messages": len(splits.train),
             "val_messages": len(splits.val),
             "test_messages": len(splits.test),

@@ -13,6 +13,9 @@ from pathlib import Path
 from gpt2core import config, files, numerics
 from gpt2core.checkpoint.model_dir import save_model
 from gpt2core.checkpoint.peft_adapter import save_adapter
+from gpt2core.config.finetune_instruct import FinetuneInstruct
+from gpt2core.config.top_level import TopLevel
+from gpt2core.params import load_params
 from gpt2core.prompts import PROMPTS, chat_template
 from gpt2core.runtime import stage_main
 from gpt2core.tasks import instructions
@@ -28,13 +31,13 @@ RESPONSES = Path("data/responses")
 
 
 def main() -> None:
-    params = config.load_params()
-    numerics.start(params.numerics)
-    section = params.finetune_instruct
+    params = load_params()
+    top, section = config.load_section(TopLevel), config.load_section(FinetuneInstruct, "finetune_instruct")
+    numerics.start(top.numerics)
     entries = instructions.read(ENTRIES)
     base = Path("models") / section.base
-    key_params = params.model_dump(include={"seed", "finetune_instruct", "numerics"})
-    splits = instructions.split(entries, section.val_fraction, section.test_fraction, params.seed)
+    key_params = {**top.model_dump(), "finetune_instruct": section.model_dump()}
+    splits = instructions.split(entries, section.val_fraction, section.test_fraction, top.seed)
     with (
         stage_checkpoints("finetune-instruct", key_params, [ENTRIES, base]) as states,
         track_stage(
@@ -43,7 +46,7 @@ def main() -> None:
         ) as run,
     ):  # fmt: skip
         results = InstructSeeds(section, splits)
-        for seed in section.seeds or [params.seed]:
+        for seed in section.seeds or [top.seed]:
             is_first = results.before is None  # whose model is kept, and whose curve is logged
             result = finetune_instruct(
                 section, seed, base, splits,

@@ -11,9 +11,13 @@ from __future__ import annotations
 from pathlib import Path
 
 from gpt2core import config, files, numerics
+from gpt2core.config.evaluate import Evaluate
+from gpt2core.config.judge import Judge
+from gpt2core.config.top_level import TopLevel
 from gpt2core.evaluation.comparison import compare_checkpoints
 from gpt2core.evaluation.judges import make_judges
 from gpt2core.evaluation.llm_judge_eval import evaluate_responses, read_responses
+from gpt2core.params import load_params
 from gpt2core.runtime import stage_main
 from gpt2core.tracking import plots, track_stage
 
@@ -25,23 +29,24 @@ REPLIES = ".judge-replies"  # in the project's root, as states: an experiment's 
 
 
 def main() -> None:
-    params = config.load_params()
+    params = load_params()
     test, train = read_responses(RESPONSES)
-    judge, tasks = params.judge, params.evaluate.tasks
-    numerics.start(params.numerics, with_torch=bool(tasks) or "transformers" in judge.kinds())
+    top, judge, section = (
+        config.load_section(TopLevel), config.load_section(Judge, "judge"), config.load_section(Evaluate, "evaluate")
+    )  # fmt: skip
+    tasks = section.tasks
+    numerics.start(top.numerics, with_torch=bool(tasks) or "transformers" in judge.kinds())
     test = test[: judge.max_items]
-    judges = make_judges(judge, params.seed, config.project_root() / REPLIES)
+    judges = make_judges(judge, top.seed, config.project_root() / REPLIES)
     inputs = [RESPONSES, str(MODEL)] if tasks else [RESPONSES]
     with track_stage("llm-judge-eval", params, sections=("numerics", "judge", "evaluate"), inputs=inputs) as run:
-        evaluation = evaluate_responses(
-            test, train, judges, judge.bootstrap_samples, params.seed, pairwise=judge.pairwise
-        )
-        table = compare_checkpoints(RESPONSES, test, judges[0], judge.bootstrap_samples, params.seed)
+        evaluation = evaluate_responses(test, train, judges, judge.bootstrap_samples, top.seed, pairwise=judge.pairwise)
+        table = compare_checkpoints(RESPONSES, test, judges[0], judge.bootstrap_samples, top.seed)
         metrics = evaluation.metrics() | (table.metrics() if table else {})
         if tasks:
             from gpt2core.evaluation.harness import task_metrics  # an extra
 
-            metrics["tasks"] = task_metrics(params.evaluate, MODEL)
+            metrics["tasks"] = task_metrics(section, MODEL)
         files.write_text(SCORES, evaluation.to_csv())
         files.write_json(METRICS, metrics)
         run.log_artifact(SCORES)

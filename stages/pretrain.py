@@ -7,9 +7,13 @@ from typing import Any
 
 from gpt2core import config, files, numerics, runtime
 from gpt2core.checkpoint.model_dir import save_model
+from gpt2core.config.data import Data
+from gpt2core.config.pretrain import Pretrain
+from gpt2core.config.top_level import TopLevel
 from gpt2core.corpus.shards import documents, open_shard
 from gpt2core.evaluation.metrics.language_model import evaluate
 from gpt2core.evaluation.metrics.trigram import Trigram
+from gpt2core.params import load_params
 from gpt2core.report.inspection_figures import log_inspection
 from gpt2core.runtime import stage_main
 from gpt2core.sources.synthetic import log2_probability
@@ -25,14 +29,15 @@ MAX_TRIGRAM_TOKENS = 20_000_000  # its counts are held in memory
 
 
 def main() -> None:
-    params = config.load_params()
-    numerics.start(params.numerics)
+    params = load_params()
+    top, section = config.load_section(TopLevel), config.load_section(Pretrain, "pretrain")
+    numerics.start(top.numerics)
     tokenizer = Tokenizer.load(TOKENS)
     train, val = open_shard(TOKENS / "train.bin"), open_shard(TOKENS / "val.bin")
     if runtime.rank():  # of several processes the first one keeps the states and writes what comes out
-        pretrain(params.pretrain, params.seed, train, val, tokenizer)
+        pretrain(section, top.seed, train, val, tokenizer)
         return
-    key_params = params.model_dump(include={"seed", "pretrain", "numerics"})
+    key_params = {**top.model_dump(), "pretrain": section.model_dump()}
     with (
         stage_checkpoints("pretrain", key_params, [TOKENS]) as states,
         track_stage(
@@ -44,14 +49,14 @@ def main() -> None:
         ) as run,
     ):
         result = pretrain(
-            params.pretrain, params.seed, train, val, tokenizer,
+            section, top.seed, train, val, tokenizer,
             with_throughput(run.log_metrics), states.training("pretrain"),
         )  # fmt: skip
-        metrics: dict[str, Any] = evaluate(result.model, val, tokenizer.eot_id, params.pretrain.context)
+        metrics: dict[str, Any] = evaluate(result.model, val, tokenizer.eot_id, section.context)
         trigram = Trigram(train.tokens[:MAX_TRIGRAM_TOKENS], tokenizer.vocab_size)
         metrics["trigram_bits_per_byte"] = round(trigram.bits_per_byte(val.tokens, tokenizer.eot_id, val.n_bytes), 6)
         metrics["bits_per_byte_floor"] = None  # known only where a grammar wrote the corpus
-        if params.data.corpus == "embedded":
+        if config.load_section(Data, "data").corpus == "embedded":
             texts = [tokenizer.decode(ids.tolist()) for ids in documents(val, tokenizer.eot_id)]
             metrics["bits_per_byte_floor"] = round(-sum(map(log2_probability, texts)) / val.n_bytes, 6)
         metrics["train_loss"] = round(result.curve[-1]["train_loss"], 6)

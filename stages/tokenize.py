@@ -5,9 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 
 from gpt2core import config, files
+from gpt2core.config.tokenizer import Tokenizer as TokenizerParams
+from gpt2core.config.top_level import TopLevel
 from gpt2core.corpus import lengths
 from gpt2core.corpus.shards import open_shard
 from gpt2core.corpus.tokenize import tokenize
+from gpt2core.params import load_params
 from gpt2core.runtime import stage_main
 from gpt2core.tokenizer import Tokenizer
 from gpt2core.tracking import plots, track_stage
@@ -17,9 +20,10 @@ PLOTS = Path("metrics/plots")
 
 
 def main() -> None:
-    params = config.load_params()
+    params = load_params()
     with track_stage("tokenize", params, sections=("data", "tokenizer"), inputs=["data/raw/corpus"]) as run:
-        metrics = tokenize(params.tokenizer, params.seed, Path("data/raw"), TOKENS)
+        section, seed = config.load_section(TokenizerParams, "tokenizer"), config.load_section(TopLevel).seed
+        metrics = tokenize(section, seed, Path("data/raw"), TOKENS)
         files.write_json("metrics/tokenize.json", metrics)
         tokenizer, train = Tokenizer.load(TOKENS), open_shard(TOKENS / "train.bin")
         of_tokens = lengths.token_lengths(tokenizer, train)

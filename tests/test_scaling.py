@@ -11,8 +11,9 @@ import pytest
 import torch
 import yaml
 
-from gpt2core.config import PRESETS, load_params
+from gpt2core.config.presets import PRESETS
 from gpt2core.model import GPT, GPTConfig
+from gpt2core.params import load_params, read_values
 from scripts import scaling
 from scripts.scaling import Size
 
@@ -111,7 +112,7 @@ def test_the_launchers_are_ones_that_the_params_allow(tmp_path: Path) -> None:
     job = next(document for document in kubernetes() if document["kind"] == "Job")
     (in_pod,) = re.findall(r"exec (torchrun .*) -m stages", container(job)["args"][0].replace("\\\n", ""))
     assert f"`{re.sub(' +', ' ', in_pod)}`" in PAGE, "pod 0 and the others run the same"
-    params = yaml.safe_load((ROOT / "profiles" / "gpt2-124m.yaml").read_text())
+    params = read_values(ROOT / "profiles/gpt2-124m.yaml")
     params["pretrain"]["batch_size"] = 512
     for changes in [*blocks, {"launcher": in_pod}]:
         path = tmp_path / "params.yaml"

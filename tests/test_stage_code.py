@@ -21,7 +21,9 @@ import yaml
 from ruamel.yaml import YAML
 
 from gpt2core import stage_code
-from gpt2core.stage_code import is_observer, stage_files
+from gpt2core.params.profiles import render_profile
+from gpt2core.stage_code import PACKAGES, is_observer, stage_files
+from gpt2core.training.checkpoints import fingerprint
 from tools.stage_deps import code_deps, files_in, is_code
 
 ROOT = Path(__file__).parents[1]
@@ -100,6 +102,46 @@ def test_an_import_that_hides_the_module_is_refused(project: Path, line: str) ->
         stage_files("one-stage")
 
 
+TRAINING_SECTIONS = {
+    "pretrain": "pretrain",
+    "finetune-classify": "finetune_classify",
+    "finetune-instruct": "finetune_instruct",
+}
+
+
+@pytest.mark.parametrize(("stage", "section"), TRAINING_SECTIONS.items())
+def test_a_training_reaches_the_schema_of_no_other_section(stage: str, section: str) -> None:
+    """So a new parameter of the judge or of MLflow changes neither its deps nor the key of its checkpoint."""
+    schema = {path.stem for path in stage_files(stage) if path.parent == Path("gpt2core/config")}
+    assert section in schema
+    others = {"tokenizer", "openai", "judge", "evaluate", "mlflow", *TRAINING_SECTIONS.values()} - {section}
+    assert not schema & others
+
+
+def test_the_key_of_a_checkpoint_survives_a_parameter_of_another_section(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for top in PACKAGES:
+        shutil.copytree(ROOT / top, tmp_path / top, ignore=shutil.ignore_patterns("__pycache__"))
+    monkeypatch.setattr(stage_code, "ROOT", tmp_path)
+
+    def key(stage: str) -> Any:
+        stage_files.cache_clear()
+        stage_code._tree.cache_clear()
+        return fingerprint(stage, {"numerics": "portable"}, [])
+
+    before = {stage: key(stage) for stage in TRAINING_SECTIONS}
+    for name in ("judge.py", "mlflow.py"):
+        path = tmp_path / "gpt2core/config" / name
+        path.write_text(path.read_text() + "\n# One more parameter.\n")
+    assert {stage: key(stage) for stage in TRAINING_SECTIONS} == before
+    path = tmp_path / "gpt2core/config/pretrain.py"
+    path.write_text(path.read_text() + "\n# One more parameter.\n")
+    assert {stage for stage in TRAINING_SECTIONS if key(stage) != before[stage]} == {"pretrain"}
+    stage_files.cache_clear()
+    stage_code._tree.cache_clear()
+
+
 # -- Real runs -------------------------------------------------------------------------------------------------------
 
 # Each process of a stage appends the modules that it executes and the data files that it opens to a file of the stage.
@@ -110,6 +152,15 @@ for argument in sys.orig_argv:
     if argument.startswith("stages."):
         os.environ["AUDIT_STAGE"] = argument.partition(".")[2]
 
+schema, checks = (os.path.join(root, "gpt2core", name, "") for name in ("config", "params"))
+
+def checks_all_params():
+    # Whether the check of the whole params.yaml, an observer, imports the module.
+    frame = sys._getframe(2)
+    while frame and not frame.f_code.co_filename.startswith(checks):
+        frame = frame.f_back
+    return frame is not None
+
 def audit(event, arguments):
     stage = os.environ.get("AUDIT_STAGE")
     if stage is None:
@@ -117,11 +168,13 @@ def audit(event, arguments):
     path = None
     if event == "exec" and isinstance(arguments[0], types.CodeType):
         path = arguments[0].co_filename
+        if path.startswith(schema) and checks_all_params():
+            return
     elif event == "open" and isinstance(arguments[0], str) and not arguments[0].endswith((".py", ".pyc")):
         path = os.path.abspath(arguments[0])
     if path and path.startswith((root + "gpt2core", root + "stages")) and "__pycache__" not in path:
         file = os.open(os.path.join(folder, stage), os.O_WRONLY | os.O_APPEND | os.O_CREAT)
-        os.write(file, (os.path.relpath(path, root) + "\\n").encode())
+        os.write(file, (os.path.relpath(path, root) + "\n").encode())
         os.close(file)
 
 sys.addaudithook(audit)
@@ -188,7 +241,7 @@ def pipeline(tmp_path_factory: pytest.TempPathFactory) -> Pipeline:
         if (ROOT / name).exists():
             (root / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copy(ROOT / name, root / name)
-    shutil.copy(root / "profiles/tiny.yaml", root / "params.yaml")
+    (root / "params.yaml").write_text(render_profile(root / "profiles/tiny.yaml"))
     (top / "site").mkdir()
     (top / "site/sitecustomize.py").write_text(SITE)
     (top / "audit").mkdir()
@@ -241,7 +294,11 @@ RERUN: dict[str, set[str]] = {
     "gpt2core/cli/summary.py": set(),
     "gpt2core/ui/templates/ui.js": set(),
     "gpt2core/learn/gpt.py": set(),
-    "gpt2core/contradictions.py": set(),
+    "gpt2core/params/checks.py": set(),
+    "gpt2core/config/mlflow.py": set(),
+    "gpt2core/config/judge.py": {"llm-judge-eval"},
+    "gpt2core/config/finetune_classify.py": {"finetune-classify"},
+    "gpt2core/config/optimization.py": TRAININGS,
     "gpt2core/__init__.py": set(),
     "gpt2core/checkpoint/verify.py": set(),
     "gpt2core/evaluation/judges/questions.py": {"llm-judge-eval"},

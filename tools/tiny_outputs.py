@@ -57,8 +57,8 @@ def rebuild(cpu: str | None) -> dict[str, str]:
     with tempfile.TemporaryDirectory() as folder:
         clone = Path(folder) / "gpt2core"
         run("git", "clone", "--quiet", str(ROOT), str(clone), cwd=ROOT)
-        shutil.copy(clone / "profiles/tiny.yaml", clone / "params.yaml")
         environment = os.environ | {"GPT2CORE_TRACKING": "off", "GPT2CORE_DEVICE": "cpu", "PYTHONPATH": str(clone)}
+        run(sys.executable, "-m", "gpt2core", "profile", "tiny", "--force", cwd=clone, env=environment)
         dvc = [sys.executable, "-m", "dvc", "repro", "--force"]
         bin_folder = Path(sys.executable).parent
         if cpu is not None:

@@ -18,6 +18,7 @@ from gpt2core.cli.evaluate import evaluate
 from gpt2core.cli.export_openai import export_openai
 from gpt2core.cli.generate import generate
 from gpt2core.cli.inspect import inspect
+from gpt2core.cli.params import params, profile
 from gpt2core.cli.perplexity import perplexity
 from gpt2core.cli.rate import rate
 from gpt2core.cli.report import report
@@ -48,7 +49,7 @@ def cli() -> None:
 
 COMMANDS = (
     generate, classify, respond, compare, inspect, perplexity, ui, convert, export_openai, verify, summary, report,
-    doctor, sync_mlflow, seeds, rate, evaluate,
+    doctor, params, profile, sync_mlflow, seeds, rate, evaluate,
 )  # fmt: skip
 for command in COMMANDS:
     cli.add_command(command)

@@ -9,6 +9,7 @@ import click
 from gpt2core import config, prompts, runtime
 from gpt2core.cli import options
 from gpt2core.errors import UserError
+from gpt2core.params import load_params
 
 RESPONSES = Path("data/responses")
 
@@ -53,7 +54,7 @@ def compare(
 
     if len(set(model_dirs)) < len(model_dirs):
         raise UserError("a MODEL_DIR is named twice")
-    section = config.load_params(params_file).judge if params_file else None
+    section = load_params(params_file).judge if params_file else None
     judge: Judge = make_judges(section, seed, config.project_root() / ".judge-replies")[0] if section else ChrfJudge()
     entries = read_responses(folder)[0][:limit]
     tokens: list[int] = []

@@ -73,7 +73,7 @@ def _samples() -> dict[str, Any]:
     from gpt2core.tasks import labeled_texts
 
     texts = files.read_json("metrics/samples.json")
-    messages = labeled_texts.read_table(Path("data/raw/sms.jsonl"))
+    messages = labeled_texts.read_table(Path("data/raw/classification.jsonl"))
     by_class = [[m for m in messages if m.label == label] for label in reversed(labeled_texts.classes(messages))]
     turns = (message for turn in itertools.zip_longest(*by_class) for message in turn if message)
     chosen = list(itertools.islice(turns, 3))

@@ -23,6 +23,7 @@ import numpy as np
 from tqdm import tqdm
 
 from gpt2core import config, files, runtime, tokenizer
+from gpt2core.config.tokenizer import Tokenizer as TokenizerParams
 from gpt2core.corpus.documents import Part, find_documents
 from gpt2core.corpus.lengths import token_counts
 from gpt2core.corpus.shards import Shard, join_shards, shard_writer
@@ -37,7 +38,7 @@ LEARN_SAMPLES = 512  # and in no more pieces than this
 
 
 def tokenize(
-    params: config.Tokenizer, seed: int, raw_dir: Path, out_dir: Path, processes: int | None = None
+    params: TokenizerParams, seed: int, raw_dir: Path, out_dir: Path, processes: int | None = None
 ) -> dict[str, Any]:
     """Choose or learn the tokenizer on the training split, encode both splits, and return their figures.
 
@@ -75,7 +76,7 @@ def tokenize(
     return figures | ({"dropped_documents": corpus.n_dropped} if params.drop_duplicates else {})
 
 
-def _key(params: config.Tokenizer, seed: int, raw: Path, inputs: list[Path]) -> str:
+def _key(params: TokenizerParams, seed: int, raw: Path, inputs: list[Path]) -> str:
     """A hash of all that decides the bytes of the result: params, seed, inputs, code and what it stands on."""
     code = [*Path(__file__).parent.glob("*.py"), *Path(tokenizer.__file__).parent.glob("*.py")]
     inputs = inputs + sorted((raw / "gpt2-bpe").glob("*"))
@@ -89,7 +90,7 @@ def _key(params: config.Tokenizer, seed: int, raw: Path, inputs: list[Path]) -> 
     return hashlib.sha256(json.dumps(known, sort_keys=True).encode()).hexdigest()[:16]
 
 
-def _tokenizer(params: config.Tokenizer, raw: Path, corpus: Corpus, kept: Path, workers: Workers) -> Tokenizer:
+def _tokenizer(params: TokenizerParams, raw: Path, corpus: Corpus, kept: Path, workers: Workers) -> Tokenizer:
     """The tokenizer of the params, saved in the folder `kept`, from where the processes read it."""
     if kept.exists():
         return Tokenizer.load(kept)

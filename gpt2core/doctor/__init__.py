@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
-from gpt2core import config
 from gpt2core.doctor.finding import Finding
 from gpt2core.errors import UserError
+from gpt2core.params import load_params
+from gpt2core.params.load import MISSING
 
 __all__ = ["Finding", "examine"]
 
@@ -25,12 +26,12 @@ def examine(root: Path, *, measure: bool = True) -> Iterator[Finding]:
     yield from machine.torch_and_devices()
     yield from project.parameters(root)
     try:
-        params = config.load_params(root / "params.yaml")
+        params = load_params(root / "params.yaml")
     except UserError as error:
         first, *problems = str(error).splitlines()
         for line in problems or [first]:
-            if not line.strip().endswith(config.MISSING):  # told above, with the lines to add
-                yield Finding("problem", "params", line.strip(), "mend params.yaml, or: make profile NAME=embedded")
+            if not line.strip().endswith(MISSING):  # reported above
+                yield Finding("problem", "params", line.strip(), "fix params.yaml, or: make profile NAME=embedded")
         params = None
     if params is not None:
         yield from machine.compiler(params)

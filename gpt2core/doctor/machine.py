@@ -11,9 +11,10 @@ from collections.abc import Iterator
 from importlib import metadata
 from pathlib import Path
 
-from gpt2core import config, runtime
+from gpt2core import runtime
 from gpt2core.doctor.finding import Finding, Level
 from gpt2core.errors import UserError
+from gpt2core.params import Params
 
 OLDEST_PYTHON = (3, 11)
 OLDEST_TORCH = (2, 9)
@@ -89,7 +90,7 @@ def torch_and_devices() -> Iterator[Finding]:
         yield Finding("ok", "threads", f"{threads} on {cores} cores")
 
 
-def compiler(params: config.Params) -> Iterator[Finding]:
+def compiler(params: Params) -> Iterator[Finding]:
     """What torch.compile needs, where the params ask for it."""
     import torch
 

@@ -9,12 +9,14 @@ from importlib import resources
 from pathlib import Path
 from typing import NamedTuple
 
-from gpt2core import config, prompts, runtime
+from gpt2core import prompts, runtime
 from gpt2core.checkpoint.config_json import read_config_json
+from gpt2core.config.presets import PRESETS
 from gpt2core.doctor import step, stores
 from gpt2core.doctor.finding import Finding
 from gpt2core.doctor.step import Training
 from gpt2core.errors import UserError
+from gpt2core.params import Params
 from gpt2core.sources.synthetic import generate_instructions, generate_messages
 from gpt2core.tasks import instructions, labeled_texts
 
@@ -39,15 +41,17 @@ KNOWN = {"sms-spam-collection": Texts(1306, 104, 629), "instruction-data": Texts
 KNOWN_UNBALANCED = {"sms-spam-collection": Texts(5171, 79, 910)}
 
 
-def messages(params: config.Params, own_dir: Path) -> Texts:
-    name = params.data.sms
+def messages(params: Params, own_dir: Path) -> Texts:
+    name = params.data.classification
     section = params.finetune_classify
     known = KNOWN if section.balance else KNOWN_UNBALANCED
     if name in known:
         return known[name]
     if name.startswith("own/"):
         rows = labeled_texts.read_table(
-            own_dir / name.removeprefix("own/"), params.data.sms_label_column, params.data.sms_text_column
+            own_dir / name.removeprefix("own/"),
+            params.data.classification_label_column,
+            params.data.classification_text_column,
         )
     else:
         rows = [labeled_texts.Message(label, text) for label, text in generate_messages(params.seed)]
@@ -58,7 +62,7 @@ def messages(params: config.Params, own_dir: Path) -> Texts:
     return _texts([message.text for split in splits for message in split])
 
 
-def entries(params: config.Params, own_dir: Path) -> Texts:
+def entries(params: Params, own_dir: Path) -> Texts:
     name = params.data.instructions
     if name in KNOWN:
         return KNOWN[name]
@@ -76,7 +80,7 @@ def _texts(texts: list[str]) -> Texts:
     return Texts(len(texts), sum(lengths) / len(lengths), max(lengths))
 
 
-def base_sizes(name: str, params: config.Params, root: Path) -> dict[str, int]:
+def base_sizes(name: str, params: Params, root: Path) -> dict[str, int]:
     """n_layer, n_head, n_embd, n_positions and vocab_size of a base model.
 
     Raises:
@@ -91,8 +95,8 @@ def base_sizes(name: str, params: config.Params, root: Path) -> dict[str, int]:
         return {**{key: made[key] for key in ("n_layer", "n_head", "n_embd")}, "n_positions": made["n_ctx"],
                 "vocab_size": made["n_vocab"]}  # fmt: skip
     size = name.removeprefix("openai/")
-    if size in config.PRESETS:
-        return {**config.PRESETS[size], "vocab_size": GPT2_VOCABULARY}
+    if size in PRESETS:
+        return {**PRESETS[size], "vocab_size": GPT2_VOCABULARY}
     described = read_config_json(root / "models" / name / "config.json").config
     return {key: getattr(described, key) for key in ("n_layer", "n_head", "n_embd", "n_positions", "vocab_size")}
 
@@ -103,7 +107,7 @@ def parameters(sizes: dict[str, int]) -> int:
     return (sizes["vocab_size"] + sizes["n_positions"]) * c + sizes["n_layer"] * (12 * c * c + 13 * c) + 2 * c
 
 
-def trainings(params: config.Params, root: Path) -> list[Training]:
+def trainings(params: Params, root: Path) -> list[Training]:
     """The three trainings of the params. Raises UserError where a file or a base of one's own is not there."""
     own_dir, p = root / "data" / "own", params.pretrain
     shape = ("n_layer", "n_head", "n_embd", "vocab_size")
@@ -147,7 +151,7 @@ def _tokens(texts: Texts, limit: int) -> tuple[int, int]:
     return min(mean, limit), min(longest, limit)
 
 
-def memory_and_time(params: config.Params, root: Path) -> Iterator[Finding]:
+def memory_and_time(params: Params, root: Path) -> Iterator[Finding]:
     """Each training's memory and time, from some short steps; then both against what is here."""
     try:
         planned = trainings(params, root)
@@ -200,7 +204,7 @@ def free_bytes() -> int:
         return free
 
 
-def disk(params: config.Params, root: Path) -> Iterator[Finding]:
+def disk(params: Params, root: Path) -> Iterator[Finding]:
     """Room for what is fetched, made and kept: DVC's cache holds every output a second time."""
     fetched = sum(file.size_bytes or 0 for asset, listed in stores.needed(params) for file in listed)
     weights: list[int] = []

@@ -5,12 +5,14 @@ from __future__ import annotations
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
-from gpt2core import config
+from gpt2core import files
 from gpt2core.checkpoint.config_json import read_config_json
-from gpt2core.doctor.finding import Finding
+from gpt2core.doctor.finding import Finding, Level
 from gpt2core.errors import UserError
+from gpt2core.params.load import missing, read_values
+from gpt2core.params.schema import defaults
+from gpt2core.params.update import updated
 
 MAX_NAMED = 5
 CODE = ("gpt2core", "stages", "data/own", "params.yaml", "dvc.yaml")  # what an experiment's copy takes from Git
@@ -18,49 +20,22 @@ FOREIGN_WEIGHTS = ("pytorch_model.bin", "*.pt", "*.pth", "*.ckpt")
 
 
 def parameters(root: Path) -> Iterator[Finding]:
-    """Whether params.yaml has the keys of this version; the lines of the missing ones, to copy."""
-    path, model = root / "params.yaml", root / "profiles" / "embedded.yaml"
+    """Yield whether params.yaml has the names and keys of this version, and what `make params` would change."""
+    path = root / "params.yaml"
     try:
-        there, now = config.read_yaml(path), config.read_yaml(model)
+        values = read_values(path)
+        changes = updated(files.read_text(path))[1]
     except UserError as error:
         yield Finding("problem", "params", str(error), "make profile NAME=embedded")
         return
-    if not isinstance(there, dict):
-        return  # loading it says so
-    missing = missing_lines(there, model.read_text(encoding="utf-8"))
-    if missing:
-        n = sum(line.startswith("  ") or not line.endswith(":") for line in missing)
-        remedy = "\n".join(["add to it, with values of your own:", *missing])
-        yield Finding("problem", "params", f"params.yaml is of an older version: it lacks {n} key(s)", remedy)
-    elif there == now:
+    if changes:
+        level: Level = "problem" if missing(values) else "warning"
+        what = f"params.yaml is from an older version; {len(changes)} changes bring it up to date"
+        yield Finding(level, "params", what, "\n".join(["make params", *changes]))
+    elif values == defaults():
         yield Finding("ok", "params", "params.yaml is the profile embedded")
     else:
         yield Finding("ok", "params", "params.yaml has every key of this version")
-
-
-def missing_lines(there: dict[str, Any], profile: str) -> list[str]:
-    """The lines of a profile's text whose keys `there` lacks, each section under its name.
-
-    >>> missing_lines({"a": {"b": 1}}, "a:\\n  # what\\n  b: 2\\n  c: 3  # thrice\\n\\nd: 4\\n")
-    ['a:', '  c: 3  # thrice', 'd: 4']
-    """
-    lines: list[str] = []
-    section = ""
-    for line in profile.splitlines():
-        key = line.strip().partition(":")[0]
-        if not line.strip() or line.lstrip().startswith("#"):
-            continue
-        if not line.startswith(" "):
-            section = key
-            if section not in there:
-                lines.append(line)
-            continue
-        values = there.get(section, {})
-        if isinstance(values, dict) and key not in values:
-            if section in there and f"{section}:" not in lines:
-                lines.append(f"{section}:")
-            lines.append(line)
-    return lines
 
 
 def git(root: Path) -> Iterator[Finding]:

@@ -13,8 +13,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from gpt2core import config
+from gpt2core.config.finetune_classify import FinetuneClassify
+from gpt2core.config.finetune_instruct import FinetuneInstruct
+from gpt2core.config.pretrain import Pretrain
 from gpt2core.errors import UserError
+from gpt2core.params import Params
 
 if TYPE_CHECKING:
     import torch
@@ -55,7 +58,7 @@ class Cost:
     memory_bytes: float
 
 
-def measure(training: Training, params: config.Params) -> Cost:
+def measure(training: Training, params: Params) -> Cost:
     """Measure, and scale to all blocks.
 
     Raises:
@@ -71,7 +74,7 @@ def measure(training: Training, params: config.Params) -> Cost:
     )
 
 
-def _alone(training: Training, params: config.Params) -> Cost:
+def _alone(training: Training, params: Params) -> Cost:
     pool = ProcessPoolExecutor(1, multiprocessing.get_context("spawn"))
     try:
         return pool.submit(steps, training, params).result(TIMEOUT_S)
@@ -91,7 +94,7 @@ def _alone(training: Training, params: config.Params) -> Cost:
         pool.shutdown(cancel_futures=True)
 
 
-def steps(training: Training, params: config.Params) -> Cost:
+def steps(training: Training, params: Params) -> Cost:
     """One step with the longest texts, for the memory, then some with usual ones. Runs in a process of its own."""
     import torch
 
@@ -106,11 +109,11 @@ def steps(training: Training, params: config.Params) -> Cost:
     _first_to_be_killed()
     device = runtime.device()
     sizes = dict(n_layer=training.n_layer, n_head=training.n_head, n_embd=training.n_embd, n_positions=training.longest)
-    recipe = params.pretrain.model_copy(update={**sizes, "init": "gpt2"})
+    recipe = params.pretrain.model_copy(update={**sizes, "init": "random"})
     language_model = new_model(recipe, training.vocab_size, seed=0)
     model: torch.nn.Module = language_model
     optimizers: list[torch.optim.Optimizer]
-    section: config.Pretrain | config.FinetuneClassify | config.FinetuneInstruct
+    section: Pretrain | FinetuneClassify | FinetuneInstruct
     if training.stage == "pretrain":
         section = params.pretrain
         optimizers = new_optimizers(language_model.to(device), section)

@@ -12,9 +12,9 @@ from urllib.parse import urlsplit
 
 import requests
 
-from gpt2core import config
 from gpt2core.doctor.finding import Finding
 from gpt2core.errors import UserError
+from gpt2core.params import Params
 from gpt2core.sources import registry
 from gpt2core.sources.registry import Asset, File
 from gpt2core.tracking import store
@@ -86,11 +86,11 @@ def _server(address: str) -> Finding:
     return Finding("ok", "mlflow", f"{shown} answers ({answer.status_code})")
 
 
-def named(params: config.Params) -> list[tuple[registry.Kind, str]]:
+def named(params: Params) -> list[tuple[registry.Kind, str]]:
     """What the params name that is not a file of one's own, by its kind."""
     corpora = [params.data.corpus] if isinstance(params.data.corpus, str) else params.data.corpus
     names: list[tuple[registry.Kind, str]] = [("corpus", name) for name in corpora]
-    names += [("sms", params.data.sms), ("instructions", params.data.instructions)]
+    names += [("classification", params.data.classification), ("instructions", params.data.instructions)]
     names += [("openai", f"openai-{size}") for size in params.openai.sizes]
     if params.tokenizer.kind == "gpt2":
         names.append(("tokenizer", "gpt2-bpe"))
@@ -102,7 +102,7 @@ def find(kind: registry.Kind, name: str) -> Asset:
     return registry.from_url(name) if name.startswith("https://") else registry.find(kind, name)
 
 
-def needed(params: config.Params) -> list[tuple[Asset, list[File]]]:
+def needed(params: Params) -> list[tuple[Asset, list[File]]]:
     """The public assets that the params need, with the files to fetch. Unknown names are left out."""
     found = []
     for kind, name in named(params):
@@ -113,7 +113,7 @@ def needed(params: config.Params) -> list[tuple[Asset, list[File]]]:
     return found
 
 
-def sources_of(params: config.Params) -> Iterator[Finding]:
+def sources_of(params: Params) -> Iterator[Finding]:
     """Whether the mirror, or else each host, can give the inputs that the params name."""
     for kind, name in named(params):
         try:

@@ -28,8 +28,9 @@ from lm_eval.tasks import TaskManager
 from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 from torch.nn.utils.rnn import pad_sequence
 
-from gpt2core import config, runtime
+from gpt2core import runtime
 from gpt2core.checkpoint.model_dir import load_language_model
+from gpt2core.config.evaluate import Evaluate
 from gpt2core.errors import UserError
 from gpt2core.evaluation.mmlu import read_mmlu
 from gpt2core.inference import Sampling, TextStream
@@ -233,7 +234,7 @@ def evaluate(
     return {name: _figures(name, results) for name in results["results"]}
 
 
-def task_metrics(params: config.Evaluate, model_dir: Path) -> dict[str, dict[str, float]]:
+def task_metrics(params: Evaluate, model_dir: Path) -> dict[str, dict[str, float]]:
     """`params.tasks` of the language model in a directory, as numbers under names that MLflow takes.
 
     Returns:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from gpt2core.config import PRESETS
+from gpt2core.config.presets import PRESETS
 
 
 def gpt2_config(size: str) -> dict[str, Any]:

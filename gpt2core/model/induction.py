@@ -43,7 +43,7 @@ def write_induction_circuit(model: GPT) -> None:
     if c.n_layer < 2 or c.n_head < 4 or c.n_embd // c.n_head % 2 or not c.tie_word_embeddings:
         raise UserError(
             f"an induction circuit needs 2 blocks, 4 heads of even size and a tied head, this model has {c.n_layer} "
-            f"and {c.n_head} of {c.n_embd // c.n_head}; change pretrain.n_layer, n_head, n_embd, or take init: gpt2"
+            f"and {c.n_head} of {c.n_embd // c.n_head}; change pretrain.n_layer, n_head, n_embd, or take init: random"
         )
     C, D = c.n_embd, c.n_embd // c.n_head
     token, before, place = slice(0, 2 * D), slice(2 * D, 3 * D), slice(C - D, C)

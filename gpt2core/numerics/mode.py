@@ -7,7 +7,7 @@ import os
 import platform
 
 from gpt2core import environment
-from gpt2core.config import Numerics
+from gpt2core.config.top_level import Numerics
 from gpt2core.errors import UserError
 from gpt2core.log import logger
 

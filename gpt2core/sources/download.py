@@ -128,7 +128,7 @@ def _advice(asset: Asset, file: File) -> str:
         "check the network and run again (what is already here is kept), "
         f"or set GPT2CORE_MIRROR to a folder or URL that holds {asset.name}/{file.name}"
     )
-    if asset.kind in ("corpus", "sms", "instructions"):
+    if asset.kind in ("corpus", "classification", "instructions"):
         advice += ", or put a file of your own into data/own/ and name it own/FILE in params.yaml"
     return advice
 

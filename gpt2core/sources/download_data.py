@@ -2,7 +2,7 @@
 
 corpus/train/           files of documents (see documents.py); in a text, `<|endoftext|>` separates documents
 corpus/val/             only where the source holds texts out itself
-sms.jsonl               {"label": …, "text": …} a line
+classification.jsonl    {"label": …, "text": …} a line
 instructions.json       [{"instruction": …, "input": …, "output": …}, …]
 corpus/gpt2-bpe/        encoder.json and vocab.bpe, only for `tokenizer.kind: gpt2`
 """
@@ -13,7 +13,8 @@ import contextlib
 from pathlib import Path, PurePosixPath
 from typing import Any, Literal
 
-from gpt2core import config, files
+from gpt2core import files
+from gpt2core.config.data import Data
 from gpt2core.corpus.documents import find_documents
 from gpt2core.errors import UserError
 from gpt2core.sources import download, raw_corpus, registry
@@ -22,12 +23,12 @@ from gpt2core.sources.synthetic import generate_instructions, generate_messages
 from gpt2core.tasks import instructions, labeled_texts
 
 OWN_SUFFIXES = {  # what data/own/ may hold for these keys of params.data
-    "sms": labeled_texts.SUFFIXES,
+    "classification": labeled_texts.SUFFIXES,
     "instructions": (".json",),
 }
 
 
-def prepare_raw(data: config.Data, tokenizer_kind: str, seed: int, out_dir: Path, own_dir: Path) -> dict[str, Any]:
+def prepare_raw(data: Data, tokenizer_kind: str, seed: int, out_dir: Path, own_dir: Path) -> dict[str, Any]:
     """Bring corpus, messages and instructions into `out_dir`, checked; whole or not at all.
 
     Args:
@@ -48,14 +49,14 @@ def prepare_raw(data: config.Data, tokenizer_kind: str, seed: int, out_dir: Path
         _resolved(problems, "corpus", raw_corpus.resolve, name, own_dir)
         for name in ([data.corpus] if isinstance(data.corpus, str) else data.corpus)
     ]
-    sms = _resolved(problems, "sms", _table, "sms", data.sms, own_dir)
+    labeled = _resolved(problems, "classification", _table, "classification", data.classification, own_dir)
     entries = _resolved(problems, "instructions", _table, "instructions", data.instructions, own_dir)
     if problems:
         raise UserError("\n".join(problems))
     alone = files.lock(download.downloads_dir() / "data.lock")
     # The downloads are removed when `out_dir` is in its place, and not before: killed until then, nothing is lost.
     with alone, contextlib.ExitStack() as downloads, files.atomic_dir(out_dir) as folder:
-        labeled_texts.write_jsonl(folder / "sms.jsonl", _messages(sms, data, seed, downloads))
+        labeled_texts.write_jsonl(folder / "classification.jsonl", _messages(labeled, data, seed, downloads))
         files.write_json(folder / "instructions.json", _entries(entries, seed, downloads))
         if tokenizer_kind == "gpt2":
             bpe = registry.find("tokenizer", "gpt2-bpe")
@@ -72,7 +73,7 @@ def _resolved(problems: list[str], key: str, resolve: Any, *args: Any) -> Any:
         problems.append(f"params.yaml: data.{key}: {error}")
 
 
-def _table(kind: Literal["sms", "instructions"], name: str, own_dir: Path) -> Asset | Path:
+def _table(kind: Literal["classification", "instructions"], name: str, own_dir: Path) -> Asset | Path:
     """A source of messages or instructions: an asset, or a file in data/own/."""
     if not name.startswith("own/"):
         return registry.find(kind, name)
@@ -90,10 +91,10 @@ def _table(kind: Literal["sms", "instructions"], name: str, own_dir: Path) -> As
 
 
 def _messages(
-    source: Asset | Path, data: config.Data, seed: int, downloads: contextlib.ExitStack
+    source: Asset | Path, data: Data, seed: int, downloads: contextlib.ExitStack
 ) -> list[labeled_texts.Message]:
     if isinstance(source, Path):
-        return labeled_texts.read_table(source, data.sms_label_column, data.sms_text_column)
+        return labeled_texts.read_table(source, data.classification_label_column, data.classification_text_column)
     if source.origin == "generated":
         return [labeled_texts.Message(label, text) for label, text in generate_messages(seed)]
     return labeled_texts.read_table(downloads.enter_context(download.brought(source)) / source.files[0].name)
@@ -108,7 +109,7 @@ def _entries(source: Asset | Path, seed: int, downloads: contextlib.ExitStack) -
 
 
 def _figures(folder: Path) -> dict[str, Any]:
-    messages = labeled_texts.read_table(folder / "sms.jsonl")
+    messages = labeled_texts.read_table(folder / "classification.jsonl")
     corpus = find_documents(folder / "corpus")
     return {
         "corpus_files": len(corpus),

@@ -18,7 +18,7 @@ from urllib.parse import unquote, urlsplit, urlunsplit
 
 from gpt2core.errors import UserError
 
-Kind = Literal["corpus", "sms", "instructions", "tokenizer", "openai", "scores"]
+Kind = Literal["corpus", "classification", "instructions", "tokenizer", "openai", "scores"]
 
 # The data shard, by far the largest, comes last: when a small file fails, nothing large has to be fetched again.
 OPENAI_FILES = (
@@ -92,9 +92,13 @@ def registry() -> tuple[Asset, ...]:
         ),
         _novels(),
         _fineweb_edu(),
-        Asset("embedded", "sms", "short messages from two grammars, a third of them spam", "MIT", origin="generated"),
         Asset(
-            "sms-spam-collection", "sms", "Almeida and Hidalgo (2011): 5,574 messages, 747 of them spam", "CC BY 4.0",
+            "embedded", "classification", "short messages from two grammars, a third of them spam", "MIT",
+            origin="generated",
+        ),
+        Asset(
+            "sms-spam-collection", "classification", "Almeida and Hidalgo (2011): 5,574 messages, 747 of them spam",
+            "CC BY 4.0",
             (File(
                 "SMSSpamCollection",
                 (

@@ -181,7 +181,10 @@ def _columns(where: str, names: Sequence[str], wanted: tuple[str | None, str | N
     """The names of the labels' and the texts' column."""
     found, problems, keys = [], [], []
     for asked, known, key in zip(
-        wanted, (LABEL_COLUMNS, TEXT_COLUMNS), ("data.sms_label_column", "data.sms_text_column"), strict=True
+        wanted,
+        (LABEL_COLUMNS, TEXT_COLUMNS),
+        ("data.classification_label_column", "data.classification_text_column"),
+        strict=True,
     ):
         if asked is not None:
             fitting = [name for name in names if name == asked]
@@ -270,7 +273,7 @@ def split(
         raise UserError(
             f"too few messages to split: class {_listed([f'{label!r} has {n}' for n, label in few])}, without repeats; "
             f"each of the {len(by_class):,} classes needs {MIN_TEXTS}, for training, validation and test; add some, or "
-            "rename or remove the class, or name another column by data.sms_label_column"
+            "rename or remove the class, or name another column by data.classification_label_column"
         )
     least = min(map(len, by_class.values()))
     splits = Splits([], [], [])

@@ -27,6 +27,7 @@ from typing import TYPE_CHECKING, Any
 from gpt2core import config, files
 from gpt2core.errors import UserError
 from gpt2core.log import logger
+from gpt2core.params import Params
 from gpt2core.tracking import pending, state, store
 from gpt2core.tracking.flatten import numbers
 from gpt2core.tracking.inputs import input_hashes, log_datasets
@@ -52,7 +53,7 @@ END_TIMEOUT_S = 30.0
 @contextlib.contextmanager
 def track_stage(
     stage: str,
-    params: config.Params,
+    params: Params,
     *,
     sections: tuple[str, ...] | None = None,
     inputs: Iterable[str | Path] = (),
@@ -99,7 +100,7 @@ def _outcome(error: BaseException) -> tuple[str, str]:
 class StageRun:
     """The run of one stage. Its methods return at once or soon, and raise nothing of MLflow's or the network's."""
 
-    def __init__(self, stage: str, params: config.Params, run_file: Path | None = None) -> None:
+    def __init__(self, stage: str, params: Params, run_file: Path | None = None) -> None:
         self.stage, self._params, self._run_file = stage, params, run_file
         self._tracked = self._wanted = store.is_wanted()
         self._client: MlflowClient

@@ -17,8 +17,8 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import ValidationError
 
-from gpt2core import config
 from gpt2core.errors import UserError
+from gpt2core.params import Params
 from gpt2core.tracking import pending, revisions, store
 from gpt2core.tracking.flatten import flatten, numbers
 from gpt2core.tracking.pending import Note
@@ -191,6 +191,6 @@ class _Parent:
 def _resolved(params: dict[str, Any]) -> dict[str, Any]:
     """As a stage logs them; those of an older commit, which this version does not take, as they stand."""
     try:
-        return config.Params.model_validate(params).model_dump()
+        return Params.model_validate(params).model_dump()
     except ValidationError:
         return params

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import ValidationError
 
-from gpt2core import config
+from gpt2core.config.mlflow import Mlflow
 from gpt2core.tracking.find_runs import find_runs
 from gpt2core.tracking.inputs import folder_md5
 from gpt2core.tracking.models import OF_STAGE, log_model, register_model, registered_versions
@@ -27,7 +27,7 @@ def add_models(client: MlflowClient, root: Path, state: State) -> list[str]:
         Exception: whatever MLflow, its store or the disk have to say.
     """
     try:
-        section = config.Mlflow.model_validate(state.params.get("mlflow"))
+        section = Mlflow.model_validate(state.params.get("mlflow"))
     except ValidationError:  # of an older version
         return []
     stages = [stage for stage in OF_STAGE if stage in state.metrics and section.log_models]

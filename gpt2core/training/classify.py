@@ -12,8 +12,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from gpt2core import config, runtime
+from gpt2core import runtime
 from gpt2core.checkpoint.model_dir import load_language_model
+from gpt2core.config.finetune_classify import FinetuneClassify
 from gpt2core.inference.classify import Texts, encode
 from gpt2core.model import GPT, GPTClassifier
 from gpt2core.model.lora import merge_lora
@@ -62,7 +63,7 @@ class ClassifyTask(Task):
     model: GPTClassifier
 
     def __init__(
-        self, model: GPTClassifier, tokenizer: Tokenizer, params: config.FinetuneClassify, seed: int, splits: Splits
+        self, model: GPTClassifier, tokenizer: Tokenizer, params: FinetuneClassify, seed: int, splits: Splits
     ) -> None:
         texts = [[text for _, text in rows] for rows in splits]  # of training, validation, and test
         encoded = [encode(rows, tokenizer, model.config.n_positions, params.max_tokens) for rows in texts]
@@ -125,7 +126,7 @@ class ClassifyTask(Task):
 
 
 def finetune_classify(
-    params: config.FinetuneClassify,
+    params: FinetuneClassify,
     seed: int,
     base_dir: Path,
     labels: tuple[str, ...],

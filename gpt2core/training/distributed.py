@@ -190,7 +190,7 @@ def gather_to_rank0(tensor: Tensor) -> Tensor:
 
 
 def scatter_from_rank0(tensor: Tensor | None, like: Tensor) -> Tensor:
-    """Return this process's part of a full tensor that only the first process has; all of it unless `like` is sharded."""
+    """Return the part of this process of a full tensor that only the first process has; all of it if unsharded."""
     if world_size() == 1:
         assert tensor is not None
         return tensor

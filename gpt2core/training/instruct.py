@@ -10,9 +10,10 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from gpt2core import config, prompts, runtime
+from gpt2core import prompts, runtime
 from gpt2core.checkpoint.model_dir import load_language_model, read_state
 from gpt2core.checkpoint.peft_adapter import Adapter, adapter_tensors
+from gpt2core.config.finetune_instruct import FinetuneInstruct
 from gpt2core.errors import UserError
 from gpt2core.inference.respond import respond
 from gpt2core.model import GPT
@@ -97,9 +98,7 @@ class InstructTask(Task):
 
     model: GPT
 
-    def __init__(
-        self, model: GPT, tokenizer: Tokenizer, params: config.FinetuneInstruct, seed: int, splits: Splits
-    ) -> None:
+    def __init__(self, model: GPT, tokenizer: Tokenizer, params: FinetuneInstruct, seed: int, splits: Splits) -> None:
         self.params, self.tokenizer = params, tokenizer
         self.test_entries: Sequence[Entry] = splits.test
         self.form, self.n_positions = prompts.PROMPTS[params.prompt], model.config.n_positions
@@ -168,7 +167,7 @@ class InstructTask(Task):
 
 
 def finetune_instruct(
-    params: config.FinetuneInstruct,
+    params: FinetuneInstruct,
     seed: int,
     base_dir: Path,
     splits: Splits,

@@ -6,7 +6,8 @@ import math
 from pathlib import Path
 from typing import Any
 
-from gpt2core import config, files
+from gpt2core import files
+from gpt2core.config.finetune_instruct import FinetuneInstruct
 from gpt2core.tasks.instructions import Splits
 from gpt2core.training.instruct import EvalResult, Instructed
 
@@ -19,7 +20,7 @@ class InstructSeeds:
         metrics: of the first seed, losses in nats per token; with several seeds also by seed.
     """
 
-    def __init__(self, params: config.FinetuneInstruct, splits: Splits) -> None:
+    def __init__(self, params: FinetuneInstruct, splits: Splits) -> None:
         self.before: EvalResult | None = None
         self.metrics: dict[str, Any] = {}
         self._params, self._splits = params, splits

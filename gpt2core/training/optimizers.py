@@ -7,11 +7,11 @@ from collections.abc import Iterable
 import torch
 from torch import nn
 
-from gpt2core import config
+from gpt2core.config.optimization import Optimization
 from gpt2core.training.muon import Muon
 
 
-def new_optimizers(model: nn.Module, params: config.Optimization) -> list[torch.optim.Optimizer]:
+def new_optimizers(model: nn.Module, params: Optimization) -> list[torch.optim.Optimizer]:
     """Return the optimizers that the params name, for the trainable parameters of `model`."""
     recipe = dict(lr=params.lr, weight_decay=params.weight_decay, beta1=params.beta1, beta2=params.beta2)
     if params.optimizer == "muon":

@@ -9,7 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from gpt2core import config, runtime
+from gpt2core import runtime
+from gpt2core.config.pretrain import Pretrain
 from gpt2core.corpus.shards import Shard
 from gpt2core.errors import UserError
 from gpt2core.inference import generate
@@ -50,7 +51,7 @@ class PretrainTask(Task):
 
     def __init__(
         self,
-        params: config.Pretrain,
+        params: Pretrain,
         seed: int,
         train_shard: Shard,
         val_shard: Shard,
@@ -133,7 +134,7 @@ class PretrainTask(Task):
 
 @distributed.process_group()
 def pretrain(
-    params: config.Pretrain,
+    params: Pretrain,
     seed: int,
     train_shard: Shard,
     val_shard: Shard,
@@ -163,7 +164,7 @@ def pretrain(
     return Pretrained(distributed.full_model(task.model).eval(), task.curve, task.samples)
 
 
-def new_model(params: config.Pretrain, vocab_size: int, seed: int) -> GPT:
+def new_model(params: Pretrain, vocab_size: int, seed: int) -> GPT:
     """Return a model of the sizes and with the initial weights that the params name, drawn from `seed`.
 
     Only the part that `params.trainable` names is trained.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import nn
 
-from gpt2core import config
+from gpt2core.config.lora import Lora
 from gpt2core.model import GPT, GPTClassifier, GPTConfig
 from gpt2core.model.lora import add_lora
 
@@ -37,7 +37,7 @@ def frozen_blocks(sizes: GPTConfig, trainable: str) -> int:
     return max(0, sizes.n_layer - n_trainable)
 
 
-def add_adapters(model: GPT | GPTClassifier, params: config.Lora) -> None:
+def add_adapters(model: GPT | GPTClassifier, params: Lora) -> None:
     """Add the LoRA adapters that the params describe; their initial weights are random."""
     add_lora(
         model, rank=params.lora_rank, alpha=params.lora_alpha, dropout=params.lora_dropout, targets=params.lora_targets

@@ -12,7 +12,8 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from gpt2core import config, numerics, runtime
+from gpt2core import numerics, runtime
+from gpt2core.config.optimization import Optimization
 from gpt2core.errors import UserError
 from gpt2core.model.attention import CausalSelfAttention
 from gpt2core.training import distributed
@@ -50,7 +51,7 @@ class Recipe:
     patience_evals: int | None = None
 
 
-def new_recipe(params: config.Optimization, model: nn.Module, max_steps: int, dtype: torch.dtype) -> Recipe:
+def new_recipe(params: Optimization, model: nn.Module, max_steps: int, dtype: torch.dtype) -> Recipe:
     """Return the recipe that the params describe, with new optimizers for the trainable parameters of `model`."""
     return Recipe(
         new_optimizers(model, params),
@@ -58,7 +59,7 @@ def new_recipe(params: config.Optimization, model: nn.Module, max_steps: int, dt
         params.grad_clip,
         dtype,
         runtime.should_compile(params.compile, max_steps),
-        getattr(params, "patience_epochs", None),
+        params.patience_evals,
     )
 
 

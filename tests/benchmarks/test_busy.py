@@ -16,7 +16,7 @@ import yaml
 
 from benchmarks import busy
 from benchmarks.machine import Used
-from gpt2core.config import load_params
+from gpt2core.params import load_params
 
 
 @pytest.fixture

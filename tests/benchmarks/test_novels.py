@@ -13,8 +13,8 @@ import torch
 
 from benchmarks import novels
 from benchmarks.nanogpt import Config, NanoGPT
-from gpt2core import config
 from gpt2core.corpus.shards import Shard
+from gpt2core.params import Params, load_params
 from gpt2core.tokenizer.train import train_char
 
 
@@ -27,8 +27,8 @@ def data() -> novels.Data:
 
 
 @pytest.fixture
-def params() -> config.Params:
-    params = config.load_params(novels.PROFILE)
+def params() -> Params:
+    params = load_params(novels.PROFILE)
     small = {"n_layer": 1, "n_head": 2, "n_embd": 32, "n_positions": 64, "context": 64, "batch_size": 4}
     plain = {"compile": False, "warmup_steps": 5}
     return params.model_copy(update={"pretrain": params.pretrain.model_copy(update=small | plain)})
@@ -41,7 +41,7 @@ def small_peer(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.usefixtures("small_peer")
-def test_both_sides_learn(params: config.Params, data: novels.Data) -> None:
+def test_both_sides_learn(params: Params, data: novels.Data) -> None:
     _, val, tokenizer = data
     for side in (novels.ours, functools.partial(novels.theirs, 64, 4)):
         few, many = (
@@ -53,7 +53,7 @@ def test_both_sides_learn(params: config.Params, data: novels.Data) -> None:
 def test_a_side_may_have_gpt2s_tokens(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, mirror: Path) -> None:
     monkeypatch.setenv("GPT2CORE_MIRROR", str(mirror))
     monkeypatch.setenv("DVC_ROOT", str(tmp_path))
-    params = config.load_params(novels.PROFILE)
+    params = load_params(novels.PROFILE)
     verdict = params.data.model_copy(update={"corpus": "the-verdict"})
     bpe = params.tokenizer.model_copy(update={"vocab_size": 512})
     small = params.model_copy(update={"data": verdict, "tokenizer": bpe})

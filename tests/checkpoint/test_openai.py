@@ -19,7 +19,7 @@ from gpt2core import files
 from gpt2core.checkpoint import model_dir, names, openai
 from gpt2core.checkpoint.tf_checkpoint import TFCheckpoint
 from gpt2core.checkpoint.tf_writer import write_checkpoint
-from gpt2core.config import PRESETS
+from gpt2core.config.presets import PRESETS
 from gpt2core.errors import UserError
 from gpt2core.model import GPTConfig
 from gpt2core.tokenizer import Tokenizer

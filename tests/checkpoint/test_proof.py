@@ -14,7 +14,7 @@ from torch import Tensor
 import gpt2core
 from gpt2core.checkpoint import names, openai
 from gpt2core.checkpoint.model_dir import save_model
-from gpt2core.config import PRESETS
+from gpt2core.config.presets import PRESETS
 from gpt2core.errors import UserError
 from gpt2core.model import GPT, GPTClassifier, GPTConfig
 from gpt2core.sources import registry

@@ -407,7 +407,7 @@ def test_summary_of_a_project(run: Run, models: Path, tmp_path: Path, monkeypatc
     messages = [("ham", "See you [soon]"), ("spam", "WIN [red]now[/red]"), ("ham", "Bye"), ("spam", "Cash :smile:")]
     (tmp_path / "data/raw").mkdir(parents=True)
     rows = [json.dumps({"label": label, "text": text}) for label, text in messages]
-    (tmp_path / "data/raw/sms.jsonl").write_text("\n".join(rows) + "\n")
+    (tmp_path / "data/raw/classification.jsonl").write_text("\n".join(rows) + "\n")
     answers = [
         {"instruction": f"Do {i}.", "input": "", "output": "ok", "response": f"[done] {i}", "base_response": ""}
         for i in range(3)

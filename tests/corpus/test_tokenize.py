@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from gpt2core.config import Tokenizer as TokenizerParams
+from gpt2core.config.tokenizer import Tokenizer as TokenizerParams
 from gpt2core.corpus import documents
 from gpt2core.corpus import tokenize as tokenize_module
 from gpt2core.corpus.shards import documents as documents_of
@@ -220,7 +220,7 @@ def test_success_removes_what_killed_runs_of_other_params_left(root: Path, monke
 SCRIPT = """
 import sys
 from pathlib import Path
-from gpt2core.config import Tokenizer
+from gpt2core.config.tokenizer import Tokenizer
 from gpt2core.corpus.tokenize import tokenize
 
 if __name__ == "__main__":

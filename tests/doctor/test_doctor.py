@@ -18,13 +18,15 @@ from pathlib import Path
 import pytest
 import yaml
 
-from gpt2core import config
 from gpt2core.doctor import machine, needs, project, step, stores
 from gpt2core.doctor.step import Training
 from gpt2core.errors import UserError
+from gpt2core.params import load_params
+from gpt2core.params.profiles import render_profile
+from gpt2core.params.update import update_file
 
 ROOT = Path(__file__).parents[2]
-EMBEDDED = (ROOT / "profiles/embedded.yaml").read_text(encoding="utf-8")
+EMBEDDED = render_profile(ROOT / "profiles/embedded.yaml")
 
 
 @pytest.fixture
@@ -32,8 +34,6 @@ def root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A project with the default params and nothing made."""
     for name in ("GPT2CORE_TRACKING", "MLFLOW_TRACKING_URI", "GPT2CORE_MIRROR", "DVC_ROOT"):
         monkeypatch.delenv(name, raising=False)
-    (tmp_path / "profiles").mkdir()
-    (tmp_path / "profiles/embedded.yaml").write_text(EMBEDDED)
     (tmp_path / "params.yaml").write_text(EMBEDDED)
     (tmp_path / "data/own").mkdir(parents=True)
     monkeypatch.chdir(tmp_path)
@@ -48,29 +48,26 @@ def git(root: Path, *arguments: str) -> None:
 # -- An older params.yaml --------------------------------------------------------------------------------------------
 
 
-def test_the_lines_that_an_older_params_file_lacks_make_it_whole(root: Path) -> None:
+def test_an_older_params_file_is_a_problem_with_the_changes_that_it_needs(root: Path) -> None:
     older = yaml.safe_load(EMBEDDED)
     del older["pretrain"]["init"], older["pretrain"]["sharding"], older["tokenizer"]["shuffle"], older["judge"]
     (root / "params.yaml").write_text(yaml.safe_dump(older))
     (finding,) = project.parameters(root)
-    n_judge = len(yaml.safe_load(EMBEDDED)["judge"])
-    assert (finding.level, finding.what) == (
-        "problem", f"params.yaml is of an older version: it lacks {3 + n_judge} key(s)",
-    )  # fmt: skip
-    lines = finding.remedy.partition("\n")[2]
-    assert "init: gpt2          # gpt2: random" in lines, "with what the key means"
-    added = yaml.safe_load(lines)
-    assert added.keys() == {"tokenizer", "pretrain", "judge"}
-    for section, values in added.items():
-        older.setdefault(section, {}).update(values)
-    (root / "params.yaml").write_text(yaml.safe_dump(older))
-    assert config.load_params(root / "params.yaml") == config.load_params(ROOT / "profiles/embedded.yaml")
+    assert finding.level == "problem"
+    command, *changes = finding.remedy.splitlines()
+    assert command == "make params"
+    assert {change.partition(":")[0] for change in changes} == {
+        "added judge", "added pretrain.init", "added pretrain.sharding", "added tokenizer.shuffle",
+    }  # fmt: skip
+    update_file(root / "params.yaml")
+    assert [finding.level for finding in project.parameters(root)] == ["ok"]
+    assert load_params(root / "params.yaml") == load_params(ROOT / "profiles/embedded.yaml")
 
 
-def test_a_stage_that_meets_an_older_params_file_names_the_doctor(root: Path) -> None:
-    (root / "params.yaml").write_text(EMBEDDED.replace("  init: gpt2  ", "  #"))
-    with pytest.raises(UserError, match=r"pretrain.init: missing; .*gpt2core doctor"):
-        config.load_params(root / "params.yaml")
+def test_old_names_alone_stop_no_run(root: Path) -> None:
+    (root / "params.yaml").write_text(EMBEDDED.replace("  init: random", "  init: gpt2"))
+    (finding,) = project.parameters(root)
+    assert finding.level == "warning" and "pretrain.init" in finding.remedy
 
 
 @pytest.mark.parametrize(("values", "level"), [("a: [", "problem"), (None, "problem")])
@@ -154,7 +151,7 @@ def test_packages_are_held_against_the_lock() -> None:
 
 
 def test_a_compiler_is_missed_only_where_it_is_wanted(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    params = config.load_params(ROOT / "profiles/embedded.yaml")
+    params = load_params(ROOT / "profiles/embedded.yaml")
     monkeypatch.setenv("PATH", str(tmp_path))
     monkeypatch.delenv("CXX", raising=False)
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
@@ -231,7 +228,7 @@ def test_a_folder_without_dvc_is_a_problem_and_one_with_it_is_none(root: Path) -
 
 
 def test_a_mirror_is_held_against_what_the_params_need(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    params = config.load_params(ROOT / "profiles/seeds.yaml")
+    params = load_params(ROOT / "profiles/public-small.yaml")
     for asset, listed in stores.needed(params):
         for file in listed:
             path = root / "mirror" / asset.name / file.name
@@ -244,11 +241,11 @@ def test_a_mirror_is_held_against_what_the_params_need(root: Path, monkeypatch: 
     lacking, unreachable = stores.sources_of(params)
     assert "lacks 1 file(s): the-verdict/the-verdict.txt" in lacking.what
     assert unreachable.level == "warning" and "raw.githubusercontent.com cannot be reached" in unreachable.what
-    embedded = config.load_params(root / "params.yaml")
-    other = embedded.data.model_copy(update={"sms": "sms-spam", "corpus": ["embedded", "own/x.txt"]})
+    embedded = load_params(root / "params.yaml")
+    other = embedded.data.model_copy(update={"classification": "sms-spam", "corpus": ["embedded", "own/x.txt"]})
     found = list(stores.sources_of(embedded.model_copy(update={"data": other})))
     assert [finding.level for finding in found] == ["problem", "ok"]
-    assert "no sms source is called 'sms-spam'; there are: embedded, sms-spam-collection" in found[0].what
+    assert "no classification source is called 'sms-spam'; there are: embedded, sms-spam-collection" in found[0].what
     assert [finding.level for finding in stores.sources_of(embedded)] == ["ok"]
 
 
@@ -267,7 +264,7 @@ def test_the_number_of_parameters_is_the_models() -> None:
 
 @pytest.mark.parametrize("profile", sorted(path.stem for path in (ROOT / "profiles").glob("*.yaml")))
 def test_every_profile_can_be_planned(profile: str) -> None:
-    params = config.load_params(ROOT / f"profiles/{profile}.yaml")
+    params = load_params(ROOT / f"profiles/{profile}.yaml")
     trainings = needs.trainings(params, ROOT)
     assert [training.stage for training in trainings] == ["pretrain", "finetune-classify", "finetune-instruct"]
     for training in trainings:
@@ -277,7 +274,7 @@ def test_every_profile_can_be_planned(profile: str) -> None:
 def test_the_steps_planned_are_those_of_the_committed_results() -> None:
     import csv
 
-    params = config.load_params(ROOT / "profiles/embedded.yaml")
+    params = load_params(ROOT / "profiles/embedded.yaml")
     pretrain, classify, instruct = needs.trainings(params, ROOT)
     with (ROOT / "metrics/plots/pretrain.csv").open() as file:
         assert int(list(csv.DictReader(file))[-1]["step"]) == pretrain.n_steps
@@ -291,7 +288,7 @@ def test_the_steps_planned_are_those_of_the_committed_results() -> None:
 
 @pytest.mark.slow
 def test_a_deep_model_measured_by_few_blocks_needs_what_the_whole_one_does() -> None:
-    params = config.load_params(ROOT / "profiles/embedded.yaml")
+    params = load_params(ROOT / "profiles/embedded.yaml")
     deep = replace(SMALL, n_embd=384, vocab_size=1000)
     # Other work shares the machine: by turns, and the least of each.
     scaled, whole = zip(*((step.measure(deep, params), step._alone(deep, params)) for _ in range(3)), strict=True)
@@ -302,7 +299,7 @@ def test_a_deep_model_measured_by_few_blocks_needs_what_the_whole_one_does() -> 
 
 @pytest.mark.slow
 def test_lora_is_measured_as_it_trains() -> None:
-    params = config.load_params(ROOT / "profiles/embedded.yaml")
+    params = load_params(ROOT / "profiles/embedded.yaml")
     wide = replace(SMALL, stage="finetune-instruct", n_layer=4, n_embd=512)
     lora = params.finetune_instruct.model_copy(update={"trainable": "lora", "lora_base_dtype": "int8"})
     all_bytes, lora_bytes = (
@@ -314,7 +311,7 @@ def test_lora_is_measured_as_it_trains() -> None:
 
 
 def test_a_step_that_memory_does_not_hold_is_a_users_error() -> None:
-    params = config.load_params(ROOT / "profiles/embedded.yaml")
+    params = load_params(ROOT / "profiles/embedded.yaml")
     with pytest.raises(UserError, match="a single step"):
         step.measure(replace(SMALL, n_layer=1, batch_size=1 << 42), params)
 
@@ -322,7 +319,7 @@ def test_a_step_that_memory_does_not_hold_is_a_users_error() -> None:
 @pytest.mark.slow
 def test_the_predicted_time_is_about_the_stages_own(tmp_path: Path) -> None:
     """Of the default pretraining's steps, measured as a stage takes them, in a process as the doctor's."""
-    params = config.load_params(ROOT / "profiles/embedded.yaml")
+    params = load_params(ROOT / "profiles/embedded.yaml")
     training = replace(needs.trainings(params, ROOT)[0], n_forward=0)
     predicted_s = min(step.measure(training, params).step_s for _ in range(3))  # other work shares the machine
     code = (
@@ -331,7 +328,7 @@ def test_the_predicted_time_is_about_the_stages_own(tmp_path: Path) -> None:
         "from gpt2core import config\nfrom gpt2core.corpus.shards import Shard\n"
         "from gpt2core.training.batches import WindowSampler\nfrom gpt2core.training.trainer import train\n"
         "from gpt2core.training.pretrain import new_model, new_optimizers\n"
-        f"p = config.load_params({str(ROOT / 'profiles/embedded.yaml')!r}).pretrain\n"
+        f"p = load_params({str(ROOT / 'profiles/embedded.yaml')!r}).pretrain\n"
         "m = new_model(p, 960, 1); o = new_optimizers(m, p); at = []\n"
         "w = WindowSampler(np.random.default_rng(0).integers(960, size=100_000).astype(np.uint16), 256, 8, 1, 'x')\n"
         "train(m, o, lambda s: 1.0, lambda s: [w.batch(s)], lambda b: m.loss_sum(b.inputs[0], b.targets),\n"
@@ -346,7 +343,7 @@ def test_the_predicted_time_is_about_the_stages_own(tmp_path: Path) -> None:
 
 
 def test_what_is_too_large_is_a_problem_with_its_remedy(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    params = config.load_params(root / "params.yaml")
+    params = load_params(root / "params.yaml")
     monkeypatch.setattr(step, "measure", lambda training, params: step.Cost(1.0, 14.2e9))
     monkeypatch.setattr(needs, "free_bytes", lambda: 8e9)
     *_, last = needs.memory_and_time(params, root)
@@ -355,7 +352,7 @@ def test_what_is_too_large_is_a_problem_with_its_remedy(root: Path, monkeypatch:
 
 
 def test_disk(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    params = config.load_params(ROOT / "profiles/gpt2-355m.yaml")
+    params = load_params(ROOT / "profiles/gpt2-355m.yaml")
     (finding,) = needs.disk(params, root)
     assert finding.what.startswith("these params write up to ")
     free = type("Usage", (), {"free": 3e9})
@@ -368,7 +365,7 @@ def test_disk(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_the_command_speaks_json_and_ends_with_1_for_a_problem(root: Path) -> None:
-    (root / "params.yaml").write_text(EMBEDDED.replace("  init: gpt2  ", "  #"))
+    (root / "params.yaml").write_text(EMBEDDED.replace("  init: random  ", "  #"))
     done = subprocess.run(
         [sys.executable, "-m", "gpt2core", "doctor", "--no-measure", "--json"],
         capture_output=True, text=True, timeout=120, env={**os.environ, "PYTHONPATH": str(ROOT)},
@@ -378,5 +375,5 @@ def test_the_command_speaks_json_and_ends_with_1_for_a_problem(root: Path) -> No
     assert said["fit"] is False
     problems = [finding for finding in said["findings"] if finding["level"] == "problem"]
     assert all(finding["remedy"] for finding in problems)
-    assert any("older version: it lacks 1 key(s)" in finding["what"] for finding in problems)
+    assert any("older version" in finding["what"] and "pretrain.init" in finding["remedy"] for finding in problems)
     assert not any("pretrain.init: missing" in finding["what"] for finding in problems), "told once"

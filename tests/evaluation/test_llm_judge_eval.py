@@ -16,7 +16,7 @@ import pytest
 import sacrebleu
 from scipy.stats import spearmanr
 
-from gpt2core import config
+from gpt2core.config.judge import Judge as JudgeParams
 from gpt2core.errors import UserError
 from gpt2core.evaluation.judges import Item, Pair, Preference, make_judges
 from gpt2core.evaluation.judges.chrf import ChrfJudge
@@ -274,12 +274,12 @@ def test_report_repeats_byte_for_byte(tmp_path: Path) -> None:
     assert first.metrics()["judge"] == "chrf"
 
 
-def judge_params(**changes: object) -> config.Judge:
+def judge_params(**changes: object) -> JudgeParams:
     values = dict(
         kind="chrf", base_url=None, model=None, model_dir=None, num_ctx=None, timeout_s=5.0, max_retries=0,
         concurrency=1, requests_per_minute=None, pairwise=False,
     )  # fmt: skip
-    return config.Judge(**{**values, "min_coverage": 1.0, "bootstrap_samples": 10, "max_items": None, **changes})
+    return JudgeParams(**{**values, "min_coverage": 1.0, "bootstrap_samples": 10, "max_items": None, **changes})
 
 
 # -- input ------------------------------------------------------------------------------------------------------------

@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from gpt2core import config
+from gpt2core.config.judge import Judge as JudgeParams
 from gpt2core.errors import UserError
 from gpt2core.evaluation.judges import Item, Judge, Pair, make_judges
 from gpt2core.evaluation.judges.questions import parse_preference, parse_score
@@ -38,16 +38,16 @@ def server() -> Iterator[Server]:
     server.close()
 
 
-def params(base_url: str, **changes: Any) -> config.Judge:
+def params(base_url: str, **changes: Any) -> JudgeParams:
     values: dict[str, Any] = dict(
         kind="openai", base_url=base_url, model="judge-model", model_dir=None, num_ctx=None, timeout_s=5.0,
         max_retries=2, concurrency=2, requests_per_minute=None, pairwise=False, min_coverage=0.5, bootstrap_samples=20,
         max_items=None,
     )  # fmt: skip
-    return config.Judge(**{**values, **changes})
+    return JudgeParams(**{**values, **changes})
 
 
-def judge_of(params: config.Judge, seed: int = 7, replies: Path | None = None) -> Judge:
+def judge_of(params: JudgeParams, seed: int = 7, replies: Path | None = None) -> Judge:
     """The judge, with what is kept in `replies`; by default nothing is there."""
     (judge,) = make_judges(params, seed, replies or Path(tempfile.mkdtemp(dir=os.environ["REPLIES"])))
     return judge

@@ -14,9 +14,10 @@ from typing import Any
 
 import numpy as np
 
-from gpt2core import config, files
+from gpt2core import files
 from gpt2core.checkpoint.model_dir import save_model
 from gpt2core.corpus.shards import Shard
+from gpt2core.params import load_params
 from gpt2core.sources.synthetic import generate_instructions, generate_messages, generate_tales
 from gpt2core.tasks import instructions, labeled_texts
 from gpt2core.tokenizer.train import train_bpe
@@ -36,7 +37,7 @@ COLUMNS = ("step", *RUNS, "finetune_classify", "finetune_instruct")
 
 def run_all() -> dict[str, list[float]]:
     """The training loss of each step of each run, in nats a target."""
-    params = config.load_params("profiles/tiny.yaml")
+    params = load_params("profiles/tiny.yaml")
     tales = generate_tales(seed=7, n_documents=60)
     tokenizer = train_bpe(tales, 300)
     ids = [i for tale in tales for i in (tokenizer.eot_id, *tokenizer.encode(tale))]

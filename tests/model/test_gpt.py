@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from gpt2core.config import PRESETS
+from gpt2core.config.presets import PRESETS
 from gpt2core.errors import UserError
 from gpt2core.model import GPT, GPTClassifier, GPTConfig
 from gpt2core.model.attention import CausalSelfAttention, attention_written_out, fused_attention

@@ -16,12 +16,13 @@ os.environ["GPT2CORE_TRACKING"] = "off"
 os.environ["GPT2CORE_SAVE_INTERVAL_S"] = "0"
 
 from gpt2core import numerics
+from gpt2core.params import Params, load_params
 
 numerics.prepare("portable")
 
 import numpy as np  # noqa: E402
 
-from gpt2core import config, files  # noqa: E402
+from gpt2core import files  # noqa: E402
 from gpt2core.checkpoint.model_dir import save_model  # noqa: E402
 from gpt2core.corpus.shards import Shard  # noqa: E402
 from gpt2core.evaluation.metrics.language_model import evaluate  # noqa: E402
@@ -49,7 +50,7 @@ class Stopped(Exception):
 
 
 def pretrained(
-    params: config.Params,
+    params: Params,
     shards: tuple[Shard, Shard],
     tokenizer: Tokenizer,
     states: CheckpointManager | None,
@@ -70,7 +71,7 @@ def pretrained(
     return pretrain(section, SEED, *shards, tokenizer, on_metrics, states)
 
 
-def classify(params: config.Params, base: Path, out: Path) -> None:
+def classify(params: Params, base: Path, out: Path) -> None:
     """Fine-tune a classifier with dropout, and score it and the baselines of scikit-learn."""
     messages = generate_messages(seed=7)[:120]
     labels = tuple(sorted({label for label, _ in messages}))
@@ -89,7 +90,7 @@ def classify(params: config.Params, base: Path, out: Path) -> None:
     )
 
 
-def instruct(params: config.Params, base: Path, out: Path) -> None:
+def instruct(params: Params, base: Path, out: Path) -> None:
     """Fine-tune on instructions, on batches that two threads share, and answer by the nearest entry."""
     entries = [
         dict(instruction=entry["instruction"][:8], input="", output=entry["output"][:8])
@@ -121,7 +122,7 @@ def main() -> None:
     numerics.start("portable")
     out: Path = arguments.folder
     out.mkdir(parents=True, exist_ok=True)
-    params = config.load_params(ROOT / "profiles" / "tiny.yaml")
+    params = load_params(ROOT / "profiles" / "tiny.yaml")
     files.write_json(out / "fingerprint.json", fingerprint("pretrain", {"numerics": "portable"}, []))
 
     tales = generate_tales(seed=7, n_documents=60)

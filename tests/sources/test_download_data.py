@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from gpt2core import config
+from gpt2core.config.data import Data
 from gpt2core.corpus.splits import Corpus
 from gpt2core.errors import UserError
 from gpt2core.sources.download_data import prepare_raw
@@ -32,14 +32,18 @@ def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def prepare(
     project: Path,
     corpus: str | list[str] = "embedded",
-    sms: str = "embedded",
+    classification: str = "embedded",
     entries: str = "embedded",
     tokenizer: str = "bpe",
     seed: int = 1,
     label_column: str | None = None,
 ) -> dict:
-    data = config.Data(
-        corpus=corpus, sms=sms, instructions=entries, sms_label_column=label_column, sms_text_column=None
+    data = Data(
+        corpus=corpus,
+        classification=classification,
+        instructions=entries,
+        classification_label_column=label_column,
+        classification_text_column=None,
     )
     return prepare_raw(data, tokenizer, seed, project / "raw", project / "own")
 
@@ -60,12 +64,16 @@ def own(project: Path, name: str, content: str | bytes) -> str:
 
 def test_embedded_data_is_what_the_generators_write(project: Path) -> None:
     figures = prepare(project, seed=7)
-    assert names(project) == {"corpus/train/tales.txt", "sms.jsonl", "instructions.json"} == figures["sha256"].keys()
+    assert (
+        names(project)
+        == {"corpus/train/tales.txt", "classification.jsonl", "instructions.json"}
+        == figures["sha256"].keys()
+    )
     corpus = Corpus(project / "raw" / "corpus", 0.1, seed=1)
     pieces = [piece for split in ("train", "val") for piece in corpus.pieces(split)]
     assert sorted(piece.text for piece in pieces) == sorted(generate_tales(7, EMBEDDED_TALES))
     assert all(piece.ends_document for piece in pieces)
-    assert labeled_texts.read_table(project / "raw" / "sms.jsonl") == generate_messages(7)
+    assert labeled_texts.read_table(project / "raw" / "classification.jsonl") == generate_messages(7)
     assert instructions.read(project / "raw" / "instructions.json") == generate_instructions(7)
     assert 1e6 < figures["corpus_bytes"] < 2e6
     assert figures["messages"] >= 2000
@@ -86,7 +94,8 @@ def test_the_real_seeds(project: Path, mirror: Path, monkeypatch: pytest.MonkeyP
     monkeypatch.setenv("GPT2CORE_MIRROR", str(mirror.resolve()))
     figures = prepare(project, "the-verdict", "sms-spam-collection", "instruction-data", tokenizer="gpt2")
     assert names(project) == {
-        "corpus/train/the-verdict.txt", "corpus/gpt2-bpe/encoder.json", "corpus/gpt2-bpe/vocab.bpe", "sms.jsonl",
+        "corpus/train/the-verdict.txt", "corpus/gpt2-bpe/encoder.json", "corpus/gpt2-bpe/vocab.bpe",
+        "classification.jsonl",
         "instructions.json",
     }  # fmt: skip
     verdict = (project / "raw" / "corpus" / "train" / "the-verdict.txt").read_bytes()
@@ -150,7 +159,7 @@ def test_own_files(project: Path) -> None:
     figures = prepare(project, text, own(project, "sms.tsv", SMS), own(project, "entries.json", ENTRIES))
     raw = project / "raw"
     assert (raw / "corpus" / "train" / "text.txt").read_bytes() == "one\ntwo é\n<|endoftext|>\nthree\n".encode()
-    assert labeled_texts.read_table(raw / "sms.jsonl") == [("ham", "hello"), ("spam", "win now")]
+    assert labeled_texts.read_table(raw / "classification.jsonl") == [("ham", "hello"), ("spam", "win now")]
     assert json.loads((raw / "instructions.json").read_text())[0]["input"] == ""
     assert (figures["corpus_files"], figures["messages"], figures["instructions"]) == (1, 2, 1)
 
@@ -257,10 +266,20 @@ def test_a_text_longer_than_a_block_is_copied_whole(project: Path, monkeypatch: 
         ("corpus", "a.txt.gz", b"text", "a.txt.gz: damaged or cut short"),
         ("corpus", "a.parquet", b"text", "a.parquet: not a Parquet file"),
         ("corpus", "folder/a.md", "text", "folder: no file of documents in this folder (.txt"),
-        ("sms", "a.tsv", "", "a.tsv: the file is empty"),
-        ("sms", "a.tsv", "ham\thi\nHam\tho\n", "a.tsv, row 2: label 'Ham' is 'ham' of row 1 but for capitals"),
-        ("sms", "a.csv", "a,b\n1,2\n", "a.csv, row 1: no column label"),
-        ("sms", "a.xlsx", "x", "a.xlsx: must be a file of the kind .tsv, .csv, .jsonl, .parquet, .txt, no suffix"),
+        ("classification", "a.tsv", "", "a.tsv: the file is empty"),
+        (
+            "classification",
+            "a.tsv",
+            "ham\thi\nHam\tho\n",
+            "a.tsv, row 2: label 'Ham' is 'ham' of row 1 but for capitals",
+        ),
+        ("classification", "a.csv", "a,b\n1,2\n", "a.csv, row 1: no column label"),
+        (
+            "classification",
+            "a.xlsx",
+            "x",
+            "a.xlsx: must be a file of the kind .tsv, .csv, .jsonl, .parquet, .txt, no suffix",
+        ),
         ("entries", "a.json", "{}", "a.json: must be a list"),
         ("entries", "a.json", '[{"output": "x"}]', "a.json, entry 1: the key 'instruction' is missing"),
         ("entries", "a.json", "[", "a.json: not JSON"),
@@ -283,10 +302,10 @@ def test_wrong_names_are_all_said_at_once(project: Path) -> None:
     own(project, "there.tsv", SMS)
     with pytest.raises(UserError) as error:
         prepare(project, "shakespear", "own/gone.tsv", "own/../own/there.tsv")
-    corpus, sms, entries = str(error.value).split("\n")
+    corpus, messages, entries = str(error.value).split("\n")
     assert corpus.startswith("params.yaml: data.corpus: no corpus source is called 'shakespear'")
-    assert sms.startswith("params.yaml: data.sms:")
-    assert sms.endswith("there is: own/there.tsv")
+    assert messages.startswith("params.yaml: data.classification:")
+    assert messages.endswith("there is: own/there.tsv")
     assert entries.startswith("params.yaml: data.instructions: 'own/../own/there.tsv' must name a file in")
     assert not (project / "raw").exists()
 

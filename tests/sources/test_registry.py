@@ -8,7 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from gpt2core import config, files
+from gpt2core import files
+from gpt2core.config.data import Data
+from gpt2core.config.presets import PRESETS
 from gpt2core.errors import UserError
 from gpt2core.sources.registry import Asset, find, from_url, registry
 
@@ -21,12 +23,12 @@ def test_names_are_unique_within_a_kind() -> None:
 
 
 def test_every_kind_of_data_has_an_embedded_source() -> None:
-    kinds = [key for key in config.Data.model_fields if not key.endswith("_column")]
+    kinds = [key for key in Data.model_fields if not key.endswith("_column")]
     assert [find(kind, "embedded").origin for kind in kinds] == ["generated"] * 3
 
 
 def test_every_size_that_params_allow_has_an_asset_of_seven_files() -> None:
-    for size in config.OPENAI_SIZES:
+    for size in PRESETS:
         assert len({file.name for file in find("openai", f"openai-{size}").files}) == 7
 
 
@@ -83,5 +85,5 @@ def test_an_unknown_name_is_answered_with_what_there_is() -> None:
         UserError, match=r"'shakespear'.*the-verdict, tiny-shakespeare, novels, fineweb-edu-10bt.*data/own/"
     ):
         find("corpus", "shakespear")
-    with pytest.raises(UserError, match="no sms source is called 'the-verdict'"):
-        find("sms", "the-verdict")
+    with pytest.raises(UserError, match="no classification source is called 'the-verdict'"):
+        find("classification", "the-verdict")

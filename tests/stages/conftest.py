@@ -95,7 +95,7 @@ class Project:
         self.git("commit", "--quiet", "--allow-empty", "--message", message)
 
     def profile(self, name: str) -> None:
-        self.python("scripts/use_profile.py", name, "--force", timeout_s=60)
+        self.python("-m", "gpt2core", "profile", name, "--force", timeout_s=60)
 
     def set_params(self, values: dict[str, Any]) -> None:
         """Change values of params.yaml, named as `section.key`."""

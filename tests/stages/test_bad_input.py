@@ -23,6 +23,7 @@ from gpt2core.checkpoint.model_dir import save_model
 from gpt2core.corpus.shards import write_shard
 from gpt2core.corpus.splits import Piece
 from gpt2core.model import GPT, GPTClassifier, GPTConfig
+from gpt2core.params.profiles import render_profile
 from gpt2core.tokenizer import Tokenizer
 from gpt2core.tokenizer.train import train_bpe
 
@@ -42,7 +43,7 @@ class Folder:
 
     def __init__(self, root: Path):
         self.root = root
-        shutil.copy(ROOT / "profiles/tiny.yaml", root / "params.yaml")
+        (root / "params.yaml").write_text(render_profile(ROOT / "profiles/tiny.yaml"))
         (root / "data/own").mkdir(parents=True)
         self.params({"pretrain.context": 32, "pretrain.n_positions": 128, "tokenizer.vocab_size": 270})
 
@@ -225,19 +226,19 @@ def test_download_data_own_folder_without_texts(folder: Folder, fails: Stage) ->
         ("sms.tsv", "ham\thi\nspam\twin\n\tno\n", ["sms.tsv", "row 3", "label is empty"]),
         ("sms.tsv", "ham\thi\nspam\t \n", ["sms.tsv", "row 2", "empty"]),
         ("sms.tsv", "ham\thi\nham\tho\n", ["sms.tsv", "'ham'", "two classes"]),
-        ("sms.csv", "label,body\nham,hi\n", ["sms.csv", "row 1", "text", "body", "data.sms_text_column"]),
+        ("sms.csv", "label,body\nham,hi\n", ["sms.csv", "row 1", "text", "body", "data.classification_text_column"]),
         ("sms.csv", "ham,hi\nspam,win\n", ["sms.csv", "row 1", "label"]),
         ("sms.csv", "label,text\nham,hi\nspam\n", ["sms.csv", "row 3", "1 column"]),
         ("sms.csv", 'label,text\nham,"hi\n', ["sms.csv", "quotation mark"]),
         ("sms.csv", "label,text\nspam,hi\nSPAM,win\n", ["sms.csv", "row 3", "'SPAM'", "row 2"]),
-        ("sms.jsonl", '{"text": "hi", "tag": 1}\n', ["sms.jsonl", "row 1", "tag", "data.sms_label_column"]),
+        ("sms.jsonl", '{"text": "hi", "tag": 1}\n', ["sms.jsonl", "row 1", "tag", "data.classification_label_column"]),
         ("sms.jsonl", '{"text": "hi", "label": null}\n', ["sms.jsonl", "row 1", "None"]),
         ("sms.parquet", "PAR1", ["sms.parquet", "no Parquet file"]),
     ],
 )
 def test_download_data_own_messages(folder: Folder, fails: Stage, name: str, content: Any, words: list[str]) -> None:
     folder.write(f"data/own/{name}", content)
-    folder.params({"data.sms": f"own/{name}"})
+    folder.params({"data.classification": f"own/{name}"})
     fails("download_data", *words)
 
 
@@ -264,14 +265,17 @@ def test_download_data_own_instructions(folder: Folder, fails: Stage, content: A
 
 
 def test_download_data_names_every_source_that_is_unknown(folder: Folder, fails: Stage) -> None:
-    folder.params({"data.corpus": "the-verdikt", "data.sms": "own/none.tsv", "data.instructions": "own/../params.yaml"})
+    folder.params(
+        {"data.corpus": "the-verdikt", "data.classification": "own/none.tsv", "data.instructions": "own/../params.yaml"}
+    )
     fails(
-        "download_data", "data.corpus: ", "the-verdict", "data.sms: ", "none.tsv", "data.instructions: ", "own/",
+        "download_data", "data.corpus: ", "the-verdict", "data.classification: ", "none.tsv",
+        "data.instructions: ", "own/",
     )  # fmt: skip
 
 
 def test_download_data_keeps_what_was_there(folder: Folder, fails: Stage) -> None:
-    folder.write("data/raw/sms.jsonl", "from before\n")
+    folder.write("data/raw/classification.jsonl", "from before\n")
     folder.write("data/own/empty.txt", "")
     folder.params({"data.corpus": "own/empty.txt"})
     fails("download_data", "empty.txt")  # which also compares the folder with what it was
@@ -437,7 +441,7 @@ def jsonl(rows: list[Any]) -> str:
     ],
 )
 def test_finetune_classify_messages(with_models: Folder, fails: Stage, content: Any, words: list[str]) -> None:
-    with_models.write("data/raw/sms.jsonl", content)
+    with_models.write("data/raw/classification.jsonl", content)
     message = fails("finetune_classify", *words)
     assert "too few" in message or "sms.jsonl" in message
 
@@ -462,7 +466,7 @@ def test_finetuning_from_a_base_that_is_none(
         shutil.copytree(root / "pretrained", root / name)
     (root / "mute/vocab.json").unlink()
     os.truncate(root / "cut/model.safetensors", 2000)
-    with_models.write("data/raw/sms.jsonl", jsonl(MESSAGES))
+    with_models.write("data/raw/classification.jsonl", jsonl(MESSAGES))
     with_models.write("data/raw/instructions.json", ENTRIES)
     with_models.params({f"{stage}.base": base})
     fails(stage, *words)
@@ -531,7 +535,7 @@ def test_a_stage_ends_with_1_and_its_message(
     folder: Folder, program: Callable[[str], subprocess.CompletedProcess[str]]
 ) -> None:
     folder.write("data/own/sms.tsv", "ham\thi\nHam\tno\n")
-    folder.params({"data.sms": "own/sms.tsv"})
+    folder.params({"data.classification": "own/sms.tsv"})
     done = program("download_data")
     assert (done.returncode, done.stdout) == (1, "")
     assert done.stderr == (

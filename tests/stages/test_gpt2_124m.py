@@ -20,6 +20,7 @@ import torch
 
 import gpt2core
 from gpt2core.files import sha256
+from gpt2core.params.profiles import render_profile
 from tests.stages.conftest import ROOT, Project, clone
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200)]  # the fixtures count, too
@@ -164,7 +165,7 @@ def test_fetch_over_http_goes_on_where_the_connection_broke(
     thread = threading.Thread(target=server.serve_forever, daemon=True)
     thread.start()
     try:
-        shutil.copy(ROOT / "profiles/gpt2-124m.yaml", tmp_path / "params.yaml")
+        (tmp_path / "params.yaml").write_text(render_profile(ROOT / "profiles/gpt2-124m.yaml"))
         env = os.environ | {
             "GPT2CORE_MIRROR": f"http://127.0.0.1:{server.server_port}",
             "NO_PROXY": "127.0.0.1",

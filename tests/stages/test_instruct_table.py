@@ -17,6 +17,7 @@ import gpt2core
 from gpt2core.checkpoint.model_dir import save_model
 from gpt2core.inference.respond import respond
 from gpt2core.model import GPT, GPTConfig
+from gpt2core.params import read_values
 from gpt2core.report.pipeline import report_page
 from gpt2core.sources.synthetic import generate_instructions
 from gpt2core.tokenizer.train import train_bpe
@@ -39,7 +40,7 @@ metric_list: [{metric: acc}, {metric: perplexity}]
 @pytest.fixture(scope="module")
 def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("project")
-    params = YAML(typ="safe").load(ROOT / "profiles/tiny.yaml")
+    params = read_values(ROOT / "profiles/tiny.yaml")
     params["finetune_instruct"] |= dict(
         base="own/base", batch_size=8, max_steps=None, test_fraction=0.2, val_fraction=0.1, max_new_tokens=4,
         seeds=[5, 2], checkpoint_steps=[3],

@@ -18,6 +18,7 @@ import pytest
 from ruamel.yaml import YAML
 
 from gpt2core import files
+from gpt2core.params import read_values
 from gpt2core.report.pipeline import report_page
 from tests.evaluation.chat_server import Reply, Request, Server
 
@@ -45,7 +46,7 @@ def answer(request: Request) -> Reply:
 
 def project(folder: Path, base_url: str) -> Path:
     yaml = YAML()
-    params = yaml.load(ROOT / "profiles/tiny.yaml")
+    params = read_values(ROOT / "profiles/tiny.yaml")
     params["judge"] |= {
         "kind": ["openai", "chrf"], "base_url": base_url, "model": "m", "concurrency": 2, "pairwise": True,
         "min_coverage": 0.9, "bootstrap_samples": 20,

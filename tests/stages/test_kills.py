@@ -24,6 +24,7 @@ import pytest
 from ruamel.yaml import YAML
 
 from gpt2core import files
+from gpt2core.params import read_values
 
 ROOT = Path(__file__).parents[2]
 MAX_KILLS = 30  # of a stage; drawn at random where it does more to files
@@ -135,8 +136,8 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A small project with the inputs of all these stages."""
     folder = tmp_path_factory.mktemp("project")
     yaml = YAML()
-    params = yaml.load(ROOT / "profiles/tiny.yaml")
-    params["data"] |= {"corpus": "own/tales.txt", "sms": "own/sms.tsv", "instructions": "own/entries.json"}
+    params = read_values(ROOT / "profiles/tiny.yaml")
+    params["data"] |= {"corpus": "own/tales.txt", "classification": "own/sms.tsv", "instructions": "own/entries.json"}
     params["tokenizer"] |= {"kind": "bpe", "vocab_size": 300}
     params["judge"]["bootstrap_samples"] = 20
     yaml.dump(params, folder / "params.yaml")
@@ -228,7 +229,11 @@ def test_a_killed_stage_keeps_finished_downloads(
     address, asked = server
     yaml = YAML()
     params = yaml.load(scratch / "params.yaml")
-    params["data"] |= {"corpus": "the-verdict", "sms": "sms-spam-collection", "instructions": "instruction-data"}
+    params["data"] |= {
+        "corpus": "the-verdict",
+        "classification": "sms-spam-collection",
+        "instructions": "instruction-data",
+    }
     params["tokenizer"]["kind"] = "gpt2"
     yaml.dump(params, scratch / "params.yaml")
     out, downloads = scratch / "data/raw", scratch / ".checkpoints/downloads"

@@ -16,6 +16,7 @@ import gpt2core
 from gpt2core import prompts
 from gpt2core.checkpoint.model_dir import save_model
 from gpt2core.model import GPT, GPTConfig
+from gpt2core.params import read_values
 from gpt2core.sources.synthetic import generate_instructions
 from gpt2core.tokenizer.train import train_bpe
 
@@ -25,7 +26,7 @@ ENTRIES = generate_instructions(0)[:60]
 
 @pytest.fixture
 def project(tmp_path: Path) -> Path:
-    params = YAML(typ="safe").load(ROOT / "profiles/tiny.yaml")
+    params = read_values(ROOT / "profiles/tiny.yaml")
     params["finetune_instruct"] |= dict(
         base="own/base", trainable="lora", lora_base_dtype="int8", prompt="phi3", grad_accum_steps=2, batch_size=4,
         test_fraction=0.1, val_fraction=0.1, max_new_tokens=4,

@@ -11,6 +11,7 @@ from ruamel.yaml import YAML
 
 from gpt2core.corpus.shards import write_shard
 from gpt2core.corpus.splits import Piece
+from gpt2core.params import read_values
 from gpt2core.report import inspection_figures
 from gpt2core.tokenizer.train import train_bpe
 from gpt2core.tracking import store
@@ -47,7 +48,7 @@ def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("DVC_ROOT", str(tmp_path))
     monkeypatch.chdir(tmp_path)
     yaml = YAML()
-    params = yaml.load(ROOT / "profiles/tiny.yaml")
+    params = read_values(ROOT / "profiles/tiny.yaml")
     params["data"]["corpus"] = "own/tales.txt"
     params["pretrain"] |= {"context": 32, "max_steps": 2, "warmup_steps": 1, "eval_interval_steps": 1}
     yaml.dump(params, tmp_path / "params.yaml")

@@ -115,7 +115,8 @@ def test_parquet_is_read_and_the_names_of_its_numbered_classes(tmp_path: Path) -
             "a.csv",
             "v1,v2\nham,hi\n",
             "row 1: no column label (or class, category, target) and no column text (or message, sentence, content); "
-            "there are: v1, v2; name it by data.sms_label_column and data.sms_text_column in params.yaml",
+            "there are: v1, v2; name it by data.classification_label_column and data.classification_text_column "
+            "in params.yaml",
         ),
         ("a.csv", "label,body\nham,hi\n", "row 1: no column text"),
         ("a.csv", "label,message,content\nham,hi,ho\n", "row 1: columns message and content may both be the text"),
@@ -144,7 +145,9 @@ def test_errors_name_file_and_row(tmp_path: Path, name: str, content: str | byte
 
 def test_a_column_that_is_named_must_be_there(tmp_path: Path) -> None:
     path = write(tmp_path / "a.csv", "label,text\nham,hi\n")
-    with pytest.raises(UserError, match=r"row 1: no column 'tag'; there are: label, text; name it by data.sms_label_c"):
+    with pytest.raises(
+        UserError, match=r"row 1: no column 'tag'; there are: label, text; name it by data.classification_label_c"
+    ):
         read_table(path, label_column="tag")
     with pytest.raises(UserError, match="column 'text' cannot be both the label and the text"):
         read_table(path, label_column="text")

@@ -16,16 +16,16 @@ def test_a_files_hash_is_dvcs_and_a_folders_the_locks(tmp_path: Path, monkeypatc
     monkeypatch.chdir(tmp_path)
     Path("data/raw/corpus").mkdir(parents=True)
     Path("data/tokens").mkdir()
-    Path("data/raw/sms.jsonl").write_bytes(b"line\r\n" * 1000)
+    Path("data/raw/classification.jsonl").write_bytes(b"line\r\n" * 1000)
     assert input_hashes(["data/tokens"]) == {}, "there is no dvc.lock yet"
     Path("dvc.lock").write_text(
         "stages:\n  a: {outs: [{path: data/raw, md5: aa.dir}]}\n  b: {outs: [{path: data/tokens, md5: bb.dir}]}\n"
         "  c: {cmd: no outs}\n"
     )
-    assert input_hashes(["data/raw/corpus", Path("data/tokens"), "data/raw/sms.jsonl", "models/own"]) == {
+    assert input_hashes(["data/raw/corpus", Path("data/tokens"), "data/raw/classification.jsonl", "models/own"]) == {
         "data/raw/corpus": "aa",
         "data/tokens": "bb",
-        "data/raw/sms.jsonl": file_md5("data/raw/sms.jsonl", LocalFileSystem()),
+        "data/raw/classification.jsonl": file_md5("data/raw/classification.jsonl", LocalFileSystem()),
     }
 
 

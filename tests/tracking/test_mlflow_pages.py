@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from gpt2core.config import Mlflow, Params
+from gpt2core.config.mlflow import Mlflow
+from gpt2core.params import Params
 from gpt2core.tracking import track_stage
 from tests.tracking.mlflow_pages import Pages, pages, server
 

@@ -17,8 +17,9 @@ import numpy as np
 import pytest
 
 from gpt2core import runtime
-from gpt2core.config import Params, Tokenizer
+from gpt2core.config.tokenizer import Tokenizer
 from gpt2core.errors import UserError
+from gpt2core.params import Params
 from gpt2core.tracking import flatten, mlflow_run, pipeline_run, store, track_stage
 
 PARAMS = Params.model_construct(
@@ -28,7 +29,7 @@ WARNING = "warning: stage pretrain goes on without MLflow tracking; gpt2core syn
 STAGE = """
 import sys
 from pathlib import Path
-from gpt2core.config import Params
+from gpt2core.params import Params
 from gpt2core.log import log_to_stderr
 from gpt2core.tracking import track_stage
 
@@ -192,15 +193,15 @@ def test_what_the_machine_does_is_on_the_page_of_system_metrics(root, monkeypatc
 
 def test_inputs_are_tags_and_datasets(root):
     (root / "data").mkdir()
-    (root / "data/sms.jsonl").write_text("{}\n")
+    (root / "data/classification.jsonl").write_text("{}\n")
     (root / "dvc.lock").write_text(f"stages: {{a: {{outs: [{{path: models/base, md5: {'a' * 32}.dir}}]}}}}\n")
-    with track_stage("finetune-classify", PARAMS, inputs=["data/sms.jsonl", Path("models/base")]):
+    with track_stage("finetune-classify", PARAMS, inputs=["data/classification.jsonl", Path("models/base")]):
         pass
     (child,) = runs(root)[1]
-    md5 = subprocess.check_output(["md5sum", root / "data/sms.jsonl"], text=True).split()[0]
-    assert child.data.tags["input.data/sms.jsonl"] == md5
+    md5 = subprocess.check_output(["md5sum", root / "data/classification.jsonl"], text=True).split()[0]
+    assert child.data.tags["input.data/classification.jsonl"] == md5
     shown = {row.dataset.name: (row.dataset.digest, row.tags[0].value) for row in child.inputs.dataset_inputs}
-    assert shown == {"data/sms.jsonl": (md5, "training"), "models/base": ("a" * 32, "base model")}
+    assert shown == {"data/classification.jsonl": (md5, "training"), "models/base": ("a" * 32, "base model")}
 
 
 def test_the_environment_is_tags_of_parent_and_child(root):
@@ -223,7 +224,7 @@ def test_threads_are_no_tag_of_a_stage_without_torch(root):
 
 COST = """
 import sys, time
-from gpt2core.config import Params
+from gpt2core.params import Params
 from gpt2core.log import log_to_stderr
 from gpt2core.tracking import track_stage
 
@@ -323,7 +324,7 @@ def test_a_figure_is_an_artifact_and_no_file_of_the_project(root):
 
 UNTRACKED_FIGURE = """
 import sys
-from gpt2core.config import Params
+from gpt2core.params import Params
 from gpt2core.log import log_to_stderr
 from gpt2core.tracking import plots, track_stage
 
@@ -553,7 +554,7 @@ def test_dvc_repro_and_experiments_each_have_a_parent_and_a_cached_run_adds_none
 KILLED = """
 import os, signal, sys
 from pathlib import Path
-from gpt2core.config import Params
+from gpt2core.params import Params
 from gpt2core.log import log_to_stderr
 from gpt2core.tracking import track_stage
 

@@ -23,11 +23,12 @@ import torch
 import yaml
 
 import gpt2core
-from gpt2core import config, files, prompts
+from gpt2core import files, prompts
 from gpt2core.checkpoint.model_dir import save_model
-from gpt2core.config import Mlflow, Params
+from gpt2core.config.mlflow import Mlflow
 from gpt2core.errors import UserError
 from gpt2core.inference.respond import respond
+from gpt2core.params import Params, load_params
 from gpt2core.tracking import models as track_models
 from gpt2core.tracking import track_stage
 from gpt2core.tracking.sync import sync
@@ -163,11 +164,11 @@ def test_a_name_for_the_registry_is_checked(tmp_path: Path) -> None:
     text = (track_models.PACKAGE.parent / "params.yaml").read_text(encoding="utf-8")
     for value, name in (("false", None), ("true", "gpt2core"), ("team a", "team a")):
         (tmp_path / "params.yaml").write_text(text.replace("register: false", f"register: {value}"))
-        assert config.load_params(tmp_path / "params.yaml").mlflow.registry_name() == name
+        assert load_params(tmp_path / "params.yaml").mlflow.registry_name() == name
     for value in ("a/b", "a:b", "''", "7", "null"):
         (tmp_path / "params.yaml").write_text(text.replace("register: false", f"register: {value}"))
         with pytest.raises(UserError, match=r"mlflow\.register: .* must be false, true or a name"):
-            config.load_params(tmp_path / "params.yaml")
+            load_params(tmp_path / "params.yaml")
 
 
 @pytest.mark.slow

@@ -7,10 +7,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from gpt2core import config
 from gpt2core.checkpoint.model_dir import save_model
+from gpt2core.config.finetune_classify import FinetuneClassify
 from gpt2core.inference.classify import Texts
 from gpt2core.model import GPT, GPTClassifier, GPTConfig
+from gpt2core.params import load_params
 from gpt2core.tasks.labeled_texts import Splits
 from gpt2core.tokenizer.train import train_bpe
 from gpt2core.training import cached_features, classify
@@ -77,8 +78,8 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
 EXAMPLES = [("spam" if i % 2 else "ham", f"{'you won' if i % 2 else 'meet me'} at the lamp {i}") for i in range(40)]
 
 
-def params(**changes: object) -> config.FinetuneClassify:
-    section = config.load_params(Path(__file__).parents[2] / "profiles/tiny.yaml").finetune_classify
+def params(**changes: object) -> FinetuneClassify:
+    section = load_params(Path(__file__).parents[2] / "profiles/tiny.yaml").finetune_classify
     return section.model_copy(update={"epochs": 2, "batch_size": 4, "lr": 0.01, "warmup_steps": 0, **changes})
 
 

@@ -8,10 +8,10 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from gpt2core import config
 from gpt2core.checkpoint.model_dir import load, save_model
 from gpt2core.inference.classify import encode, predict
 from gpt2core.model import GPT, GPTConfig
+from gpt2core.params import load_params
 from gpt2core.tasks.labeled_texts import Splits
 from gpt2core.tokenizer.train import train_bpe
 from gpt2core.training.checkpoints import CheckpointManager
@@ -37,7 +37,7 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def tuned(
     base: Path, states: CheckpointManager | None = None, on_metrics=lambda metrics, step: None, **changes
 ) -> Classified:
-    section = config.load_params(Path(__file__).parents[2] / "profiles/tiny.yaml").finetune_classify
+    section = load_params(Path(__file__).parents[2] / "profiles/tiny.yaml").finetune_classify
     recipe = {"epochs": 12, "batch_size": 6, "lr": 0.02, "warmup_steps": 0, "max_steps": None, "dropout": 0.1}
     section = section.model_copy(update={**recipe, **changes})
     return finetune_classify(
@@ -52,7 +52,7 @@ def val_loss(found: Classified) -> float:
 
 
 def test_the_weights_of_the_best_epoch_are_kept_and_the_training_ends_when_patience_does(base: Path) -> None:
-    found = tuned(base, patience_epochs=3)
+    found = tuned(base, patience_evals=3)
     losses = [row["val_loss"] for row in found.curve]
     assert found.kept_epoch == losses.index(min(losses)) + 1
     assert 1 < found.kept_epoch < len(losses) == found.kept_epoch + 3 < 12
@@ -61,9 +61,9 @@ def test_the_weights_of_the_best_epoch_are_kept_and_the_training_ends_when_patie
     ids, _ = encode([text for _, text in EXAMPLES[45:]], found.tokenizer, 32, None)
     torch.testing.assert_close(torch.tensor(found.probabilities), predict(found.model, ids).softmax(-1))
 
-    patient = tuned(base, patience_epochs=12)
+    patient = tuned(base, patience_evals=12)
     assert patient.curve[: len(losses)] == found.curve and len(patient.curve) == 12
-    last = tuned(base, patience_epochs=None)
+    last = tuned(base, patience_evals=None)
     assert last.curve == patient.curve and last.kept_epoch == 12
     assert val_loss(last) == pytest.approx(last.curve[-1]["val_loss"], abs=1e-6)
 
@@ -75,7 +75,7 @@ class Killed(Exception):
 def test_an_early_stopping_that_is_killed_goes_on_to_the_same_bytes(
     base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    whole = tuned(base, patience_epochs=2)
+    whole = tuned(base, patience_evals=2)
     monkeypatch.setenv("GPT2CORE_SAVE_INTERVAL_S", "0")  # a state after every step
     states = CheckpointManager(tmp_path / "training")
     end = 5 * len(whole.curve)
@@ -87,9 +87,9 @@ def test_an_early_stopping_that_is_killed_goes_on_to_the_same_bytes(
                 raise Killed
 
         with pytest.raises(Killed):
-            tuned(base, states, on_metrics, patience_epochs=2)
+            tuned(base, states, on_metrics, patience_evals=2)
     for _ in range(2):  # the second finds a training that is over
-        found = tuned(base, states, patience_epochs=2)
+        found = tuned(base, states, patience_evals=2)
         assert (found.curve, found.kept_epoch, found.before) == (whole.curve, whole.kept_epoch, whole.before)
         assert found.probabilities == whole.probabilities
         for key, tensor in whole.model.state_dict().items():

@@ -21,6 +21,8 @@ import torch
 from ruamel.yaml import YAML
 
 from gpt2core.checkpoint.model_dir import load
+from gpt2core.params import read_values
+from gpt2core.params.profiles import render_profile
 from gpt2core.training import distributed
 from tests.training.distributed_worker import PAUSE_STEP, RECIPES, SHARDINGS
 
@@ -132,7 +134,7 @@ class Stage:
     def start(self, *launcher: str, **params: Any) -> subprocess.Popen[str]:
         """Start it with these params; it ends when the test does."""
         yaml = YAML()
-        values = yaml.load(ROOT / "profiles" / "tiny.yaml")
+        values = read_values(ROOT / "profiles/tiny.yaml")
         values["pretrain"] |= PARAMS | params
         values["numerics"] = "native"  # portable numerics compute in one process
         yaml.dump(values, self.root / "params.yaml")
@@ -186,7 +188,7 @@ class Stage:
 def data(folder: Path) -> Path:
     stage = Stage(folder / "data")
     stage.root.mkdir()
-    (stage.root / "params.yaml").write_text((ROOT / "profiles" / "tiny.yaml").read_text())
+    (stage.root / "params.yaml").write_text(render_profile(ROOT / "profiles/tiny.yaml"))
     for name in ("download_data", "tokenize"):
         command = [sys.executable, "-m", f"stages.{name}"]
         subprocess.run(command, cwd=stage.root, env=stage.env, check=True, capture_output=True, timeout=600)

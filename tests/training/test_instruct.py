@@ -11,11 +11,12 @@ import torch
 import torch.nn.functional as F
 
 import gpt2core
-from gpt2core import config, prompts
+from gpt2core import prompts
 from gpt2core.checkpoint.model_dir import load, save_model
 from gpt2core.checkpoint.peft_adapter import save_adapter
 from gpt2core.errors import UserError
 from gpt2core.model import GPT, GPTConfig
+from gpt2core.params import load_params
 from gpt2core.sources.synthetic import generate_instructions
 from gpt2core.tasks import instructions, labeled_texts
 from gpt2core.tokenizer.train import train_bpe
@@ -41,7 +42,7 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def run(base: Path, states: CheckpointManager | None = None, **changes: object) -> Instructed:
-    section = config.load_params(TINY).finetune_instruct.model_copy(
+    section = load_params(TINY).finetune_instruct.model_copy(
         update={"epochs": 2, "batch_size": 4, "max_steps": None, "warmup_steps": 0, "max_new_tokens": 3, **changes}
     )
     splits = instructions.Splits(ENTRIES[:22], ENTRIES[22:28], ENTRIES[28:31])
@@ -277,7 +278,7 @@ def test_a_checkpoint_after_the_end_is_refused(base: Path) -> None:
 
 def test_a_classifier_learns_by_lora_too_and_is_merged(base: Path, tmp_path: Path) -> None:
     texts = [("spam" if i % 2 else "ham", f"{'you won' if i % 2 else 'meet me'} at the lamp {i}") for i in range(40)]
-    section = config.load_params(TINY).finetune_classify.model_copy(
+    section = load_params(TINY).finetune_classify.model_copy(
         update={**LORA, "epochs": 4, "batch_size": 4, "warmup_steps": 0, "max_steps": None}
     )
     splits = labeled_texts.Splits(texts[:28], texts[28:34], texts[34:])

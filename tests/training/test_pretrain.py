@@ -9,9 +9,9 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from gpt2core import config
 from gpt2core.checkpoint.model_dir import load, save_model
 from gpt2core.corpus.shards import Shard
+from gpt2core.params import load_params
 from gpt2core.tokenizer import Tokenizer
 from gpt2core.tokenizer.train import train_bpe
 from gpt2core.training import trainer
@@ -19,7 +19,7 @@ from gpt2core.training.batches import Batch
 from gpt2core.training.pretrain import Pretrained, pretrain
 from tests.training.function_task import train
 
-TINY = config.load_params("profiles/tiny.yaml").pretrain.model_copy(
+TINY = load_params("profiles/tiny.yaml").pretrain.model_copy(
     update=dict(
         n_layer=2, n_head=2, n_embd=32, n_positions=64, context=32, batch_size=4, max_steps=4, warmup_steps=1,
         eval_interval_steps=4, eval_batches=1, sample_tokens=4,

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, Protocol
 
-from gpt2core import config
+from gpt2core.config.judge import Judge as JudgeParams
 
 Preference = Literal["first", "second", "tie"]
 
@@ -52,7 +52,7 @@ class Judge(Protocol):
         ...
 
 
-def make_judges(judge: config.Judge, seed: int, replies_dir: Path) -> list[Judge]:
+def make_judges(judge: JudgeParams, seed: int, replies_dir: Path) -> list[Judge]:
     """The judges that the params name, in their order. `seed` is sent with each request of a judge that samples.
 
     Args:

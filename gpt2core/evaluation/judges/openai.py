@@ -14,7 +14,7 @@ from typing import Any
 
 import openai
 
-from gpt2core import config
+from gpt2core.config.judge import Judge as JudgeParams
 from gpt2core.errors import UserError
 from gpt2core.evaluation.judges.language_model import NoReply
 from gpt2core.evaluation.judges.replies import Messages
@@ -33,7 +33,7 @@ class OpenAIChat:
 
     kind = "openai"
 
-    def __init__(self, judge: config.Judge, model: str, seed: int) -> None:
+    def __init__(self, judge: JudgeParams, model: str, seed: int) -> None:
         self.model, self.concurrency = model, judge.concurrency
         self.settings: dict[str, Any] = {"temperature": 0, "seed": seed}
         if judge.num_ctx:

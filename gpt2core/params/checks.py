@@ -1,4 +1,4 @@
-"""What params say against each other: sizes and values that each are allowed and do not go together."""
+"""Checks of params against each other: values that are allowed alone and not together."""
 
 from __future__ import annotations
 
@@ -9,13 +9,15 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from gpt2core.config import Params
+    from gpt2core.params.schema import Params
+
+TRAININGS = ("pretrain", "finetune_classify", "finetune_instruct")
 
 TRAININGS = ("pretrain", "finetune_classify", "finetune_instruct")
 
 
 def contradictions(params: Params) -> list[str]:
-    """A line for each, with the key and what to do; nothing of keys that `params` lacks."""
+    """Return one line per contradiction, with the key and the remedy. Keys that `params` lacks are skipped."""
     problems: list[str] = []
     for check in _ALL:
         with contextlib.suppress(AttributeError):  # a part that another message already speaks of
@@ -134,7 +136,7 @@ def _induction(params: Params) -> Iterator[str]:
     if params.pretrain.init == "induction" and not (has_room and params.pretrain.tie_weights):
         yield (
             f"pretrain.init: 'induction' needs 2 blocks, 4 heads of an even size and tie_weights: true; this model has "
-            f"{sizes['n_layer']} and {sizes['n_head']} of {head_size}; change these or take gpt2"
+            f"{sizes['n_layer']} and {sizes['n_head']} of {head_size}; change these or take random"
         )
 
 

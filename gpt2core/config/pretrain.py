@@ -1,0 +1,87 @@
+"""Section `pretrain`."""
+
+from __future__ import annotations
+
+import re
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, PlainValidator
+from pydantic_core import PydanticCustomError
+
+from gpt2core.config.fields import Count, PositiveFloat, PositiveInt
+from gpt2core.config.optimization import Optimization
+from gpt2core.config.presets import PRESET_NAMES, PRESETS, Preset
+
+
+def _launcher(value: Any) -> str:
+    if isinstance(value, str) and (value == "python" or re.search(r"\btorchrun\b|\btorch\.distributed\.run\b", value)):
+        return value
+    raise PydanticCustomError(
+        "launcher", "Input should be python or a command of torchrun, such as torchrun --standalone --nproc-per-node=8"
+    )
+
+
+Launcher = Annotated[Any, PlainValidator(_launcher)]
+
+
+class Pretrain(Optimization):
+    """The model and its pretraining."""
+
+    preset: Preset = Field(default="tiny", description=f"{PRESET_NAMES}; the next four replace single sizes")
+    n_layer: PositiveInt | None = Field(default=None, description="blocks")
+    n_head: PositiveInt | None = Field(default=None, description="attention heads per block; must divide n_embd")
+    n_embd: PositiveInt | None = Field(default=None, description="hidden size, in channels")
+    n_positions: PositiveInt | None = Field(default=None, description="longest text, in tokens")
+    qkv_bias: bool = Field(default=True, description="queries, keys, and values have a bias, as in GPT-2")
+    tie_weights: bool = Field(default=True, description="the output head is the token embedding, as in GPT-2")
+    initializer_range: PositiveFloat = Field(
+        default=0.06,
+        description="standard deviation of initial weights; GPT-2: 0.02; narrow models learn to copy with more",
+    )
+    init: Literal["random", "induction"] = Field(
+        default="random",
+        description="random | induction: with a circuit that copies, for texts too few to learn it from",
+    )
+    trainable: Literal["last_two_blocks", "blocks", "all"] = Field(
+        default="all", description="last_two_blocks: an induction circuit below them stays as it is | blocks | all"
+    )
+    context: PositiveInt = Field(default=256, description="tokens per window; at most n_positions")
+    max_steps: PositiveInt = Field(default=480, description="number of steps")
+    eval_interval_steps: PositiveInt = Field(
+        default=80, description="steps between evaluations, each with a sample of text"
+    )
+    eval_batches: PositiveInt = Field(
+        default=8, description="batches of validation windows per evaluation; the final metric covers the whole split"
+    )
+    sample_prompt: str = Field(default="", description="start of the samples; empty: the start of a document")
+    sample_tokens: PositiveInt = Field(default=200, description="longest sample")
+    launcher: Launcher = Field(
+        default="python",
+        description="python | torchrun --standalone --nproc-per-node=8: one process for each of 8 GPUs; "
+        "see docs/scaling.md",
+    )
+    sharding: Literal["none", "full"] = Field(
+        default="none",
+        description="of several processes: none: each has all weights | full: each has a part, for 1558M",
+    )
+
+    batch_size: PositiveInt = Field(default=8, description="windows per micro-batch")
+    optimizer: Literal["adamw", "muon"] = "muon"
+    lr: PositiveFloat = 0.006
+    schedule: Literal["cosine", "linear", "wsd", "constant"] = "linear"
+    warmup_steps: Count = 60
+
+    def sizes(self) -> dict[str, int]:
+        """Return n_layer, n_head, n_embd, and n_positions: the preset's, unless replaced."""
+        return {key: getattr(self, key) or value for key, value in PRESETS[self.preset].items()}
+
+    def undivided(self, n_processes: int) -> str:
+        """Return why a step cannot be divided between this number of processes, or an empty string."""
+        windows = self.grad_accum_steps * self.batch_size
+        if windows % n_processes == 0:
+            return ""
+        return (
+            f"pretrain.launcher: {n_processes} processes do not divide the {windows} windows of a step "
+            f"(grad_accum_steps {self.grad_accum_steps} * batch_size {self.batch_size}); "
+            f"allowed: {', '.join(str(n) for n in range(1, windows + 1) if windows % n == 0)}"
+        )
