@@ -1,55 +1,49 @@
-"""The models that lie in models/ now, logged to the runs that made them where these have none, and registered."""
+"""The models in models/: logged to the runs that made them if these have none, and registered."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
 
 from pydantic import ValidationError
 
 from gpt2core import config
 from gpt2core.tracking.find_runs import find_runs
 from gpt2core.tracking.inputs import folder_md5
-from gpt2core.tracking.models import OF_STAGE, log_model, register_model, registered_versions
-from gpt2core.tracking.state import State
-
-if TYPE_CHECKING:
-    from mlflow import MlflowClient
+from gpt2core.tracking.models import KIND_OF_STAGE, log_model, register_model, registered_versions
+from gpt2core.tracking.state import State, file_stem
+from gpt2core.tracking.writer import Writer
 
 
-def add_models(client: MlflowClient, root: Path, state: State) -> list[str]:
-    """What was done; nothing, where MLflow has all that `mlflow` of the params wants.
+def add_models(writer: Writer, root: Path, state: State) -> list[str]:
+    """Log and register what MLflow lacks of the models that `mlflow` of the params asks for. Return what was done.
 
-    A model goes to the newest run that finished with the stage's present metrics, if the directory is to the byte the
-    one that dvc.lock knows.
+    A model goes to the newest run that finished with the stage's present metrics, if the directory has the bytes of
+    dvc.lock.
 
     Raises:
-        Exception: whatever MLflow, its store or the disk have to say.
+        Exception: any error of MLflow, its store, or the disk.
     """
     try:
         section = config.Mlflow.model_validate(state.params.get("mlflow"))
     except ValidationError:  # of an older version
         return []
-    stages = [stage for stage in OF_STAGE if stage in state.metrics and section.log_models]
-    metrics = {stage.replace("-", "_"): state.metrics[stage] for stage in stages}
+    prefix = section.registry_name()
+    stages = [stage for stage in KIND_OF_STAGE if stage in state.metrics and section.log_models]
     done = []
-    for recorded in find_runs(root, stages, metrics):
-        kind, prefix = OF_STAGE[recorded.stage], section.registry_name()
+    for found in find_runs(root, stages, {file_stem(stage): state.metrics[stage] for stage in stages}):
+        kind = KIND_OF_STAGE[found.stage]
         folder = Path("models") / kind
-        run = client.get_run(recorded.run_id)
-        logged = [client.get_logged_model(each.model_id) for each in (run.outputs.model_outputs if run.outputs else ())]
-        ready = [model for model in logged if str(model.status) == "READY"]
-        if not ready and folder_md5(root / folder) == _locked_md5(state.stages[recorded.stage], folder):
-            log_model(client, run, kind, root / folder, state.metrics[recorded.stage], prefix)
-            done.append(f"the model of {recorded.stage}")
-        elif (
-            ready and prefix and not any(v["name"] == f"{prefix}-{kind}" for m in ready for v in registered_versions(m))
-        ):
-            register_model(client, ready[-1], f"{prefix}-{kind}", recorded.run_id)
-            done.append(f"{prefix}-{kind} in the registry")
+        run = writer.get(found.run_id)
+        ids = [output.model_id for output in (run.run.outputs.model_outputs if run.run.outputs else ())]
+        models = [model for model in map(run.client.get_logged_model, ids) if str(model.status) == "READY"]
+        outs = {out["path"]: out.get("md5") for out in state.stages[found.stage].get("outs", [])}
+        if not models:
+            if folder_md5(root / folder) == outs.get(folder.as_posix()):
+                log_model(run, kind, root / folder, state.metrics[found.stage], prefix)
+                done.append(f"the model of {found.stage}")
+        elif prefix:
+            name = f"{prefix}-{kind}"
+            if not any(version["name"] == name for model in models for version in registered_versions(model)):
+                register_model(run.client, models[-1], name, found.run_id)
+                done.append(f"{name} in the registry")
     return done
-
-
-def _locked_md5(stage: dict[str, Any], folder: Path) -> str | None:
-    outs = (out for out in stage.get("outs", []) if out["path"] == folder.as_posix())
-    return next((str(out.get("md5")) for out in outs), None)

@@ -20,11 +20,12 @@ from gpt2core import runtime
 from gpt2core.config import Params, Tokenizer
 from gpt2core.errors import UserError
 from gpt2core.tracking import flatten, mlflow_run, pipeline_run, store, track_stage
+from gpt2core.tracking.writer import RunWriter
 
 PARAMS = Params.model_construct(
     seed=7, tokenizer=Tokenizer(kind="bpe", vocab_size=512, val_fraction=0.1, drop_duplicates=False, shuffle=False)
 )
-WARNING = "warning: stage pretrain goes on without MLflow tracking; gpt2core sync-mlflow fills it in ("
+WARNING = "warning: stage pretrain continues without MLflow; gpt2core sync-mlflow completes its run ("
 STAGE = """
 import sys
 from pathlib import Path
@@ -344,7 +345,7 @@ def test_a_run_that_is_not_tracked_draws_nothing(fresh_root):
 def test_a_run_that_lost_its_store_draws_nothing(root, monkeypatch, capfd):
     drawn = []
     with track_stage("pretrain", PARAMS) as run:
-        monkeypatch.setattr(store, "send_tags", lambda *_: 1 / 0)
+        monkeypatch.setattr(RunWriter, "set_tags", lambda *_: 1 / 0)
         run.set_tags({"a": 1})
         run.log_figure("loss", drawn.append)
     assert drawn == []
@@ -390,7 +391,7 @@ def test_a_store_that_breaks_in_the_middle_is_one_warning(root, capfd):
     assert survived
     (warning,) = capfd.readouterr().err.splitlines()
     assert warning.startswith(
-        "warning: stage pretrain goes on without MLflow tracking; gpt2core sync-mlflow fills it in ("
+        "warning: stage pretrain continues without MLflow; gpt2core sync-mlflow completes its run ("
     )
 
 
@@ -404,7 +405,7 @@ def test_a_server_that_is_away_costs_seconds_and_one_warning(fresh_root):
     assert done.returncode == 0 and (fresh_root / "pretrain.done").exists()
     (warning,) = done.stderr.splitlines()
     assert warning.startswith(
-        "warning: stage pretrain goes on without MLflow tracking; gpt2core sync-mlflow fills it in ("
+        "warning: stage pretrain continues without MLflow; gpt2core sync-mlflow completes its run ("
     )
     assert "secret" not in warning
     assert not (fresh_root / "mlflow.db").exists()

@@ -144,7 +144,7 @@ def test_a_full_disk_is_a_warning_and_the_metrics_are_there(
         run.finish(METRICS)
         run.log_model("classifier", models_dir / "classifier", METRICS)
     (warning,) = capfd.readouterr().err.splitlines()
-    assert "goes on without MLflow tracking" in warning and "No space left on device" in warning
+    assert "continues without MLflow" in warning and "No space left on device" in warning
     model = logged(root)["classifier"]
     assert str(model.status) == "FAILED"
     assert not any(path.is_file() for path in folder_of(model).parent.rglob("*"))
