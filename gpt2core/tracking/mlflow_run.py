@@ -31,6 +31,7 @@ from gpt2core.tracking import pending, state, store
 from gpt2core.tracking.flatten import numbers
 from gpt2core.tracking.inputs import input_hashes
 from gpt2core.tracking.pipeline_run import Pipeline, common_tags, current_pipeline, git_revision
+from gpt2core.tracking.plots.stages import stage_figures
 from gpt2core.tracking.usage import usage
 from gpt2core.tracking.writer import PARENT_TAG, PIPELINE_TAG, RESULTS_TAG, Point, RunWriter, Writer
 
@@ -123,10 +124,6 @@ class StageRun:
         """Copy a file to the run, into `folder` there."""
         self._attempt(lambda: self._run.client.log_artifact(self._run.run_id, os.fspath(path), folder))
 
-    def log_text(self, text: str, name: str) -> None:
-        """Store a text as the artifact `name`."""
-        self._attempt(lambda: self._run.client.log_text(self._run.run_id, text, name))
-
     def log_figure(self, name: str, plot: Callable[..., None], *arguments: Any) -> None:
         """Draw a figure and log it as the artifact `plots/<name>.svg`. A run that is not tracked draws nothing.
 
@@ -164,15 +161,23 @@ class StageRun:
             self._flush()  # if logging the model fails, the metrics are there
             log_model(self._run, kind, folder, metrics, section.registry_name())
 
-    def set_tags(self, tags: Mapping[str, Any]) -> None:
-        """Set tags of the run."""
-        self._attempt(lambda: self._run.set_tags(tags))
-
     def finish(self, metrics: Mapping[str, Any]) -> None:
-        """Log the stage's results: on its own run, and as `<stage>.<metric>` on the parent to compare pipeline runs."""
+        """Log the stage's results and the figures of its files, which are written before.
+
+        The parent run gets the results as `<stage>.<metric>`, to compare pipeline runs.
+        """
         self.log_metrics(metrics)  # at the last step, so that they are the latest values of their curves
         results = {state.metric_name(self.stage, key): value for key, value in numbers(metrics).items()}
         self._attempt(lambda: self._parent().log_results(results, _now_ms()))
+        if self._is_tracked:
+            self._log_figures(metrics)
+
+    def _log_figures(self, metrics: Mapping[str, Any]) -> None:
+        try:
+            for figure in stage_figures(self.stage, metrics):
+                self.log_figure(figure.name, figure.draw)
+        except Exception as error:
+            _warn(f"stage {self.stage}: not all of its figures were drawn", error)
 
     def _start(self, sections: tuple[str, ...] | None, inputs: Iterable[str | Path]) -> None:
         self._attempt(lambda: self._open(self._params.model_dump(), sections))
