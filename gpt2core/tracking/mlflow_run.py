@@ -33,7 +33,7 @@ from gpt2core.tracking.inputs import input_hashes
 from gpt2core.tracking.pipeline_run import Pipeline, common_tags, current_pipeline, git_revision
 from gpt2core.tracking.plots.stages import stage_figures
 from gpt2core.tracking.usage import usage
-from gpt2core.tracking.writer import PARENT_TAG, PIPELINE_TAG, RESULTS_TAG, Point, RunWriter, Writer
+from gpt2core.tracking.writer import PARENT_TAG, PIPELINE_TAG, RESULTS_TAG, SYSTEM, Point, RunWriter, Writer
 
 FLUSH_INTERVAL_S = 5.0  # a request costs MLflow about 20 ms, with one metric or a hundred
 END_TIMEOUT_S = 30.0
@@ -148,8 +148,7 @@ class StageRun:
     def log_model(self, kind: str, folder: str | os.PathLike[str], metrics: Mapping[str, Any]) -> None:
         """Log a model directory as an MLflow model, `classifier` or `instruct`, if `mlflow` of the params says so.
 
-        Args:
-            metrics: the stage's results, shown on the model's page too.
+        The model's page shows the metrics, the stage's results, too.
         """
         self._attempt(lambda: self._log_model(kind, Path(folder), metrics))
 
@@ -158,7 +157,7 @@ class StageRun:
         if section.log_models:
             from gpt2core.tracking.models import log_model
 
-            self._flush()  # if logging the model fails, the metrics are there
+            self._flush(up_to_now=True)  # if logging the model fails, the metrics are there
             log_model(self._run, kind, folder, metrics, section.registry_name())
 
     def finish(self, metrics: Mapping[str, Any]) -> None:
@@ -166,9 +165,12 @@ class StageRun:
 
         The parent run gets the results as `<stage>.<metric>`, to compare pipeline runs.
         """
-        self.log_metrics(metrics)  # at the last step, so that they are the latest values of their curves
-        results = {state.metric_name(self.stage, key): value for key, value in numbers(metrics).items()}
-        self._attempt(lambda: self._parent().log_results(results, _now_ms()))
+        results = numbers(metrics)
+        with self._mutex:  # a result takes the place of its curve's value at the last step
+            self._points = [p for p in self._points if p.step != self._last_step or p.key not in results]
+        self.log_metrics(results)
+        of_stage = {state.metric_name(self.stage, key): value for key, value in results.items()}
+        self._attempt(lambda: self._parent().log_results(of_stage, _now_ms()))
         if self._is_tracked:
             self._log_figures(metrics)
 
@@ -247,7 +249,7 @@ class StageRun:
     def _close(self, status: str, reason: str, duration_s: float) -> None:
         now_ms, parent = _now_ms(), self._parent()
         self._points.append(Point("duration_s", duration_s, now_ms, self._last_step))
-        self._flush()
+        self._flush(up_to_now=True)
         parent.log_results({state.metric_name(self.stage, "duration_s"): duration_s}, now_ms)
         if reason:
             self._run.set_tags({"error": reason[:1000]})
@@ -281,11 +283,14 @@ class StageRun:
                 self._points += [Point(key, value, now_ms, sample) for key, value in usage().items()]
             self._attempt(self._flush)
 
-    def _flush(self) -> None:
+    def _flush(self, up_to_now: bool = False) -> None:
+        """Send the points, by default without those of the last step: results may take their place."""
         with self._sending:
             with self._mutex:
-                points, self._points = self._points, []
-            self._run.log_points(points)
+                points, last_step = self._points, -1 if up_to_now else self._last_step
+                self._points = [p for p in points if p.step == last_step and not p.key.startswith(SYSTEM)]
+                waiting = set(self._points)
+            self._run.log_points(point for point in points if point not in waiting)
 
     def _attempt(self, action: Callable[[], Any]) -> None:
         """Run `action` if tracking is on; the first error disables tracking for the rest of the stage."""

@@ -121,9 +121,11 @@ def _complete_children(writer: Writer, parent: RunWriter, revision: Revision, ra
             synced.done.append(f"the stage {stage}")
         elif not child.is_finished and stage not in ran:
             continue  # it may be running
-        _add_curve(child, stage, revision)
+        curve = [] if child.is_finished else list(_curve(child, stage, revision))
+        last_step = max((point.step for point in curve), default=0)
         params = child.log_params(entry.get("params", {}).get("params.yaml", {}))
-        results = child.log_results(revision.state.metrics.get(stage, {}), revision.at_ms)
+        results = child.log_results(revision.state.metrics.get(stage, {}), revision.at_ms, last_step)
+        child.log_missing_steps(curve)  # a result takes the place of its curve's last value
         of = "" if is_new else f" of {stage}"
         synced.add((params, f"params{of}"), (results, f"metrics{of}"))
         if not child.is_finished:
@@ -131,27 +133,22 @@ def _complete_children(writer: Writer, parent: RunWriter, revision: Revision, ra
             synced.done += [] if is_new else [f"the end of {stage}"]
 
 
-def _add_curve(child: RunWriter, stage: str, revision: Revision) -> None:
-    """Log the points of the stage's curve that its run does not have.
+def _curve(child: RunWriter, stage: str, revision: Revision) -> Iterator[Point]:
+    """Yield the points of the stage's curve, of the first seed: one curve per run.
 
-    A run that broke off may lack some steps of a metric. With a column `epoch`, only metrics without any point are
-    logged: a running stage counts steps, and its points cannot be compared with these.
+    With a column `epoch`, these are only of metrics of which the run has no point: a running stage counts steps, so its
+    points and these do not belong to one curve.
     """
     content = revision.read(f"metrics/plots/{file_stem(stage)}.csv")
     rows = list(csv.DictReader(io.StringIO(content.decode()))) if content else []
     column = next((name for name in ("step", "epoch") if rows and name in rows[0]), None)
     if column is None:
         return
-    logged = child.run.data.metrics if child.is_finished or column == "epoch" else {}
-    child.log_missing_steps(_points(rows, column, set(rows[0]) - {column, "seed", *logged}, revision.at_ms))
-
-
-def _points(rows: list[dict[str, str]], column: str, keys: set[str], at_ms: int) -> Iterator[Point]:
-    """Yield the points of these columns, of the first seed: one curve per run."""
+    keys = set(rows[0]) - {column, "seed"} - (set(child.run.data.metrics) if column == "epoch" else set())
     for row in rows:
         if row.get("seed") == rows[0].get("seed"):
             step = int(float(row[column]))
-            yield from (Point(key, float(row[key]), at_ms, step) for key in sorted(keys) if row[key])
+            yield from (Point(key, float(row[key]), revision.at_ms, step) for key in sorted(keys) if row[key])
 
 
 def _resolved(params: dict[str, Any]) -> dict[str, Any]:

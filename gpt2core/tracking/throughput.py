@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable, Mapping
 from typing import Any
 
-INTERVAL_S = 2.0  # steps may be reported several at once
+INTERVAL_S = 2.0  # several steps may be reported together
 Log = Callable[[Mapping[str, Any], int], None]
 
 

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from mlflow import MlflowClient
     from mlflow.entities import Run
 
-PIPELINE_TAG = "gpt2core.pipeline"  # on a parent run: the pipeline run that it stands for
+PIPELINE_TAG = "gpt2core.pipeline"  # on a parent run: the key of its pipeline run
 RESULTS_TAG = "gpt2core.results"  # on a parent run: the fingerprint of the state that it shows; see state.py
 PARENT_TAG = "mlflow.parentRunId"  # on the run of a stage
 MAX_BATCH_METRICS, MAX_BATCH_PARAMS, MAX_BATCH_TAGS = 1000, 100, 100  # MLflow's limits per request
@@ -80,9 +80,13 @@ class RunWriter:
         """Log points, except those at whose step the run has a value already."""
         self._send(point for point in points if self._value(point.key, point.step) is None)
 
-    def log_results(self, metrics: Mapping[str, Any], timestamp_ms: int) -> int:
-        """Make each number the latest value of its metric, at the last step. Return how many were not."""
-        step = max(0, self.last_step())
+    def log_results(self, metrics: Mapping[str, Any], timestamp_ms: int, step: int = 0) -> int:
+        """Make each number the latest value of its metric, at the last step. Return how many were not.
+
+        Args:
+            step: the last step, if the run does not have a later one.
+        """
+        step = max(step, self.last_step())
         points = [Point(key, value, timestamp_ms, step) for key, value in numbers(metrics).items()]
         changed = [p for p in points if p.key not in self._latest or not _equal(self._latest[p.key].value, p.value)]
         self._send(changed)

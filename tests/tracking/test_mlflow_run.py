@@ -88,7 +88,7 @@ def test_a_stage_is_a_child_with_its_params_metrics_by_step_artifacts_and_result
     assert child.data.tags["stage"] == "convert@tiny"
 
     history = client(root).get_metric_history(child.info.run_id, "loss")
-    assert [(metric.step, metric.value) for metric in history] == [(10, 3.0), (20, 2.0), (20, 1.0)]
+    assert [(metric.step, metric.value) for metric in history] == [(10, 3.0), (20, 1.0)]
     duration_s = child.data.metrics.pop("duration_s")
     assert 0 < duration_s < 60
     assert child.data.metrics == {"loss": 1.0, "lr": 0.1, "by_kind.spam": 0.5}
@@ -162,6 +162,7 @@ def test_metrics_are_seen_while_the_stage_runs(root, monkeypatch):
     monkeypatch.setattr(mlflow_run, "FLUSH_INTERVAL_S", 0.1)
     with track_stage("pretrain", PARAMS) as run:
         run.log_metrics({"loss": 2.0}, step=1)
+        run.log_metrics({"loss": 1.0}, step=2)
         deadline_s = time.monotonic() + 20
         while "loss" not in runs(root)[1][0].data.metrics:
             assert time.monotonic() < deadline_s, "the metric was not sent before the end of the stage"
@@ -557,7 +558,7 @@ from gpt2core.tracking import track_stage
 log_to_stderr()
 with track_stage("pretrain", Params.model_construct(seed=7), run_file=Path("run.json")) as run:
     run.log_metrics({"loss": 3.0}, 1)
-    run._flush()
+    run._flush(up_to_now=True)
     os.kill(os.getpid(), signal.SIGKILL)
 """
 

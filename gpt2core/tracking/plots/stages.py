@@ -13,15 +13,15 @@ from gpt2core import files
 from gpt2core.tracking.plots import curves, scores, text
 
 FOLDER = Path("metrics/plots")
-CURVES = {  # by stage: name, caption, and function of the figures that are drawn from its curve
+CURVES = {  # by stage: name, caption, and kind of the figures that are drawn from its curve
     "pretrain": (
-        ("pretrain_loss", "Loss by tokens seen", curves.loss_curve),
-        ("pretrain_perplexity", "Validation perplexity by tokens seen", curves.perplexity_curve),
-        ("pretrain_learning_rate", "Learning rate", curves.learning_rate_curve),
-        ("pretrain_grad_norm", "Gradient norm", curves.grad_norm_curve),
+        ("pretrain_loss", "Loss by tokens seen", curves.LOSS),
+        ("pretrain_perplexity", "Validation perplexity by tokens seen", curves.PERPLEXITY),
+        ("pretrain_learning_rate", "Learning rate", curves.LEARNING_RATE),
+        ("pretrain_grad_norm", "Gradient norm", curves.GRAD_NORM),
     ),
-    "finetune-classify": (("classify_accuracy", "Accuracy by messages seen, each seed", curves.accuracy_curve),),
-    "finetune-instruct": (("instruct_loss", "Loss by entries seen", curves.loss_curve),),
+    "finetune-classify": (("classify_accuracy", "Accuracy by messages seen, each seed", curves.ACCURACY),),
+    "finetune-instruct": (("instruct_loss", "Loss by entries seen", curves.LOSS),),
 }
 
 JUDGE_BASELINES = {
@@ -48,8 +48,8 @@ def stage_figures(stage: str, metrics: Mapping[str, Any], root: Path = Path()) -
         root: the project.
     """
     curve = root / FOLDER / f"{stage.replace('-', '_')}.csv"
-    for name, caption, plot in CURVES.get(stage, ()) if curve.exists() else ():
-        yield StageFigure(name, caption, partial(plot, curve))
+    for name, caption, kind in CURVES.get(stage, ()) if curve.exists() else ():
+        yield StageFigure(name, caption, partial(curves.draw_curve, kind, curve))
     if stage == "tokenize":
         yield from _lengths(root / FOLDER)
     elif stage == "finetune-classify":
