@@ -62,13 +62,9 @@ def named(root: Path, name: str) -> Revision:
 
 
 def _workspace(root: Path) -> Revision | None:
-    read = of_directory(root)
-    state = read_state(read)
-    if state is None or not state.metrics:
-        return None
     commit = git_revision(root) or ""
-    now_ms = time.time_ns() // 1_000_000
-    return Revision(f"workspace {commit[:7]}".strip(), state, read, commit, now_ms, is_workspace=True)
+    revision = _with_results(f"workspace {commit[:7]}".strip(), of_directory(root), commit, time.time_ns() // 1_000_000)
+    return revision and revision._replace(is_workspace=True)
 
 
 def _commit(root: Path, revision: str) -> Revision | None:
@@ -88,12 +84,13 @@ def experiment(root: Path, name: str, baseline: str, commit: str) -> Revision | 
 
 
 def _of_commit(root: Path, commit: str, name: str) -> Revision | None:
-    read = _reader(root, commit)
-    state = read_state(read)
-    if state is None or not state.metrics:
-        return None
     seconds = git("show", "--no-patch", "--format=%ct", commit, cwd=root) or "0"
-    return Revision(name, state, read, commit, 1000 * int(seconds))
+    return _with_results(name, _reader(root, commit), commit, 1000 * int(seconds))
+
+
+def _with_results(name: str, read: Read, commit: str, at_ms: int) -> Revision | None:
+    state = read_state(read)
+    return Revision(name, state, read, commit, at_ms) if state and state.metrics else None
 
 
 def _reader(root: Path, commit: str) -> Read:

@@ -18,10 +18,12 @@ from pydantic import ValidationError
 from gpt2core import config
 from gpt2core.errors import UserError
 from gpt2core.tracking import pending, revisions, store
+from gpt2core.tracking.find_runs import find_runs
+from gpt2core.tracking.inputs import folder_md5
+from gpt2core.tracking.models import KIND_OF_STAGE, log_model, register_model, registered_versions
 from gpt2core.tracking.pending import Note
 from gpt2core.tracking.revisions import Revision
-from gpt2core.tracking.state import file_stem
-from gpt2core.tracking.workspace_models import add_models
+from gpt2core.tracking.state import State, file_stem
 from gpt2core.tracking.writer import PARENT_TAG, PIPELINE_TAG, RESULTS_TAG, Point, RunWriter, Writer
 
 
@@ -55,7 +57,7 @@ def sync(root: Path, names: Iterable[str] = ()) -> list[Synced]:
         with store.lock(root):
             synced = [_sync(writer, root, revision, notes) for revision in chosen]
             for revision, each in zip(chosen, synced, strict=True):
-                each.done += add_models(writer, root, revision.state) if revision.is_workspace else []
+                each.done += _add_models(writer, root, revision.state) if revision.is_workspace else []
         return synced
     except UserError:
         raise
@@ -157,3 +159,38 @@ def _resolved(params: dict[str, Any]) -> dict[str, Any]:
         return config.Params.model_validate(params).model_dump()
     except ValidationError:
         return params
+
+
+def _add_models(writer: Writer, root: Path, state: State) -> list[str]:
+    """Log and register the workspace's models, as far as `mlflow` of the params says. Return what was done.
+
+    A model goes to the newest run that finished with the stage's present metrics, if the directory has the bytes of
+    dvc.lock.
+
+    Raises:
+        Exception: any error of MLflow, its store, or the disk.
+    """
+    try:
+        section = config.Mlflow.model_validate(state.params.get("mlflow"))
+    except ValidationError:  # of an older version
+        return []
+    prefix = section.registry_name()
+    stages = [stage for stage in KIND_OF_STAGE if stage in state.metrics and section.log_models]
+    done = []
+    for maker in find_runs(root, stages, {file_stem(stage): state.metrics[stage] for stage in stages}):
+        kind = KIND_OF_STAGE[maker.stage]
+        folder = Path("models") / kind
+        run = writer.get(maker.run_id)
+        ids = [output.model_id for output in (run.run.outputs.model_outputs if run.run.outputs else ())]
+        models = [model for model in map(run.client.get_logged_model, ids) if str(model.status) == "READY"]
+        outs = {out["path"]: out.get("md5") for out in state.stages[maker.stage].get("outs", [])}
+        if not models:
+            if folder_md5(root / folder) == outs.get(folder.as_posix()):
+                log_model(run, kind, root / folder, state.metrics[maker.stage], prefix)
+                done.append(f"the model of {maker.stage}")
+        elif prefix:
+            name = f"{prefix}-{kind}"
+            if not any(version["name"] == name for model in models for version in registered_versions(model)):
+                register_model(run.client, models[-1], name, maker.run_id)
+                done.append(f"{name} in the registry")
+    return done

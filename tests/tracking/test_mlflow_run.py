@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import gc
 import math
 import os
@@ -19,6 +20,7 @@ import pytest
 from gpt2core import runtime
 from gpt2core.config import Params, Tokenizer
 from gpt2core.errors import UserError
+from gpt2core.report.pipeline import _instructions
 from gpt2core.tracking import flatten, mlflow_run, pipeline_run, store, track_stage
 from gpt2core.tracking.writer import RunWriter
 
@@ -318,6 +320,31 @@ def test_a_figure_is_an_artifact_and_no_file_of_the_project(root):
     assert figures(root) == {"loss.svg": "<svg/>", "norm.svg": ""}
     assert {path.relative_to(root).parts[0] for path in root.rglob("*.svg")} == {"mlartifacts"}
     assert not drawn_at[0].parent.exists(), "the temporary folder is left behind"
+
+
+def test_the_figures_of_a_stages_files_are_those_of_the_report(root):
+    (root / "metrics/plots").mkdir(parents=True)
+    (root / "metrics/plots/finetune_instruct.csv").write_text(
+        "epoch,examples,train_loss,val_loss\n1,9,2.5,\n2,18,1,2\n"
+    )
+    with track_stage("finetune-instruct", PARAMS) as run:
+        run.finish({"val_loss": 1.5})
+    section = _instructions(root, {"finetune_instruct": {"val_loss": 1.5}})
+    (shown,) = section.pictures
+    ((name, drawn),) = figures(root).items()
+    assert name == "instruct_loss.svg"
+    assert base64.b64decode(shown.light.partition(",")[2]).decode() == drawn
+
+
+def test_a_damaged_file_costs_its_figures_and_a_warning(root, capfd):
+    (root / "metrics/plots").mkdir(parents=True)
+    (root / "metrics/plots/judge_scores.csv").write_text("index,score\n1,much\n")
+    with track_stage("llm-judge-eval", PARAMS) as run:
+        run.finish({"mean_score": 61.5})
+    (warning,) = capfd.readouterr().err.splitlines()
+    assert "llm-judge-eval" in warning and "much" in warning
+    (child,) = runs(root)[1]
+    assert (child.info.status, child.data.metrics["mean_score"]) == ("FINISHED", 61.5)
 
 
 UNTRACKED_FIGURE = """
