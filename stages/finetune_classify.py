@@ -15,7 +15,7 @@ from gpt2core.log import logger
 from gpt2core.params import load_params
 from gpt2core.runtime import stage_main
 from gpt2core.tasks import labeled_texts
-from gpt2core.tracking import plots, track_stage
+from gpt2core.tracking import track_stage
 from gpt2core.training.checkpoints import stage_checkpoints
 from gpt2core.training.classify import COLUMNS, finetune_classify
 
@@ -68,19 +68,10 @@ def main() -> None:
             "truncated_messages": result.truncated,
             "trainable_parameters": result.trainable_parameters,
         }
-        calibration, areas = results.calibration(), results.areas()
         files.write_csv(CURVE, ("seed", *COLUMNS), curve)
         results.write_tables(PLOTS)
         files.write_json("metrics/finetune_classify.json", metrics)
         run.log_artifact(CURVE)
-        run.log_figure("classify_accuracy", plots.accuracy_curve, CURVE)
-        run.log_figure("classify_confusion", plots.confusion_matrix, metrics["confusion_matrix"], labels)
-        run.log_figure("classify_reliability", plots.reliability, calibration.bins, calibration.ece, labels)
-        run.log_figure("classify_roc", plots.roc_curves, results.roc, areas["roc_auc"])
-        run.log_figure(
-            "classify_precision_recall", plots.precision_recall_curves, results.precision_recall,
-            areas["average_precision"],
-        )  # fmt: skip
         run.finish(metrics)
         run.log_model("classifier", MODEL, metrics)
 

@@ -19,7 +19,7 @@ from gpt2core.params import load_params
 from gpt2core.prompts import PROMPTS, chat_template
 from gpt2core.runtime import stage_main
 from gpt2core.tasks import instructions
-from gpt2core.tracking import plots, track_stage
+from gpt2core.tracking import track_stage
 from gpt2core.training.checkpoints import stage_checkpoints
 from gpt2core.training.instruct import COLUMNS, finetune_instruct
 from gpt2core.training.instruct_seeds import InstructSeeds
@@ -63,7 +63,6 @@ def main() -> None:
         files.write_json("metrics/finetune_instruct.json", results.metrics)
         run.log_artifact(CURVE)
         run.log_artifact(RESPONSES / "test.json")
-        run.log_figure("instruct_loss", plots.loss_curve, CURVE)
         run.finish(results.metrics)
         run.log_model("instruct", MODEL, results.metrics)
 

@@ -19,7 +19,7 @@ from gpt2core.evaluation.judges import make_judges
 from gpt2core.evaluation.llm_judge_eval import evaluate_responses, read_responses
 from gpt2core.params import load_params
 from gpt2core.runtime import stage_main
-from gpt2core.tracking import plots, track_stage
+from gpt2core.tracking import track_stage
 
 RESPONSES = "data/responses"
 MODEL = Path("models/instruct")  # for evaluate.tasks alone
@@ -50,8 +50,6 @@ def main() -> None:
         files.write_text(SCORES, evaluation.to_csv())
         files.write_json(METRICS, metrics)
         run.log_artifact(SCORES)
-        others = {name: metrics[f"{name}_score"] for name in ("base", "echo", "nearest")}
-        run.log_figure("judge_scores", plots.score_histogram, evaluation.reports[0].model, others)
         run.finish(metrics)
     print(*evaluation.lines(), sep="\n")
     if table:

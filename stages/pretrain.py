@@ -18,7 +18,7 @@ from gpt2core.report.inspection_figures import log_inspection
 from gpt2core.runtime import stage_main
 from gpt2core.sources.synthetic import log2_probability
 from gpt2core.tokenizer import Tokenizer
-from gpt2core.tracking import plots, track_stage
+from gpt2core.tracking import track_stage
 from gpt2core.tracking.throughput import with_throughput
 from gpt2core.training.checkpoints import stage_checkpoints
 from gpt2core.training.pretrain import COLUMNS, pretrain
@@ -68,10 +68,6 @@ def main() -> None:
         files.write_json("metrics/pretrain.json", metrics)
         run.log_artifact(CURVE)
         run.log_artifact("metrics/samples.json")
-        run.log_figure("pretrain_loss", plots.loss_curve, CURVE)
-        run.log_figure("pretrain_perplexity", plots.perplexity_curve, CURVE)
-        run.log_figure("pretrain_learning_rate", plots.learning_rate_curve, CURVE)
-        run.log_figure("pretrain_grad_norm", plots.grad_norm_curve, CURVE)
         log_inspection(run, result.model, tokenizer, val)
         run.finish(metrics)
 

@@ -13,7 +13,7 @@ from gpt2core.corpus.tokenize import tokenize
 from gpt2core.params import load_params
 from gpt2core.runtime import stage_main
 from gpt2core.tokenizer import Tokenizer
-from gpt2core.tracking import plots, track_stage
+from gpt2core.tracking import track_stage
 
 TOKENS = Path("data/tokens")
 PLOTS = Path("metrics/plots")
@@ -30,7 +30,6 @@ def main() -> None:
         of_documents = lengths.document_lengths(train, tokenizer.eot_id)
         files.write_csv(PLOTS / "token_lengths.csv", lengths.TOKEN_COLUMNS, of_tokens)
         files.write_csv(PLOTS / "document_lengths.csv", lengths.DOCUMENT_COLUMNS, of_documents)
-        run.log_figure("token_lengths", plots.token_lengths, of_tokens, of_documents)
         run.finish(metrics)
 
 

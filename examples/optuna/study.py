@@ -16,7 +16,7 @@ from typing import Any
 import optuna
 
 from gpt2core.tracking import revisions, store
-from gpt2core.tracking.pipeline_run import PIPELINE_TAG
+from gpt2core.tracking.writer import PARENT_TAG, PIPELINE_TAG
 
 ROOT = Path.cwd()
 
@@ -46,7 +46,6 @@ class StudyRun:
     """The study's own run in MLflow, found by its name or created; the experiments' runs are put under it."""
 
     def __init__(self, name: str) -> None:
-        store.prepare_mlflow()
         self.client, self.experiment_id = store.open_store(ROOT)
         known = self._search(f"tags.study = '{name}'")
         run = known[0] if known else self.client.create_run(self.experiment_id, run_name=name, tags={"study": name})
@@ -55,7 +54,7 @@ class StudyRun:
 
     def nest(self, target: revisions.Revision) -> None:
         for run in self._search(f"tags.`{PIPELINE_TAG}` = '{target.key}'"):
-            self.client.set_tag(run.info.run_id, "mlflow.parentRunId", self.run_id)
+            self.client.set_tag(run.info.run_id, PARENT_TAG, self.run_id)
 
     def log(self, number: int, best: float) -> None:
         self.client.log_metric(self.run_id, "best", best, step=number)
@@ -82,7 +81,7 @@ def main() -> None:
         direction="maximize" if arguments.maximize else "minimize",
     )  # fmt: skip
     study.sampler = optuna.samplers.TPESampler(seed=len(study.trials))  # repeatable, and other draws when it goes on
-    tracked = StudyRun(arguments.name) if store.is_wanted() else None
+    tracked = StudyRun(arguments.name) if store.is_enabled() else None
 
     def objective(trial: optuna.Trial) -> float:
         target = run_experiment(f"{arguments.name}-{trial.number}", suggest(trial), stage)

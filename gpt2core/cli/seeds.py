@@ -36,7 +36,7 @@ def seeds(names: tuple[str, ...], all_metrics: bool, as_json: bool) -> None:
     from gpt2core.tracking.seeds import seed_groups
 
     root = config.project_root()
-    groups = seed_groups([revisions.named(root, name) for name in names] or revisions.all_of(root))
+    groups = seed_groups(revisions.select(root, names))
     if not groups:
         raise UserError(
             "no two experiments differ in seed only; create some: "

@@ -43,7 +43,7 @@ def dvc(root: Path) -> Iterator[Finding]:
 
 def mlflow(root: Path) -> Iterator[Finding]:
     """Whether the tracking store can be used."""
-    if not store.is_wanted():
+    if not store.is_enabled():
         yield Finding("note", "mlflow", "GPT2CORE_TRACKING turns it off", "unset GPT2CORE_TRACKING")
         return
     address = os.environ.get("MLFLOW_TRACKING_URI")

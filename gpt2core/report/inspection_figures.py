@@ -10,8 +10,7 @@ from gpt2core.corpus.shards import Shard, opening
 from gpt2core.inspect import LanguageModelInspection, inspect
 from gpt2core.model import GPT
 from gpt2core.tokenizer import Tokenizer
-from gpt2core.tracking import plots
-from gpt2core.tracking.mlflow_run import StageRun
+from gpt2core.tracking import StageRun, plots
 
 PROMPT_TOKENS = 16  # of the first validation document
 

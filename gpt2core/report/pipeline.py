@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -16,10 +14,10 @@ from gpt2core.log import logger
 from gpt2core.report import results
 from gpt2core.report.inside import language_model_pictures, script_data, temperature_table
 from gpt2core.report.page import Picture, Table, picture, render
-from gpt2core.tracking import plots
 from gpt2core.tracking.find_runs import LOCAL_PAGE, FoundRun, find_runs
+from gpt2core.tracking.plots.stages import FOLDER as PLOTS
+from gpt2core.tracking.plots.stages import JUDGE_BASELINES, read_rows, stage_figures
 
-PLOTS = Path("metrics/plots")
 METRICS = ("tokenize", *results.NAMES)
 PROMPT_TOKENS = 16
 MAX_ANSWERS = 10
@@ -97,26 +95,14 @@ def _results(root: Path, metrics: Mapping[str, Any]) -> Section:
 def _corpus(root: Path, metrics: Mapping[str, Any]) -> Section | None:
     if "tokenize" not in metrics:
         return None
-    section = Section("text", "The text", tables=[_key_values(metrics["tokenize"])])
-    tokens, documents = (_rows(root / PLOTS / f"{name}_lengths.csv") for name in ("token", "document"))
-    if tokens and documents:
-        as_numbers = ([{key: int(value) for key, value in row.items()} for row in rows] for rows in (tokens, documents))
-        section.pictures.append(picture("Lengths of tokens and of documents", plots.token_lengths, *as_numbers))
-    return section
+    pictures = _pictures("tokenize", metrics["tokenize"], root)
+    return Section("text", "The text", tables=[_key_values(metrics["tokenize"])], pictures=pictures)
 
 
 def _pretraining(root: Path, metrics: Mapping[str, Any]) -> Section | None:
     if "pretrain" not in metrics:
         return None
-    section = Section("pretraining", "Pretraining")
-    curve = root / PLOTS / "pretrain.csv"
-    if curve.exists():
-        section.pictures = [
-            picture("Loss by tokens seen", plots.loss_curve, curve),
-            picture("Validation perplexity by tokens seen", plots.perplexity_curve, curve),
-            picture("Learning rate", plots.learning_rate_curve, curve),
-            picture("Gradient norm", plots.grad_norm_curve, curve),
-        ]
+    section = Section("pretraining", "Pretraining", pictures=_pictures("pretrain", metrics["pretrain"], root))
     if (path := root / "metrics/samples.json").exists():
         samples = files.read_json(path)
         section.lead = "Below the curves: texts drawn from the model through training, the first and the last unfolded."
@@ -179,26 +165,8 @@ def _classifier(root: Path, metrics: Mapping[str, Any]) -> Section | None:
     columns, caption = ("test messages", "accuracy", f1), "Means over the seeds"
     title = "Spam or not" if labels == ["ham", "spam"] else f"Which of {len(labels)} classes"
     section = Section("classifier", title, tables=[Table(columns, rows, caption, numeric=(1, 2))])
-    for name, key in (("before fine-tuning", "before_confusion_matrix"), ("after", "confusion_matrix")):
-        caption = f"Confusion {name}, first seed"
-        section.pictures.append(picture(caption, plots.confusion_matrix, found[key], labels))
-    if (curve := root / PLOTS / "finetune_classify.csv").exists():
-        section.pictures.append(picture("Accuracy by messages seen, each seed", plots.accuracy_curve, curve))
-    bins = _rows(root / PLOTS / "calibration.csv")
-    if bins and "test_ece" in found:
-        as_numbers = [{key: float(value) for key, value in row.items()} for row in bins]
-        caption = "Calibration: what the probabilities are worth"
-        section.pictures.append(picture(caption, plots.reliability, as_numbers, found["test_ece"], labels))
-    told = labels[1:] if len(labels) == 2 else labels
-    for name, key, draw, caption in (
-        ("roc", "test_roc_auc", plots.roc_curves, "ROC: finds by false alarms"),
-        ("precision_recall", "test_average_precision", plots.precision_recall_curves, "Precision by recall"),
-    ):
-        if (points := _rows(root / PLOTS / f"{name}.csv")) and key in found:
-            areas = dict(zip(told, found.get(f"{key}_by_class", [found[key]]), strict=True))
-            of = "each seed" if len(told) == 1 else "each class against the rest, each seed"
-            section.pictures.append(picture(f"{caption}, {of}", draw, points, areas))
-    if mistakes := _rows(root / PLOTS / "mistakes.csv"):
+    section.pictures = _pictures("finetune-classify", found, root)
+    if mistakes := read_rows(root / PLOTS / "mistakes.csv"):
         rows = [(m["text"], m["actual"], f"{m['predicted']} {float(m['probability']):.1%}") for m in mistakes]
         section.tables.append(Table(("message", "is", "was taken for"), rows, "The surest mistakes, of all seeds"))
     return section
@@ -220,8 +188,7 @@ def _instructions(root: Path, metrics: Mapping[str, Any]) -> Section | None:
     ]
     section = Section("instructions", "Following instructions")
     section.tables = [Table(("", "before fine-tuning", "after"), rows, numeric=(1, 2))]
-    if (curve := root / PLOTS / "finetune_instruct.csv").exists():
-        section.pictures = [picture("Loss by entries seen", plots.loss_curve, curve)]
+    section.pictures = _pictures("finetune-instruct", found, root)
     section.answers = _answers(root)[:MAX_ANSWERS]
     return section
 
@@ -229,19 +196,13 @@ def _instructions(root: Path, metrics: Mapping[str, Any]) -> Section | None:
 def _judge(root: Path, metrics: Mapping[str, Any]) -> Section | None:
     if (found := metrics.get("llm_judge_eval")) is None:
         return None
-    others = {
-        "base model": found["base_score"],
-        "echo of the input": found["echo_score"],
-        "nearest training answer": found["nearest_score"],
-    }
     interval = f" (95% interval {found['ci_low']:.1f} to {found['ci_high']:.1f})"
     table = [("the fine-tuned model", f"{found['mean_score']:.1f}{interval}")]
-    table += [(name, f"{score:.1f}") for name, score in others.items()]
+    table += [(name, f"{found[key]:.1f}") for key, name in JUDGE_BASELINES.items()]
     section = Section("judge", f"The judge: {found['judge']}", tables=[Table(("whose answers", "mean score"), table)])
     section.tables += [*_several_judges(found), *_side_by_side(found), *_tasks(found)]
-    if rows := _rows(root / PLOTS / "judge_scores.csv"):
-        scores = [float(row["score"]) if row["score"] else None for row in rows]
-        section.pictures = [picture("Scores of the responses", plots.score_histogram, scores, others)]
+    if pictures := _pictures("llm-judge-eval", found, root):
+        section.pictures = pictures
         worst = sorted((a for a in _answers(root) if a["score"] is not None), key=lambda answer: answer["score"])
         section.answers = worst[:2]
         section.lead = "The two answers with the lowest scores are below." if worst else ""
@@ -331,7 +292,7 @@ def _answers(root: Path) -> list[dict[str, Any]]:
     """Responses to the test set, with their scores where they were judged; none if they are not there."""
     if not (path := root / "data/responses/test.json").exists():
         return []
-    judged = {int(row["index"]): row for row in _rows(root / PLOTS / "judge_scores.csv")}
+    judged = {int(row["index"]): row for row in read_rows(root / PLOTS / "judge_scores.csv")}
 
     def score(index: int, whose: str) -> float | None:
         given = judged.get(index, {}).get(whose)
@@ -359,6 +320,6 @@ def _key_values(values: Mapping[str, Any]) -> Table:
     return Table(("figure", "value"), rows, numeric=(1,))
 
 
-def _rows(path: Path) -> list[dict[str, str]]:
-    """The rows of a CSV file; none if it is not there."""
-    return list(csv.DictReader(io.StringIO(files.read_text(path)))) if path.exists() else []
+def _pictures(stage: str, metrics: Mapping[str, Any], root: Path) -> list[Picture]:
+    """Return the figures of a stage, which are also in its MLflow run."""
+    return [picture(figure.caption, figure.draw) for figure in stage_figures(stage, metrics, root)]

@@ -1,9 +1,8 @@
-"""The MLflow runs that made the results that lie in the project now."""
+"""The MLflow runs that made the project's present results."""
 
 from __future__ import annotations
 
 import math
-import os
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from datetime import datetime
@@ -12,6 +11,7 @@ from typing import Any
 
 from gpt2core.tracking import store
 from gpt2core.tracking.flatten import numbers
+from gpt2core.tracking.state import file_stem
 
 MAX_RUNS = 200  # of one stage, the newest, that are searched
 LOCAL_PAGE = "http://127.0.0.1:5000"  # where `make mlflow` shows the project's own database
@@ -19,7 +19,7 @@ LOCAL_PAGE = "http://127.0.0.1:5000"  # where `make mlflow` shows the project's 
 
 @dataclass(frozen=True)
 class FoundRun:
-    """A stage's run: where it is shown, when it began, how long it took, how fast it trained, its code's commit."""
+    """A stage's run: its page, start, duration, throughput, and commit."""
 
     stage: str
     run_id: str
@@ -31,17 +31,17 @@ class FoundRun:
 
 
 def find_runs(root: Path, stages: Iterable[str], metrics: Mapping[str, Mapping[str, Any]]) -> list[FoundRun]:
-    """For each stage the newest run that finished with just the metrics that are there now; none where none did.
+    """Return, for each stage, the newest run that finished with exactly the present metrics, if there is one.
 
     Args:
         root: the project.
-        stages: their names in dvc.yaml.
-        metrics: what the files of metrics/ hold, by their stems; a stage without one takes its newest run.
+        stages: names in dvc.yaml.
+        metrics: content of the files in metrics/, by stem; a stage without one takes its newest run.
 
     Raises:
-        Exception: whatever MLflow, its database or its server have to say.
+        Exception: any error of MLflow, its database, or its server.
     """
-    address = os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{root / 'mlflow.db'}"
+    address = store.address(root)
     if address.startswith("sqlite:///") and not Path(address.removeprefix("sqlite:///")).exists():
         return []
     store.prepare_mlflow()
@@ -52,7 +52,7 @@ def find_runs(root: Path, stages: Iterable[str], metrics: Mapping[str, Mapping[s
     if experiment is None:
         return []
     page = address.rstrip("/") if address.startswith(("http://", "https://")) else LOCAL_PAGE
-    found = []
+    found_runs = []
     for stage in stages:
         runs = client.search_runs(
             [experiment.experiment_id],
@@ -60,25 +60,23 @@ def find_runs(root: Path, stages: Iterable[str], metrics: Mapping[str, Mapping[s
             max_results=MAX_RUNS,
             order_by=["attributes.start_time DESC"],
         )
-        wanted = numbers(metrics.get(stage.replace("-", "_"), {}))
-        for run in runs:
-            if _has(run.data.metrics, wanted):
-                found.append(_recorded(stage, run, f"{page}/#/experiments/{experiment.experiment_id}"))
-                break
-    return found
+        expected = numbers(metrics.get(file_stem(stage), {}))
+        if run := next((run for run in runs if _has(run.data.metrics, expected)), None):
+            found_runs.append(_found_run(stage, run, f"{page}/#/experiments/{experiment.experiment_id}"))
+    return found_runs
 
 
-def _has(logged: Mapping[str, float], wanted: Mapping[str, float]) -> bool:
-    return all(math.isclose(logged.get(key, math.nan), value, rel_tol=1e-9) for key, value in wanted.items())
+def _has(logged: Mapping[str, float], expected: Mapping[str, float]) -> bool:
+    return all(math.isclose(logged.get(key, math.nan), value, rel_tol=1e-9) for key, value in expected.items())
 
 
-def _recorded(stage: str, run: Any, page: str) -> FoundRun:
-    began = datetime.fromtimestamp(run.info.start_time / 1000)
+def _found_run(stage: str, run: Any, page: str) -> FoundRun:
+    started = datetime.fromtimestamp(run.info.start_time / 1000)
     return FoundRun(
         stage,
         run.info.run_id,
         f"{page}/runs/{run.info.run_id}",
-        f"{began:%Y-%m-%d %H:%M}",
+        f"{started:%Y-%m-%d %H:%M}",
         run.data.metrics.get("duration_s"),
         run.data.metrics.get("tokens_per_s"),
         run.data.tags.get("git_revision", "")[:7],

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
 from numbers import Real
-from typing import Any
+from typing import Any, TypeVar
+
+T = TypeVar("T")
 
 
 def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested mappings as one, keys joined by dots.
+    """Return nested mappings as one, keys joined by dots.
 
     >>> flatten({"seed": 1, "pretrain": {"lr": 0.1}})
     {'seed': 1, 'pretrain.lr': 0.1}
@@ -23,7 +25,7 @@ def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def numbers(metrics: Mapping[str, Any]) -> dict[str, float]:
-    """The numbers among (nested) metrics, flattened.
+    """Return the numbers among (nested) metrics, flattened.
 
     >>> numbers({"loss": 1, "by_seed": {"7": 0.5}, "judge": "chrf", "n": None})
     {'loss': 1.0, 'by_seed.7': 0.5}
@@ -32,6 +34,7 @@ def numbers(metrics: Mapping[str, Any]) -> dict[str, float]:
     return {k: float(v) for k, v in flat.items() if isinstance(v, Real) and not isinstance(v, bool)}
 
 
-def batches(items: Iterable[Any], size: int) -> Iterator[list[Any]]:
+def batches(items: Iterable[T], size: int) -> Iterator[list[T]]:
+    """Yield the items in lists of up to `size`."""
     items = list(items)
     return (items[start : start + size] for start in range(0, len(items), size))

@@ -1,67 +1,40 @@
-"""A stage's inputs by their contents: as tags `input.<path>`, and as MLflow's datasets."""
+"""Hashes of a stage's inputs and outputs, as DVC computes them."""
 
 from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from pathlib import Path
-from typing import TYPE_CHECKING
 
-from ruamel.yaml import YAML
-from ruamel.yaml.error import YAMLError
-
-if TYPE_CHECKING:
-    from mlflow import MlflowClient
+from gpt2core.tracking.state import locked_stages, of_directory
 
 
-def input_hashes(paths: Iterable[str | Path], lock: Path = Path("dvc.lock")) -> dict[str, str]:
-    """The MD5 of each path, as DVC knows it: of a folder what dvc.lock says of it or of the output that it lies in.
+def input_hashes(paths: Iterable[str | Path], root: Path = Path()) -> dict[str, str]:
+    """Return the MD5 of each path as DVC has it: of a folder, that of dvc.lock, also of a folder that contains it.
 
-    A folder that no stage made, or before DVC has written it down, has none and is left out.
+    A folder that is not in dvc.lock is left out.
     """
-    found = {}
-    outs = _outs(lock)
+    stages = locked_stages(of_directory(root))
+    outs = {out["path"]: out["md5"] for stage in stages.values() for out in stage.get("outs", []) if "md5" in out}
+    hashes = {}
     for path in map(Path, paths):
-        if path.is_file():
-            with path.open("rb") as file:
-                found[path.as_posix()] = hashlib.file_digest(file, "md5").hexdigest()
-            continue
-        known = next((outs[p.as_posix()] for p in (path, *path.parents) if p.as_posix() in outs), None)
-        if known:
-            found[path.as_posix()] = known.removesuffix(".dir")
-    return found
+        if (root / path).is_file():
+            hashes[path.as_posix()] = _file_md5(root / path)
+        elif md5 := next((outs[p.as_posix()] for p in (path, *path.parents) if p.as_posix() in outs), None):
+            hashes[path.as_posix()] = md5.removesuffix(".dir")
+    return hashes
 
 
 def folder_md5(folder: Path) -> str | None:
-    """A folder's MD5 as dvc.lock has it, of all its files' names and MD5s; None where there is no such folder."""
+    """Return a folder's MD5 as in dvc.lock, of all its files' names and MD5s; None if there is no such folder."""
     if not folder.is_dir():
         return None
-    rows = []
-    for path in sorted((path for path in folder.rglob("*") if path.is_file()), key=lambda path: path.parts):
-        with path.open("rb") as file:
-            md5 = hashlib.file_digest(file, "md5").hexdigest()
-        rows.append({"md5": md5, "relpath": path.relative_to(folder).as_posix()})
+    paths = sorted((path for path in folder.rglob("*") if path.is_file()), key=lambda path: path.parts)
+    rows = [{"md5": _file_md5(path), "relpath": path.relative_to(folder).as_posix()} for path in paths]
     return f"{hashlib.md5(json.dumps(rows, sort_keys=True).encode(), usedforsecurity=False).hexdigest()}.dir"
 
 
-def _outs(lock: Path) -> dict[str, str]:
-    try:
-        stages = (YAML(typ="safe").load(lock.read_text(encoding="utf-8")) or {}).get("stages") or {}
-    except (OSError, YAMLError):
-        return {}
-    return {out["path"]: out["md5"] for stage in stages.values() for out in stage.get("outs", []) if "md5" in out}
-
-
-def log_datasets(client: MlflowClient, run_id: str, hashes: Mapping[str, str]) -> None:
-    """Show the inputs as datasets of a run; what their content is, dvc.lock and DVC's cache know by the hash."""
-    from mlflow.entities import Dataset, DatasetInput, InputTag
-
-    datasets = []
-    for path, md5 in hashes.items():
-        context = "base model" if path.startswith("models/") else "training"
-        source = json.dumps({"path": path, "md5": md5})
-        tags = [InputTag("mlflow.data.context", context)]
-        datasets.append(DatasetInput(Dataset(path, md5, "dvc", source), tags))
-    if datasets:
-        client.log_inputs(run_id, datasets)
+def _file_md5(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "md5").hexdigest()

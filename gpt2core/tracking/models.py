@@ -1,7 +1,7 @@
-"""Model directories as MLflow models: from code, without pickle, with signature, input example, given requirements.
+"""Model directories as MLflow models: from code, without pickle, with signature, input example, and requirements.
 
-`mlflow.pyfunc.log_model` copies the weights twice, and takes seconds to look through every installed package. Here the
-same layout is written straight to where it belongs, and in a folder of this machine the weights are linked, not copied.
+`mlflow.pyfunc.log_model` copies the weights twice, and takes seconds to examine every installed package. Here the same
+layout is written directly to its destination, and on this machine the weights are linked, not copied.
 """
 
 from __future__ import annotations
@@ -23,15 +23,15 @@ from urllib.parse import unquote, urlsplit
 from ruamel.yaml import YAML
 
 from gpt2core import files
-from gpt2core.tracking.flatten import numbers
+from gpt2core.tracking.writer import RunWriter
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
-    from mlflow.entities import LoggedModel, Run
+    from mlflow.entities import LoggedModel
     from mlflow.models import ModelSignature
 
 PACKAGE = Path(__file__).parents[1]
-# What the modules of gpt2core/serve reach of the package, and of others: a test holds both to their imports.
+# The modules and packages that gpt2core/serve imports, directly or not; a test compares.
 CODE = (
     "*.py", "checkpoint/*.py", "inference/*.py", "model/*.py", "numerics/*.py", "serve/*.py", "tokenizer/*.py"
 )  # fmt: skip
@@ -45,7 +45,7 @@ MAX_NEW_TOKENS = 256  # of a response, unless the request says another number
 
 @dataclass(frozen=True)
 class Kind:
-    """A module of gpt2core/serve, and what it takes and gives. example: a row of its input."""
+    """A module of gpt2core/serve, an example of its input row, and its signature."""
 
     module: str
     example: dict[str, str]
@@ -70,54 +70,47 @@ def _instruct() -> ModelSignature:
     return ModelSignature(inputs, Schema([ColSpec(DataType.string, "response")]), params)
 
 
-OF_STAGE = {"finetune-classify": "classifier", "finetune-instruct": "instruct"}  # in models/, by the kind's name
+KIND_OF_STAGE = {"finetune-classify": "classifier", "finetune-instruct": "instruct"}  # in models/, by the kind's name
 KINDS = {
     "classifier": Kind("classifier.py", {"text": "You have won a prize! Call now to claim it."}, _classifier),
     "instruct": Kind("instruct.py", {"instruction": "Rewrite in capitals.", "input": "the lamp"}, _instruct),
 }
 
 
-def log_model(
-    client: MlflowClient, run: Run, kind: str, folder: Path, metrics: Mapping[str, Any], register: str | None
-) -> LoggedModel:
+def log_model(run: RunWriter, kind: str, folder: Path, metrics: Mapping[str, Any], register: str | None) -> LoggedModel:
     """Log a model directory to a run, with the run's params and its results.
 
     Args:
-        client: of the store.
-        run: the stage's.
-        kind: the model's name, and which of `KINDS` it is.
-        folder: the model directory. It may be replaced later, but none of its files written to.
+        run: of the stage.
+        kind: the model's name, and its key in `KINDS`.
+        folder: the model directory. It may be replaced later, but its files must not be written to.
         metrics: the run's results, shown on the model's page, too.
-        register: the model becomes the next version of `<register>-<kind>` in the registry; None: of nothing.
+        register: the model becomes the next version of `<register>-<kind>` in the registry; None: not registered.
 
     Raises:
-        Exception: whatever MLflow, its store or the disk have to say.
+        Exception: any error of MLflow, its store, or the disk.
     """
-    from mlflow.entities import LoggedModelOutput, Metric
+    from mlflow.entities import LoggedModelOutput
 
-    run_id, results = run.info.run_id, numbers(metrics)
-    # The step at which the run has them: at another one they would be points of its curves.
-    step = max((row.step for key in list(results)[:1] for row in client.get_metric_history(run_id, key)), default=0)
-    model = client.create_logged_model(run.info.experiment_id, kind, run_id, params=run.data.params, model_type=kind)
+    client, experiment_id = run.client, run.run.info.experiment_id
+    model = client.create_logged_model(experiment_id, kind, run.run_id, params=run.params, model_type=kind)
     try:
-        client.log_outputs(run_id, [LoggedModelOutput(model.model_id, step)])
+        client.log_outputs(run.run_id, [LoggedModelOutput(model.model_id, max(0, run.last_step()))])
         with _destination(client, model) as (target, place):
-            _write(target, place, kind, folder, model, run_id)
-        now_ms = time.time_ns() // 1_000_000
-        rows = [Metric(key, value, now_ms, step, model.model_id, run_id=run_id) for key, value in results.items()]
-        client.log_batch(run_id, metrics=rows)
+            _write(target, place, kind, folder, model, run.run_id)
+        run.log_model_results(model.model_id, metrics, time.time_ns() // 1_000_000)
         model = client.finalize_logged_model(model.model_id, "READY")
     except BaseException:
-        with contextlib.suppress(Exception):  # the first error is the one to tell
+        with contextlib.suppress(Exception):  # the first error is the one to raise
             client.finalize_logged_model(model.model_id, "FAILED")
         raise
     if register:
-        register_model(client, model, f"{register}-{kind}", run_id)
+        register_model(client, model, f"{register}-{kind}", run.run_id)
     return model
 
 
 def register_model(client: MlflowClient, model: LoggedModel, name: str, run_id: str) -> None:
-    """Make a logged model the next version of a registered model, which is created where it is missing."""
+    """Make a logged model the next version of a registered model, which is created if it is missing."""
     from mlflow.exceptions import MlflowException
 
     try:
@@ -134,7 +127,7 @@ def register_model(client: MlflowClient, model: LoggedModel, name: str, run_id: 
 
 
 def registered_versions(model: LoggedModel) -> list[dict[str, Any]]:
-    """`name` and `version` of each place in the registry where a logged model is."""
+    """Return `name` and `version` of each registered version of a logged model."""
     return json.loads(model.tags.get(VERSIONS_TAG, "[]"))
 
 
@@ -143,7 +136,10 @@ Place = Callable[[Path, Path], None]  # gives a file a second name
 
 @contextlib.contextmanager
 def _destination(client: MlflowClient, model: LoggedModel) -> Iterator[tuple[Path, Place]]:
-    """Where to write the model, and how its files get there: a folder of this machine, or one that is sent off."""
+    """Yield the folder to write the model to, and a function that puts files there without copying them.
+
+    If the artifacts are not on this machine, it is a temporary folder that is uploaded.
+    """
     location = urlsplit(model.artifact_location)
     if location.scheme == "file":
         with files.atomic_dir(unquote(location.path)) as target:
@@ -155,7 +151,7 @@ def _destination(client: MlflowClient, model: LoggedModel) -> Iterator[tuple[Pat
 
 
 def _write(target: Path, place: Place, kind: str, folder: Path, logged: LoggedModel, run_id: str) -> None:
-    """MLflow's layout of a model from code: what `mlflow.pyfunc.save_model` writes."""
+    """Write MLflow's layout of a model from code, as `mlflow.pyfunc.save_model` does."""
     from mlflow.models import Model
     from mlflow.pyfunc import add_to_model
 
@@ -194,7 +190,7 @@ def _write(target: Path, place: Place, kind: str, folder: Path, logged: LoggedMo
 
 
 def requirements() -> list[str]:
-    """What the served models need, with the versions that are here; torch without its build's suffix."""
+    """Return the requirements of the served models with the installed versions; torch without its build's suffix."""
     return [f"{name}=={importlib.metadata.version(name).partition('+')[0]}" for name in REQUIREMENTS]
 
 

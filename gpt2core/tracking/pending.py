@@ -1,6 +1,6 @@
-"""Notes of stages that went on without tracking, in `$DVC_ROOT/.checkpoints/untracked`, for `gpt2core sync-mlflow`.
+"""Notes of stages that continued without tracking, in `$DVC_ROOT/.checkpoints/untracked`, for `gpt2core sync-mlflow`.
 
-One file a pipeline run: which stages MLflow lacks, and the fingerprint of the results that they ended with.
+One file per pipeline run: the stages that MLflow lacks, and the fingerprint of the results that they ended with.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ LOCK_TIMEOUT_S = 10.0
 
 @dataclass(frozen=True)
 class Note:
-    """pipeline: the tag of the parent run, which may be there or not. results: see `State.fingerprint`."""
+    """pipeline: the tag of the parent run, which may exist or not. results: see `State.fingerprint`."""
 
     pipeline: str
     name: str
@@ -25,23 +25,18 @@ class Note:
     stages: list[str]
 
 
-def folder(root: Path) -> Path:
-    return root / ".checkpoints" / "untracked"
-
-
 def add(root: Path, pipeline: str, name: str, results: str, stage: str) -> None:
     """Note that `stage` of a pipeline run is not in MLflow. Raises OSError."""
-    path = _path(root, pipeline)
     with files.lock(root / ".locks" / "untracked.lock", LOCK_TIMEOUT_S):
-        earlier = [note for note in read(root) if note.pipeline == pipeline]
-        stages = earlier[0].stages if earlier else []
-        files.write_json(path, asdict(Note(pipeline, name, results, [*(s for s in stages if s != stage), stage])))
+        earlier = next((note.stages for note in read(root) if note.pipeline == pipeline), [])
+        stages = [*(other for other in earlier if other != stage), stage]
+        files.write_json(_path(root, pipeline), asdict(Note(pipeline, name, results, stages)))
 
 
 def read(root: Path) -> list[Note]:
-    """All notes; a damaged one is none."""
+    """Return all notes, without damaged ones."""
     notes = []
-    for path in sorted(folder(root).glob("*.json")):
+    for path in sorted(_path(root, "").parent.glob("*.json")):
         try:
             notes.append(Note(**files.read_json(path)))
         except (UserError, TypeError):
@@ -50,8 +45,9 @@ def read(root: Path) -> list[Note]:
 
 
 def remove(root: Path, pipeline: str) -> None:
+    """Remove the note of a pipeline run, if there is one."""
     _path(root, pipeline).unlink(missing_ok=True)
 
 
 def _path(root: Path, pipeline: str) -> Path:
-    return folder(root) / f"{hashlib.sha256(pipeline.encode()).hexdigest()[:16]}.json"
+    return root / ".checkpoints/untracked" / f"{hashlib.sha256(pipeline.encode()).hexdigest()[:16]}.json"

@@ -1,4 +1,4 @@
-"""Which pipeline run a process belongs to, and what its runs are tagged with."""
+"""The pipeline run that a process belongs to, and the tags of its MLflow runs."""
 
 from __future__ import annotations
 
@@ -15,19 +15,16 @@ from gpt2core import runtime
 if TYPE_CHECKING:
     import psutil
 
-PIPELINE_TAG = "gpt2core.pipeline"  # on a parent run: the pipeline run that it stands for
-RESULTS_TAG = "gpt2core.results"  # on a parent run: the fingerprint of the state that it shows; see state.py
-
 
 class Pipeline(NamedTuple):
-    """What all stages of one pipeline run agree on: the value of the parent's tag, and the parent's name."""
+    """What all stages of one pipeline run have in common: the value of the parent's tag, and the parent's name."""
 
     key: str
     name: str
 
 
 def current_pipeline(stage: str, revision: str | None) -> Pipeline:
-    """The pipeline run that this process belongs to: a DVC experiment, else the `dvc repro` around it, else itself."""
+    """Return the pipeline run of this process: a DVC experiment, else the enclosing `dvc repro`, else the process."""
     at_revision = f" {revision[:7]}" if revision else ""
     if experiment := os.environ.get("DVC_EXP_NAME"):
         baseline = os.environ.get("DVC_EXP_BASELINE_REV", "")
@@ -38,7 +35,7 @@ def current_pipeline(stage: str, revision: str | None) -> Pipeline:
 
 
 def experiment_key(name: str, baseline: str) -> str:
-    """The tag of a DVC experiment's parent run."""
+    """Return the tag of a DVC experiment's parent run."""
     return re.sub(r"[^\w.:/+-]", "_", f"experiment:{name}:{baseline}")
 
 
@@ -47,14 +44,14 @@ def _outermost_dvc() -> psutil.Process | None:
 
     outermost = None
     for process in psutil.Process().parents():  # from the nearest on
-        with contextlib.suppress(psutil.Error):  # it has ended, or belongs to somebody else
+        with contextlib.suppress(psutil.Error):  # it has ended, or belongs to another user
             if is_dvc(process.cmdline()):
                 outermost = process
     return outermost
 
 
 def is_dvc(command: list[str]) -> bool:
-    """Whether a command line is DVC's: `dvc …`, `python /path/to/dvc …` or `python -m dvc …`."""
+    """Return whether a command line is DVC's: `dvc …`, `python /path/to/dvc …` or `python -m dvc …`."""
     names = [PurePath(word).name.lower().removesuffix(".exe") for word in command]
     if not names or names[0] == "dvc":
         return bool(names)
@@ -63,7 +60,7 @@ def is_dvc(command: list[str]) -> bool:
 
 
 def common_tags(revision: str | None) -> dict[str, str]:
-    """What parent and child are both tagged with: where the code came from, and what decides the last bits."""
+    """Return the tags of both parent and child: where the code came from, and what decides the last bits."""
     tags = {
         "dvc_exp_name": os.environ.get("DVC_EXP_NAME"),
         "dvc_exp_baseline": os.environ.get("DVC_EXP_BASELINE_REV"),
@@ -74,9 +71,10 @@ def common_tags(revision: str | None) -> dict[str, str]:
 
 
 def git_revision(root: Path | None = None) -> str | None:
-    """The commit, with `-dirty` if a tracked file differs from it; None outside Git.
+    """Return the commit, with `-dirty` if a tracked file differs from it; None outside Git.
 
-    root: by default the working directory. dvc.lock and metrics/ do not count: every run writes them.
+    Args:
+        root: by default the working directory. dvc.lock and metrics/ do not count: every run writes them.
     """
     if (revision := git("rev-parse", "HEAD", cwd=root)) is None:
         return None
@@ -85,11 +83,11 @@ def git_revision(root: Path | None = None) -> str | None:
 
 
 def git(*arguments: str, cwd: Path | None = None, strip: bool = True) -> str | None:
-    """What a git command says of a folder, by default the working directory; None if it fails."""
+    """Return the output of a git command in a folder, by default the working directory; None if it fails."""
     try:
-        done = subprocess.run(["git", *arguments], cwd=cwd, capture_output=True, encoding="utf-8", timeout=10)
+        completed = subprocess.run(["git", *arguments], cwd=cwd, capture_output=True, encoding="utf-8", timeout=10)
     except (OSError, subprocess.TimeoutExpired):
         return None
-    if done.returncode:
+    if completed.returncode:
         return None
-    return done.stdout.strip() if strip else done.stdout
+    return completed.stdout.strip() if strip else completed.stdout

@@ -20,7 +20,7 @@ class Figure:
     """A metric over n seeds.
 
     deviation: sample standard deviation (n - 1). ci_low, ci_high: 95% interval of the mean (Student's t with n - 1
-    degrees of freedom). least, most: the extreme values. values: the single values, by seed.
+    degrees of freedom). least, most: minimum and maximum. values: the single values, by seed.
     """
 
     metric: str
@@ -43,18 +43,18 @@ class SeedGroup:
     figures: list[Figure]
 
 
-def seed_groups(targets: Iterable[Revision]) -> list[SeedGroup]:
+def seed_groups(revisions: Iterable[Revision]) -> list[SeedGroup]:
     """Return a group for each set of params that ran with two or more seeds.
 
-    If several targets have the same params and the same seed, the newest one counts.
+    If several revisions have the same params and the same seed, the newest one counts.
     """
     runs: dict[str, dict[int, Revision]] = {}
     params: dict[str, dict[str, Any]] = {}
-    for target in sorted(targets, key=lambda target: target.at_ms):
-        others = target.state.deciding_params
+    for revision in sorted(revisions, key=lambda revision: revision.at_ms):
+        others = revision.state.deciding_params
         seed = others.pop("seed", None)
         key = repr(sorted(others.items()))
-        runs.setdefault(key, {})[seed] = target
+        runs.setdefault(key, {})[seed] = revision
         params[key] = others
     several = {key: by_seed for key, by_seed in runs.items() if len(by_seed) > 1}
     names = {name for key in several for name in params[key]}

@@ -1,7 +1,7 @@
-"""The state of a pipeline, of the working directory or of a commit: its params, and the results that belong to them.
+"""The state of a pipeline in a directory or a commit: its params, and the results that belong to them.
 
-A file in metrics/ may be older than the params or than a stage before its own. dvc.lock tells: it knows with which
-params and on which inputs each stage ran last.
+A file in metrics/ may be older than the params, or than an earlier stage. dvc.lock tells: it has the params and the
+inputs with which each stage ran last.
 """
 
 from __future__ import annotations
@@ -19,47 +19,57 @@ from ruamel.yaml.error import YAMLError
 
 from gpt2core.tracking.flatten import flatten, numbers
 
-Read = Callable[[str], bytes | None]  # a file's content by its path in the project; None if it is not there
+Read = Callable[[str], bytes | None]  # a file's content by its path in the project; None if it is missing
+Stages = dict[str, dict[str, Any]]  # entries of dvc.lock
 
 
 @dataclass(frozen=True)
 class State:
-    """params: as they stand in params.yaml. stages: what dvc.lock says of those whose results are the params'.
-    metrics: what these wrote to metrics/, by the stage's name."""
+    """Params, and the results that belong to them.
+
+    params: content of params.yaml. stages: entries of dvc.lock, of stages that ran with these params. metrics: content
+    of these stages' files in metrics/, by the stage's name.
+    """
 
     params: dict[str, Any]
-    stages: dict[str, dict[str, Any]] = field(default_factory=dict)
+    stages: Stages = field(default_factory=dict)
     metrics: dict[str, dict[str, Any]] = field(default_factory=dict)
 
     @property
     def table(self) -> dict[str, float]:
         """All numbers, as `<stage>.<metric>`."""
         rows = ((stage, numbers(metrics)) for stage, metrics in self.metrics.items())
-        return {f"{prefix(stage)}.{key}": value for stage, values in rows for key, value in values.items()}
+        return {metric_name(stage, key): value for stage, values in rows for key, value in values.items()}
 
     @property
     def deciding_params(self) -> dict[str, Any]:
-        """The params that decide results, flattened; not what MLflow gets of them."""
+        """The params that decide results, flattened: all except what MLflow gets."""
         return flatten({name: value for name, value in self.params.items() if name != "mlflow"})
 
     @property
     def fingerprint(self) -> str:
-        """The same for the same params and results, wherever they are read."""
+        """A hash of params and results, the same wherever they are read."""
         text = json.dumps({"params": self.deciding_params, "table": self.table}, sort_keys=True, default=str)
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
-def prefix(stage: str) -> str:
-    """A stage's name as MLflow takes it in a metric's: without the @ of `convert@124M`.
+def metric_name(stage: str, key: str) -> str:
+    """Return the name of a stage's metric on the parent run. MLflow allows no @ in it.
 
-    >>> prefix("convert@124M")
-    'convert_124M'
+    >>> metric_name("convert@124M", "parameters")
+    'convert_124M.parameters'
     """
-    return re.sub(r"[^\w./ -]", "_", stage)
+    prefix = re.sub(r"[^\w./ -]", "_", stage)
+    return f"{prefix}.{key}"
+
+
+def file_stem(stage: str) -> str:
+    """Return the name of a stage's files in metrics/ and metrics/plots/, without the suffix."""
+    return stage.replace("-", "_")
 
 
 def of_directory(root: Path) -> Read:
-    """Reads the files of a folder."""
+    """Return a function that reads the files of a folder."""
 
     def read(path: str) -> bytes | None:
         try:
@@ -71,79 +81,84 @@ def of_directory(root: Path) -> Read:
 
 
 def read_state(read: Read, running: str | None = None) -> State | None:
-    """The state, or None where there are no params.
+    """Return the state, or None if there are no params.
 
     Args:
-        read: gives the files.
-        running: a stage that has just ended, which dvc.lock does not know yet. What it wrote belongs to the state, and
-            nothing that was made from what it wrote before.
+        read: reads the files.
+        running: a stage that has just ended, which is not in dvc.lock yet. Its new outputs belong to the state, and
+            what was made from its earlier ones does not.
     """
-    params, lock = _yaml(read("params.yaml")), _yaml(read("dvc.lock")) or {}
+    params, stages = _yaml(read("params.yaml")), locked_stages(read)
     if params is None:
         return None
-    stages: dict[str, dict[str, Any]] = lock.get("stages") or {}
     written = {name: _metrics(name, stage, read, running) for name, stage in stages.items()}
-    changed = {name for name, stage in stages.items() if name != running and _differs(stage, params)}
-    changed |= {name for name, found in written.items() if found is None and name != running}
+    changed = {name for name, stage in stages.items() if name != running and _has_other_params(stage, params)}
+    changed |= {name for name, metrics in written.items() if metrics is None and name != running}
     if running and not _is_as_locked(stages.get(running, {}), read):
         changed.add(running)
     stale = _downstream(stages, changed) - {running}
-    metrics = {name: found for name, found in written.items() if name not in stale and found}
-    if running and running not in metrics and (content := read(f"metrics/{running.replace('-', '_')}.json")):
-        metrics[running] = json.loads(content)
-    return State(params, {name: stage for name, stage in stages.items() if name not in stale}, metrics)
+    results = {name: metrics for name, metrics in written.items() if name not in stale and metrics}
+    if running and running not in results and (content := read(f"metrics/{file_stem(running)}.json")):
+        results[running] = json.loads(content)
+    return State(params, {name: stage for name, stage in stages.items() if name not in stale}, results)
+
+
+def locked_stages(read: Read) -> Stages:
+    """Return the entries of dvc.lock; none if it is missing or damaged."""
+    return (_yaml(read("dvc.lock")) or {}).get("stages") or {}
 
 
 def _metrics(name: str, stage: dict[str, Any], read: Read, running: str | None) -> dict[str, Any] | None:
-    """What a stage wrote to its metrics file: empty if it has none, None if it is not the one that dvc.lock knows."""
-    for out in stage.get("outs", []):
-        if re.fullmatch(r"metrics/\w+\.json", out["path"]) and Path(out["path"]).stem == name.replace("-", "_"):
-            content = read(out["path"]) or b""
-            is_older = name != running and _md5(content) != out.get("md5")
-            try:
-                found = None if is_older else json.loads(content)
-            except ValueError:
-                return None
-            return found if isinstance(found, dict) else None
-    return {}
+    """Return the content of a stage's metrics file: {} if it has none, None if the file is not the one in dvc.lock."""
+    path = f"metrics/{file_stem(name)}.json"
+    md5 = next((out.get("md5", "") for out in stage.get("outs", []) if out["path"] == path), None)
+    if md5 is None:
+        return {}
+    content = read(path) or b""
+    if name != running and _md5(content) != md5:
+        return None
+    try:
+        metrics = json.loads(content)
+    except ValueError:
+        return None
+    return metrics if isinstance(metrics, dict) else None
 
 
 def _is_as_locked(stage: dict[str, Any], read: Read) -> bool:
-    """Whether the stage's metrics are to the byte those that dvc.lock knows: then so are, surely, its other outputs."""
-    known = {out["path"]: out.get("md5") for out in stage.get("outs", []) if out["path"].startswith("metrics/")}
-    return bool(known) and all(_md5(read(path) or b"") == md5 for path, md5 in known.items())
+    """Return whether the stage's metrics are the bytes of dvc.lock. Then its other outputs are, too."""
+    hashes = {out["path"]: out.get("md5") for out in stage.get("outs", []) if out["path"].startswith("metrics/")}
+    return bool(hashes) and all(_md5(read(path) or b"") == md5 for path, md5 in hashes.items())
 
 
 def _md5(content: bytes) -> str:
     return hashlib.md5(content, usedforsecurity=False).hexdigest()
 
 
-def _differs(stage: dict[str, Any], params: dict[str, Any]) -> bool:
-    """Whether a stage ran with other params than these."""
+def _has_other_params(stage: dict[str, Any], params: dict[str, Any]) -> bool:
+    """Return whether a stage ran with other params than these."""
     flat = flatten(params)
-    for key, value in stage.get("params", {}).get("params.yaml", {}).items():
-        wanted = flatten({key: value})
-        there = {name: v for name, v in flat.items() if name == key or name.startswith(f"{key}.")}
-        if wanted != there:
-            return True
-    return False
+    return any(
+        flatten({key: value}) != {name: v for name, v in flat.items() if name == key or name.startswith(f"{key}.")}
+        for key, value in stage.get("params", {}).get("params.yaml", {}).items()
+    )
 
 
-def _downstream(stages: dict[str, dict[str, Any]], changed: set[str]) -> set[str]:
-    """The changed stages, all made from what they make, and all that read something else than what was made last."""
+def _downstream(stages: Stages, changed: set[str]) -> set[str]:
+    """Return the changed stages, and all that read an output of these or one that was made again."""
     makers = {out["path"]: (name, out.get("md5")) for name, stage in stages.items() for out in stage.get("outs", [])}
-    found = set(changed)
-    grows = True
-    while grows:
-        grows = False
-        for name, stage in stages.items():
-            if name not in found and any(_is_spoiled(dep, makers, found) for dep in stage.get("deps", [])):
-                found.add(name)
-                grows = True
-    return found
+    stale = set(changed)
+    while True:
+        more = {
+            name
+            for name, stage in stages.items()
+            if name not in stale and any(_is_stale(dep, makers, stale) for dep in stage.get("deps", []))
+        }
+        if not more:
+            return stale
+        stale |= more
 
 
-def _is_spoiled(dep: dict[str, Any], makers: dict[str, tuple[str, str | None]], stale: set[str]) -> bool:
+def _is_stale(dep: dict[str, Any], makers: dict[str, tuple[str, str | None]], stale: set[str]) -> bool:
     for path in (dep["path"], *map(str, Path(dep["path"]).parents)):
         if path in makers:
             maker, md5 = makers[path]
@@ -152,9 +167,9 @@ def _is_spoiled(dep: dict[str, Any], makers: dict[str, tuple[str, str | None]], 
 
 
 def _yaml(content: bytes | None) -> dict[str, Any] | None:
-    """A YAML file's mapping, read as DVC does; None if there is none."""
+    """Return a YAML file's mapping, read as DVC does; None if there is none."""
     try:
-        found = YAML(typ="safe").load(content.decode()) if content else None
+        mapping = YAML(typ="safe").load(content.decode()) if content else None
     except (YAMLError, UnicodeDecodeError):
         return None
-    return found if isinstance(found, dict) else None
+    return mapping if isinstance(mapping, dict) else None

@@ -1,196 +1,197 @@
-"""What MLflow lacks, filled in from Git, dvc.lock and metrics/: of a commit, of an experiment, or of the workspace.
+"""Complete MLflow from Git, dvc.lock, and metrics/: for a commit, an experiment, or the workspace.
 
-A run that is there is completed; for results that no run shows, one is created. What is there and right is left alone,
-so that a second time nothing is done.
+An existing run is completed; results that no run shows get one. What is there and correct is left alone, so a second
+sync does nothing.
 """
 
 from __future__ import annotations
 
 import csv
 import io
-import math
-import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from pydantic import ValidationError
 
+from gpt2core.config.mlflow import Mlflow
 from gpt2core.errors import UserError
 from gpt2core.params import Params
 from gpt2core.tracking import pending, revisions, store
-from gpt2core.tracking.flatten import flatten, numbers
+from gpt2core.tracking.find_runs import find_runs
+from gpt2core.tracking.inputs import folder_md5
+from gpt2core.tracking.models import KIND_OF_STAGE, log_model, register_model, registered_versions
 from gpt2core.tracking.pending import Note
-from gpt2core.tracking.pipeline_run import PIPELINE_TAG, RESULTS_TAG
 from gpt2core.tracking.revisions import Revision
-from gpt2core.tracking.store import MetricRow
-from gpt2core.tracking.workspace_models import add_models
-
-if TYPE_CHECKING:
-    from mlflow import MlflowClient
-    from mlflow.entities import Run
-
-STEP_COLUMNS = ("step", "epoch")  # of the curves in metrics/plots, the first that is there
-CHILD_TAG = "mlflow.parentRunId"
+from gpt2core.tracking.state import State, file_stem
+from gpt2core.tracking.writer import PARENT_TAG, PIPELINE_TAG, RESULTS_TAG, Point, RunWriter, Writer
 
 
 @dataclass
 class Synced:
-    """What was done for a state; nothing, where MLflow had it all."""
+    """What was done for a revision; nothing, if MLflow had all of it."""
 
     name: str
     run_id: str
     done: list[str] = field(default_factory=list)
 
+    def add(self, *changes: tuple[int, str]) -> None:
+        """Add the changes with a count, as `3 metrics`."""
+        self.done += [f"{count} {what}" for count, what in changes if count]
+
 
 def sync(root: Path, names: Iterable[str] = ()) -> list[Synced]:
-    """Fill in.
+    """Complete MLflow.
 
     Args:
         root: the project.
-        names: of experiments, or Git revisions; none: the workspace, HEAD, and every experiment.
+        names: experiments, or Git revisions; none: the workspace, HEAD, and every experiment.
 
     Raises:
         UserError: a name is neither, or has no results; the store does not answer.
     """
-    wanted = [revisions.named(root, name) for name in names] or revisions.all_of(root)
+    chosen = revisions.select(root, names)
     notes = pending.read(root)
-    store.prepare_mlflow()
     try:
-        client, experiment_id = store.open_store(root)
+        writer = Writer(*store.open_store(root))
         with store.lock(root):
-            shown = [_Parent(client, experiment_id, root, notes).show(target) for target in wanted]
-            for target, synced in zip(wanted, shown, strict=True):
-                synced.done += add_models(client, root, target.state) if target.is_here else []
-        return shown
+            synced = [_sync(writer, root, revision, notes) for revision in chosen]
+            for revision, each in zip(chosen, synced, strict=True):
+                each.done += _add_models(writer, root, revision.state) if revision.is_workspace else []
+        return synced
+    except UserError:
+        raise
     except Exception as error:
-        if isinstance(error, UserError):
-            raise
         first_line = (str(error).splitlines() or [""])[0][:200]
         raise UserError(
             f"MLflow's store cannot be written ({type(error).__name__}: {first_line}); see: gpt2core doctor"
         ) from None
 
 
-class _Parent:
-    """Finds or creates the parent run of a state, and completes it."""
+def _sync(writer: Writer, root: Path, revision: Revision, notes: list[Note]) -> Synced:
+    """Find or create the parent run of a revision, and complete it and its children."""
+    fingerprint = revision.state.fingerprint
+    note = next((note for note in notes if note.results == fingerprint), None)
+    key = revision.key or (note.pipeline if note else "")
+    parent = writer.find(PIPELINE_TAG, key) if key else None
+    if parent is None and not revision.key:
+        parent = writer.find(RESULTS_TAG, fingerprint)
+    is_new = parent is None
+    if parent is None:
+        key = key or f"results:{fingerprint}"
+        parent = writer.create(note.name if note else revision.name, {PIPELINE_TAG: key}, revision.at_ms)
+    key = parent.tags.get(PIPELINE_TAG, key)
+    note = next((other for other in notes if other.pipeline == key), None)
 
-    def __init__(self, client: MlflowClient, experiment_id: str, root: Path, notes: list[Note]) -> None:
-        self.client, self.experiment_id, self.root, self.notes = client, experiment_id, root, notes
+    synced = Synced(revision.name, parent.run_id, ["a run of its own"] if is_new else [])
+    _complete_parent(parent, revision, synced)
+    ran = set(note.stages if note else ()) | set(revision.ran or ())
+    if revision.ran is None and is_new and note is None:
+        ran = set(revision.state.metrics)  # nobody knows which of them came from the cache
+    _complete_children(writer, parent, revision, ran, synced)
+    if not parent.is_finished and (is_new or note or revision.key):
+        parent.end(at_ms=revision.at_ms)
+        synced.done += [] if is_new else ["its end"]
+    if note and note.results == fingerprint:
+        pending.remove(root, note.pipeline)
+    return synced
 
-    def show(self, target: Revision) -> Synced:
-        note = next((note for note in self.notes if note.results == target.state.fingerprint), None)
-        key = target.key or (note.pipeline if note else "")
-        parent = self._find(f"tags.`{PIPELINE_TAG}` = '{key}'") if key else None
-        if parent is None and not target.key:
-            parent = self._find(f"tags.`{RESULTS_TAG}` = '{target.state.fingerprint}'")
-        is_new = parent is None
-        if parent is None:
-            parent = self._create(target, key or f"results:{target.state.fingerprint}", note)
-        key = parent.data.tags.get(PIPELINE_TAG, key)
-        note = next((other for other in self.notes if other.pipeline == key), None)
-        said = Synced(target.name, parent.info.run_id, ["a run of its own"] if is_new else [])
-        self._complete(parent, target, said)
-        if target.ran is not None:
-            ran = set(target.ran)
-        else:  # of a new run nobody knows which stages ran, and which came from the cache
-            ran = set(target.state.metrics) if is_new and note is None else set()
-        self._complete_children(parent, target, ran | set(note.stages if note else ()), said)
-        if parent.info.status != "FINISHED" and (is_new or note or target.key):
-            self.client.set_terminated(parent.info.run_id, "FINISHED", target.at_ms)
-            if not is_new:
-                said.done.append("its end")
-        if note and note.results == target.state.fingerprint:
-            pending.remove(self.root, note.pipeline)
-        return said
 
-    def _find(self, condition: str) -> Run | None:
-        order = ["attributes.start_time DESC"]
-        found = self.client.search_runs([self.experiment_id], condition, max_results=1, order_by=order)
-        return found[0] if found else None
+def _complete_parent(parent: RunWriter, revision: Revision, synced: Synced) -> None:
+    synced.add(
+        (parent.log_params(_resolved(revision.state.params)), "params"),
+        (parent.log_results(revision.state.table, revision.at_ms), "metrics"),
+    )
+    tags = {"git_revision": revision.revision}
+    if revision.key:
+        tags |= {"dvc_exp_name": revision.name, "dvc_exp_baseline": revision.baseline}
+    missing = {key: value for key, value in tags.items() if key not in parent.tags}
+    parent.set_tags(missing | {RESULTS_TAG: revision.state.fingerprint})
 
-    def _create(self, target: Revision, key: str, note: Note | None) -> Run:
-        tags = {PIPELINE_TAG: key}
-        created = self.client.create_run(
-            self.experiment_id, start_time=target.at_ms, run_name=note.name if note else target.name, tags=tags
-        )
-        return self.client.get_run(created.info.run_id)
 
-    def _complete(self, run: Run, target: Revision, said: Synced) -> None:
-        tags = {RESULTS_TAG: target.state.fingerprint, "git_revision": target.revision}
-        if target.key:
-            tags |= {"dvc_exp_name": target.name, "dvc_exp_baseline": target.baseline}
-        self._add(run, _resolved(target.state.params), target.state.table, target.at_ms, said, "")
-        lacking = {key: value for key, value in tags.items() if key not in run.data.tags or key == RESULTS_TAG}
-        if lacking and any(run.data.tags.get(key) != value for key, value in lacking.items()):
-            store.send_tags(self.client, run.info.run_id, lacking)
+def _complete_children(writer: Writer, parent: RunWriter, revision: Revision, ran: set[str], synced: Synced) -> None:
+    newest = {child.tags.get("stage", ""): child for child in writer.children(parent.run_id)}
+    for stage, entry in revision.state.stages.items():
+        child = newest.get(stage)
+        if child is not None and child.run.info.status in ("FAILED", "KILLED"):
+            child = None  # and ran again, untracked, if it is in `ran`
+        if child is None and stage not in ran:
+            continue
+        if is_new := child is None:
+            tags = {PARENT_TAG: parent.run_id, "stage": stage}
+            child = writer.create(stage, tags, revision.at_ms)
+            synced.done.append(f"the stage {stage}")
+        elif not child.is_finished and stage not in ran:
+            continue  # it may be running
+        curve = [] if child.is_finished else list(_curve(child, stage, revision))
+        last_step = max((point.step for point in curve), default=0)
+        params = child.log_params(entry.get("params", {}).get("params.yaml", {}))
+        results = child.log_results(revision.state.metrics.get(stage, {}), revision.at_ms, last_step)
+        child.log_missing_steps(curve)  # a result takes the place of its curve's last value
+        of = "" if is_new else f" of {stage}"
+        synced.add((params, f"params{of}"), (results, f"metrics{of}"))
+        if not child.is_finished:
+            child.end(at_ms=revision.at_ms)
+            synced.done += [] if is_new else [f"the end of {stage}"]
 
-    def _complete_children(self, parent: Run, target: Revision, ran: set[str], said: Synced) -> None:
-        children = self.client.search_runs(
-            [self.experiment_id],
-            f"tags.`{CHILD_TAG}` = '{parent.info.run_id}'",
-            order_by=["attributes.start_time ASC"],
-        )
-        newest = {run.data.tags.get("stage", ""): run for run in children}
-        for stage, entry in target.state.stages.items():
-            run = newest.get(stage)
-            if run is not None and (run.info.status == "FAILED" or run.info.status == "KILLED"):
-                run = None  # and ran again, untracked, if it is among those
-            if run is None and stage not in ran:
-                continue
-            if is_new := run is None:
-                tags = {CHILD_TAG: parent.info.run_id, "stage": stage}
-                created = self.client.create_run(self.experiment_id, start_time=target.at_ms, run_name=stage, tags=tags)
-                run = self.client.get_run(created.info.run_id)
-                said.done.append(f"the stage {stage}")
-            elif run.info.status != "FINISHED" and stage not in ran:
-                continue  # it may be running
-            params = entry.get("params", {}).get("params.yaml", {})
-            metrics = numbers(target.state.metrics.get(stage, {}))
-            self._add(run, params, metrics, target.at_ms, said, "" if is_new else f" of {stage}")
-            self._add_curve(run, stage, target)
-            if run.info.status != "FINISHED":
-                self.client.set_terminated(run.info.run_id, "FINISHED", target.at_ms)
-                if not is_new:
-                    said.done.append(f"the end of {stage}")
 
-    def _add(
-        self, run: Run, params: Mapping[str, Any], metrics: Mapping[str, float], at_ms: int, said: Synced, of: str
-    ) -> None:
-        """Params that the run lacks, and metrics that it lacks or has otherwise."""
-        lacking = {key: value for key, value in flatten(params).items() if key not in run.data.params}
-        there = run.data.metrics
-        others = {k: v for k, v in metrics.items() if not math.isclose(there.get(k, math.nan), v, rel_tol=1e-12)}
-        store.send_params(self.client, run.info.run_id, lacking)
-        now_ms = time.time_ns() // 1_000_000  # later than what is there, so that it is the latest value
-        rows = []
-        for key, value in others.items():
-            history = self.client.get_metric_history(run.info.run_id, key) if key in there else []
-            rows.append(MetricRow(key, value, now_ms if history else at_ms, max((m.step for m in history), default=0)))
-        store.send_metrics(self.client, run.info.run_id, rows)
-        said.done += [f"{len(lacking)} params{of}"] if lacking else []
-        said.done += [f"{len(others)} metrics{of}"] if others else []
+def _curve(child: RunWriter, stage: str, revision: Revision) -> Iterator[Point]:
+    """Yield the points of the stage's curve, of the first seed: one curve per run.
 
-    def _add_curve(self, run: Run, stage: str, target: Revision) -> None:
-        """The points of the stage's curve whose metrics the run has no history of."""
-        content = target.read(f"metrics/plots/{stage.replace('-', '_')}.csv")
-        table = list(csv.DictReader(io.StringIO(content.decode()))) if content else []
-        column = next((name for name in STEP_COLUMNS if table and name in table[0]), None)
-        if column is None:
-            return
-        table = [row for row in table if row.get("seed") == table[0].get("seed")]  # one curve a run
-        rows = []
-        for key in set(table[0]) - {column, "seed"} - set(run.data.metrics):
-            for row in table:
-                if row[key]:
-                    rows.append(MetricRow(key, float(row[key]), target.at_ms, int(float(row[column]))))
-        store.send_metrics(self.client, run.info.run_id, rows)
+    With a column `epoch`, these are only of metrics of which the run has no point: a running stage counts steps, so its
+    points and these do not belong to one curve.
+    """
+    content = revision.read(f"metrics/plots/{file_stem(stage)}.csv")
+    rows = list(csv.DictReader(io.StringIO(content.decode()))) if content else []
+    column = next((name for name in ("step", "epoch") if rows and name in rows[0]), None)
+    if column is None:
+        return
+    keys = set(rows[0]) - {column, "seed"} - (set(child.run.data.metrics) if column == "epoch" else set())
+    for row in rows:
+        if row.get("seed") == rows[0].get("seed"):
+            step = int(float(row[column]))
+            yield from (Point(key, float(row[key]), revision.at_ms, step) for key in sorted(keys) if row[key])
 
 
 def _resolved(params: dict[str, Any]) -> dict[str, Any]:
-    """As a stage logs them; those of an older commit, which this version does not take, as they stand."""
+    """Return the params as a stage logs them; those of an older commit that this version rejects, unchanged."""
     try:
         return Params.model_validate(params).model_dump()
     except ValidationError:
         return params
+
+
+def _add_models(writer: Writer, root: Path, state: State) -> list[str]:
+    """Log and register the workspace's models, as far as `mlflow` of the params says. Return what was done.
+
+    A model goes to the newest run that finished with the stage's present metrics, if the directory has the bytes of
+    dvc.lock.
+
+    Raises:
+        Exception: any error of MLflow, its store, or the disk.
+    """
+    try:
+        section = Mlflow.model_validate(state.params.get("mlflow"))
+    except ValidationError:  # of an older version
+        return []
+    prefix = section.registry_name()
+    stages = [stage for stage in KIND_OF_STAGE if stage in state.metrics and section.log_models]
+    done = []
+    for maker in find_runs(root, stages, {file_stem(stage): state.metrics[stage] for stage in stages}):
+        kind = KIND_OF_STAGE[maker.stage]
+        folder = Path("models") / kind
+        run = writer.get(maker.run_id)
+        ids = [output.model_id for output in (run.run.outputs.model_outputs if run.run.outputs else ())]
+        models = [model for model in map(run.client.get_logged_model, ids) if str(model.status) == "READY"]
+        outs = {out["path"]: out.get("md5") for out in state.stages[maker.stage].get("outs", [])}
+        if not models:
+            if folder_md5(root / folder) == outs.get(folder.as_posix()):
+                log_model(run, kind, root / folder, state.metrics[maker.stage], prefix)
+                done.append(f"the model of {maker.stage}")
+        elif prefix:
+            name = f"{prefix}-{kind}"
+            if not any(version["name"] == name for model in models for version in registered_versions(model)):
+                register_model(run.client, models[-1], name, maker.run_id)
+                done.append(f"{name} in the registry")
+    return done

@@ -1,4 +1,4 @@
-"""How fast a training goes: for MLflow alone, since a rate differs from run to run."""
+"""Throughput of a training. Only MLflow gets it, because it differs from run to run."""
 
 from __future__ import annotations
 
@@ -6,16 +6,16 @@ import time
 from collections.abc import Callable, Mapping
 from typing import Any
 
-INTERVAL_S = 2.0  # steps may be reported several at once
+INTERVAL_S = 2.0  # several steps may be reported together
 Log = Callable[[Mapping[str, Any], int], None]
 
 
 def with_throughput(log: Log, interval_s: float = INTERVAL_S) -> Log:
-    """`log`, with `tokens_per_s` added every few seconds: of all that passed since the last time, evaluations included.
+    """Return `log` with `tokens_per_s` added every few seconds: the mean since the last time, with evaluations.
 
     Args:
         log: takes metrics and their step; those with a key `tokens` (seen so far) are timed.
-        interval_s: the shortest time that a rate is taken over.
+        interval_s: shortest time that a rate is measured over.
     """
     since: tuple[float, float] | None = None  # time and tokens at the last rate
 

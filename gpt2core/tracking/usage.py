@@ -1,4 +1,4 @@
-"""What the machine does while a stage runs, by the names that MLflow shows on its page of system metrics."""
+"""The machine's load while a stage runs, under the names of MLflow's page of system metrics."""
 
 from __future__ import annotations
 
@@ -6,11 +6,11 @@ import sys
 
 
 def usage() -> dict[str, float]:
-    """CPU since the last call and memory, of the machine and of this process; of the GPU where torch uses one."""
+    """Return CPU load since the last call, and memory of the machine and this process; of the GPU if torch uses it."""
     import psutil
 
     process, memory = psutil.Process(), psutil.virtual_memory()
-    found = {
+    metrics = {
         "system/cpu_utilization_percentage": psutil.cpu_percent(),
         "system/system_memory_usage_percentage": memory.percent,
         "system/system_memory_usage_megabytes": (memory.total - memory.available) / 1e6,
@@ -19,5 +19,5 @@ def usage() -> dict[str, float]:
     torch = sys.modules.get("torch")
     if torch is not None and torch.cuda.is_available() and torch.cuda.is_initialized():
         free, total = torch.cuda.mem_get_info()
-        found["system/gpu_0_memory_usage_megabytes"] = (total - free) / 1e6
-    return found
+        metrics["system/gpu_0_memory_usage_megabytes"] = (total - free) / 1e6
+    return metrics

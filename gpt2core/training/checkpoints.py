@@ -161,7 +161,7 @@ def stage_checkpoints(stage: str, params: Mapping[str, Any], inputs: Iterable[Pa
         _prepare(folder, known)
     except OSError as error:
         logger.warning(
-            f"{checkpoints}: no checkpoints can be saved ({error.strerror or error}); a kill would lose the whole training"
+            f"{checkpoints}: no checkpoints can be saved ({error.strerror or error}); a kill loses the whole training"
         )
         yield StageCheckpoints()
         return

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from pathlib import Path
 
@@ -22,11 +23,13 @@ ENVIRONMENT = (
 
 @pytest.fixture(scope="session")
 def empty_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A database without runs; to build one takes seconds."""
-    root = tmp_path_factory.mktemp("store")
+    """Return a database without runs. Creating one takes seconds, so all of pytest's processes share it."""
+    root = tmp_path_factory.getbasetemp()
+    root = root.parent if "PYTEST_XDIST_WORKER" in os.environ else root
     store.prepare_mlflow()
-    store.local_store(root)
-    return root / "mlflow.db"
+    with store.lock(root):
+        store.local_store(root)
+    return root / store.DATABASE
 
 
 @pytest.fixture

@@ -1,4 +1,4 @@
-"""Draws every figure into a folder: `python -m tests.tracking.draw_all FOLDER SUFFIX`, to compare two processes."""
+"""Draws every figure into a folder: `python -m tests.tracking.draw_all FOLDER`, to compare two processes."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from gpt2core.tracking import plots
+from gpt2core.tracking.plots import curves
 
 CURVE = (
     "tokens,step,train_loss,val_loss,val_perplexity,lr,grad_norm\n"
@@ -40,18 +41,18 @@ def attention(layers: int, heads: int, tokens: int) -> np.ndarray:
     return scores / scores.sum(-1, keepdims=True)
 
 
-def draw_all(folder: Path, suffix: str) -> None:
-    """Every figure of `gpt2core.tracking.plots` once."""
+def draw_all(folder: Path, suffixes: tuple[str, ...] = (".svg", ".png")) -> None:
+    """Draw every figure of `gpt2core.tracking.plots` once per suffix."""
     folder.mkdir(parents=True, exist_ok=True)
     curve, accuracy = folder / "curve.csv", folder / "accuracy.csv"
     curve.write_text(CURVE)
     accuracy.write_text(ACCURACY)
     draw = {
-        "loss_curve": lambda out: plots.loss_curve(curve, out),
-        "perplexity_curve": lambda out: plots.perplexity_curve(curve, out),
-        "learning_rate_curve": lambda out: plots.learning_rate_curve(curve, out),
-        "grad_norm_curve": lambda out: plots.grad_norm_curve(curve, out),
-        "accuracy_curve": lambda out: plots.accuracy_curve(accuracy, out),
+        "loss_curve": lambda out: plots.draw_curve(curves.LOSS, curve, out),
+        "perplexity_curve": lambda out: plots.draw_curve(curves.PERPLEXITY, curve, out),
+        "learning_rate_curve": lambda out: plots.draw_curve(curves.LEARNING_RATE, curve, out),
+        "grad_norm_curve": lambda out: plots.draw_curve(curves.GRAD_NORM, curve, out),
+        "accuracy_curve": lambda out: plots.draw_curve(curves.ACCURACY, accuracy, out),
         "confusion_matrix": lambda out: plots.confusion_matrix([[90, 10], [1, 49]], ("ham", "spam"), out),
         "reliability": lambda out: plots.reliability(BINS, 0.012, ("ham", "spam"), out),
         "roc_curves": lambda out: plots.roc_curves(ROC, {"spam": 0.75}, out),
@@ -63,8 +64,9 @@ def draw_all(folder: Path, suffix: str) -> None:
         "token_loss": lambda out: plots.token_loss(TOKENS, [None, 5.0, 0.1, 2, 3, 0.0], out),
     }
     for name, figure in draw.items():
-        figure(folder / f"{name}{suffix}")
+        for suffix in suffixes:
+            figure(folder / f"{name}{suffix}")
 
 
 if __name__ == "__main__":
-    draw_all(Path(sys.argv[1]), sys.argv[2])
+    draw_all(Path(sys.argv[1]))

@@ -55,5 +55,6 @@ def test_without_the_experiment_there_are_no_runs(root: Path) -> None:
 
 def test_a_server_that_is_away_is_an_error_soon(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")  # the default takes seconds
     with pytest.raises(Exception, match="127.0.0.1"):
         find_runs(root, ("pretrain",), {})

@@ -31,4 +31,4 @@ def test_a_files_hash_is_dvcs_and_a_folders_the_locks(tmp_path: Path, monkeypatc
 
 def test_a_damaged_lock_hides_nothing_but_hashes(tmp_path: Path) -> None:
     (tmp_path / "dvc.lock").write_text("{")
-    assert input_hashes(["data/tokens"], tmp_path / "dvc.lock") == {}
+    assert input_hashes(["data/tokens"], tmp_path) == {}

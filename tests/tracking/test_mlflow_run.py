@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import gc
 import math
 import os
@@ -20,12 +21,14 @@ from gpt2core import runtime
 from gpt2core.config.tokenizer import Tokenizer
 from gpt2core.errors import UserError
 from gpt2core.params import Params
+from gpt2core.report.pipeline import _instructions
 from gpt2core.tracking import flatten, mlflow_run, pipeline_run, store, track_stage
+from gpt2core.tracking.writer import RunWriter
 
 PARAMS = Params.model_construct(
     seed=7, tokenizer=Tokenizer(kind="bpe", vocab_size=512, val_fraction=0.1, drop_duplicates=False, shuffle=False)
 )
-WARNING = "warning: stage pretrain goes on without MLflow tracking; gpt2core sync-mlflow fills it in ("
+WARNING = "warning: stage pretrain continues without MLflow; gpt2core sync-mlflow completes its run ("
 STAGE = """
 import sys
 from pathlib import Path
@@ -70,8 +73,6 @@ def test_a_stage_is_a_child_with_its_params_metrics_by_step_artifacts_and_result
         run.log_metrics({"loss": 3.0, "lr": 0.1}, step=10)
         run.log_metrics({"loss": 2.0, "by_kind": {"spam": 0.5}}, step=20)
         run.log_artifact("curve.csv", "tables")
-        run.log_text("Once upon a time", "sample.txt")
-        run.set_tags({"note": "first"})
         run.finish({"loss": 1.0, "judge": "chrf", "missing": None, "matrix": [[1, 2], [3, 4]]})
     (parent,), (child,) = runs(root)
 
@@ -87,10 +88,10 @@ def test_a_stage_is_a_child_with_its_params_metrics_by_step_artifacts_and_result
         assert tracked.data.tags["dvc_exp_name"] == "bold-lamb"
         assert tracked.data.tags["dvc_exp_baseline"] == "0" * 40
         assert {"python", "torch"} <= tracked.data.tags.keys()
-    assert (child.data.tags["stage"], child.data.tags["note"]) == ("convert@tiny", "first")
+    assert child.data.tags["stage"] == "convert@tiny"
 
     history = client(root).get_metric_history(child.info.run_id, "loss")
-    assert [(metric.step, metric.value) for metric in history] == [(10, 3.0), (20, 2.0), (20, 1.0)]
+    assert [(metric.step, metric.value) for metric in history] == [(10, 3.0), (20, 1.0)]
     duration_s = child.data.metrics.pop("duration_s")
     assert 0 < duration_s < 60
     assert child.data.metrics == {"loss": 1.0, "lr": 0.1, "by_kind.spam": 0.5}
@@ -100,7 +101,6 @@ def test_a_stage_is_a_child_with_its_params_metrics_by_step_artifacts_and_result
     folder = Path(child.info.artifact_uri.removeprefix("file://"))
     assert folder.is_relative_to(root / "mlartifacts")
     assert (folder / "tables" / "curve.csv").read_text() == "a\n1\n"
-    assert (folder / "sample.txt").read_text() == "Once upon a time"
 
 
 @pytest.mark.parametrize(
@@ -165,6 +165,7 @@ def test_metrics_are_seen_while_the_stage_runs(root, monkeypatch):
     monkeypatch.setattr(mlflow_run, "FLUSH_INTERVAL_S", 0.1)
     with track_stage("pretrain", PARAMS) as run:
         run.log_metrics({"loss": 2.0}, step=1)
+        run.log_metrics({"loss": 1.0}, step=2)
         deadline_s = time.monotonic() + 20
         while "loss" not in runs(root)[1][0].data.metrics:
             assert time.monotonic() < deadline_s, "the metric was not sent before the end of the stage"
@@ -322,6 +323,31 @@ def test_a_figure_is_an_artifact_and_no_file_of_the_project(root):
     assert not drawn_at[0].parent.exists(), "the temporary folder is left behind"
 
 
+def test_the_figures_of_a_stages_files_are_those_of_the_report(root):
+    (root / "metrics/plots").mkdir(parents=True)
+    (root / "metrics/plots/finetune_instruct.csv").write_text(
+        "epoch,examples,train_loss,val_loss\n1,9,2.5,\n2,18,1,2\n"
+    )
+    with track_stage("finetune-instruct", PARAMS) as run:
+        run.finish({"val_loss": 1.5})
+    section = _instructions(root, {"finetune_instruct": {"val_loss": 1.5}})
+    (shown,) = section.pictures
+    ((name, drawn),) = figures(root).items()
+    assert name == "instruct_loss.svg"
+    assert base64.b64decode(shown.light.partition(",")[2]).decode() == drawn
+
+
+def test_a_damaged_file_costs_its_figures_and_a_warning(root, capfd):
+    (root / "metrics/plots").mkdir(parents=True)
+    (root / "metrics/plots/judge_scores.csv").write_text("index,score\n1,much\n")
+    with track_stage("llm-judge-eval", PARAMS) as run:
+        run.finish({"mean_score": 61.5})
+    (warning,) = capfd.readouterr().err.splitlines()
+    assert "llm-judge-eval" in warning and "much" in warning
+    (child,) = runs(root)[1]
+    assert (child.info.status, child.data.metrics["mean_score"]) == ("FINISHED", 61.5)
+
+
 UNTRACKED_FIGURE = """
 import sys
 from gpt2core.params import Params
@@ -345,8 +371,8 @@ def test_a_run_that_is_not_tracked_draws_nothing(fresh_root):
 def test_a_run_that_lost_its_store_draws_nothing(root, monkeypatch, capfd):
     drawn = []
     with track_stage("pretrain", PARAMS) as run:
-        monkeypatch.setattr(store, "send_tags", lambda *_: 1 / 0)
-        run.set_tags({"a": 1})
+        monkeypatch.setattr(RunWriter, "log_results", lambda *_: 1 / 0)
+        run.finish({"val_loss": 1.5})
         run.log_figure("loss", drawn.append)
     assert drawn == []
     assert capfd.readouterr().err.startswith(WARNING)
@@ -383,15 +409,14 @@ def test_a_store_that_breaks_in_the_middle_is_one_warning(root, capfd):
         connection = sqlite3.connect(root / "mlflow.db")
         connection.execute("DROP TABLE tags")
         connection.close()
-        run.set_tags({"a": 1})
-        run.set_tags({"b": 1})
         run.log_metrics({"loss": 1.0}, step=1)
         run.finish({"val_loss": 1.0})
+        run.finish({"val_loss": 2.0})
         survived = True
     assert survived
     (warning,) = capfd.readouterr().err.splitlines()
     assert warning.startswith(
-        "warning: stage pretrain goes on without MLflow tracking; gpt2core sync-mlflow fills it in ("
+        "warning: stage pretrain continues without MLflow; gpt2core sync-mlflow completes its run ("
     )
 
 
@@ -405,7 +430,7 @@ def test_a_server_that_is_away_costs_seconds_and_one_warning(fresh_root):
     assert done.returncode == 0 and (fresh_root / "pretrain.done").exists()
     (warning,) = done.stderr.splitlines()
     assert warning.startswith(
-        "warning: stage pretrain goes on without MLflow tracking; gpt2core sync-mlflow fills it in ("
+        "warning: stage pretrain continues without MLflow; gpt2core sync-mlflow completes its run ("
     )
     assert "secret" not in warning
     assert not (fresh_root / "mlflow.db").exists()
@@ -561,7 +586,7 @@ from gpt2core.tracking import track_stage
 log_to_stderr()
 with track_stage("pretrain", Params.model_construct(seed=7), run_file=Path("run.json")) as run:
     run.log_metrics({"loss": 3.0}, 1)
-    run._flush()
+    run._flush(up_to_now=True)
     os.kill(os.getpid(), signal.SIGKILL)
 """
 

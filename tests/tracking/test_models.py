@@ -83,7 +83,7 @@ def test_a_stages_model_is_whole_without_pickle_and_takes_no_room(root: Path, mo
             "test_accuracy": 0.875, "test_accuracy_by_seed.1": 0.875,
         }  # fmt: skip
         points = client(root).get_metric_history(run.info.run_id, "test_accuracy")
-        assert {(point.step, point.value) for point in points} == {(3, 0.5), (3, 0.875)}, "no step of its own"
+        assert {(point.step, point.value) for point in points} == {(3, 0.875)}, "no step of its own"
         folder = folder_of(model)
         assert folder.is_relative_to(root / "mlartifacts")
         kinds = {path.suffix for path in folder.rglob("*") if path.is_file()}
@@ -145,7 +145,7 @@ def test_a_full_disk_is_a_warning_and_the_metrics_are_there(
         run.finish(METRICS)
         run.log_model("classifier", models_dir / "classifier", METRICS)
     (warning,) = capfd.readouterr().err.splitlines()
-    assert "goes on without MLflow tracking" in warning and "No space left on device" in warning
+    assert "continues without MLflow" in warning and "No space left on device" in warning
     model = logged(root)["classifier"]
     assert str(model.status) == "FAILED"
     assert not any(path.is_file() for path in folder_of(model).parent.rglob("*"))

@@ -17,6 +17,7 @@ from PIL import Image
 
 from gpt2core.errors import UserError
 from gpt2core.tracking import plots
+from gpt2core.tracking.plots import curves
 from tests.tracking import draw_all
 from tests.tracking.draw_all import ACCURACY, BINS, CURVE, TOKENS, attention
 
@@ -49,22 +50,22 @@ def curve(tmp_path: Path) -> Path:
 
 
 def test_a_loss_curve_names_its_axes_and_links_evaluations_over_empty_cells(curve: Path, tmp_path: Path) -> None:
-    plots.loss_curve(curve, tmp_path / "loss.svg")
+    plots.draw_curve(curves.LOSS, curve, tmp_path / "loss.svg")
     assert {"tokens seen", "loss (nats per token)", "training", "validation"} <= {*texts(tmp_path / "loss.svg")}
     assert lines(tmp_path / "loss.svg", plots.BLUE) == [4]
     assert lines(tmp_path / "loss.svg", plots.ORANGE) == [2]
 
 
 @pytest.mark.parametrize(
-    ("plot", "label", "points"),
+    ("kind", "label", "points"),
     [
-        (plots.perplexity_curve, "perplexity (exp of nats per token)", 2),
-        (plots.learning_rate_curve, "learning rate (per update)", 4),
-        (plots.grad_norm_curve, "gradient norm (L2, before clipping)", 4),
+        (curves.PERPLEXITY, "perplexity (exp of nats per token)", 2),
+        (curves.LEARNING_RATE, "learning rate (per update)", 4),
+        (curves.GRAD_NORM, "gradient norm (L2, before clipping)", 4),
     ],
 )
-def test_the_other_curves_of_training(curve: Path, tmp_path: Path, plot, label: str, points: int) -> None:
-    plot(curve, tmp_path / "curve.svg")
+def test_the_other_curves_of_training(curve: Path, tmp_path: Path, kind: curves.Curve, label: str, points: int) -> None:
+    plots.draw_curve(kind, curve, tmp_path / "curve.svg")
     assert {"tokens seen", label} <= {*texts(tmp_path / "curve.svg")}
     drawn = lines(tmp_path / "curve.svg", plots.BLUE) + lines(tmp_path / "curve.svg", plots.ORANGE)
     assert drawn == [points]
@@ -72,14 +73,14 @@ def test_the_other_curves_of_training(curve: Path, tmp_path: Path, plot, label: 
 
 def test_no_label_is_a_formula(curve: Path, tmp_path: Path) -> None:
     """Logarithmic axes label themselves with TeX, which is not typeset here because tokens hold dollar signs."""
-    draw_all.draw_all(tmp_path, ".svg")
+    draw_all.draw_all(tmp_path, (".svg",))
     for path in tmp_path.glob("*.svg"):
         assert not any("mathdefault" in text or "\\" in text for text in texts(path)), path
 
 
 def test_an_accuracy_curve_has_a_line_for_each_seed_and_one_legend(tmp_path: Path) -> None:
     (tmp_path / "curve.csv").write_text(ACCURACY)
-    plots.accuracy_curve(tmp_path / "curve.csv", tmp_path / "accuracy.svg")
+    plots.draw_curve(curves.ACCURACY, tmp_path / "curve.csv", tmp_path / "accuracy.svg")
     shown = texts(tmp_path / "accuracy.svg")
     assert "examples seen" in shown and "accuracy (fraction of messages)" in shown
     assert shown.count("training") == shown.count("validation") == 1
@@ -198,26 +199,24 @@ def test_a_character_that_the_font_lacks_is_a_box_and_no_warning(tmp_path: Path)
     assert {"□", "é"} <= {*texts(tmp_path / "loss.svg")}
 
 
-@pytest.mark.parametrize("suffix", [".svg", ".png"])
-def test_the_same_input_gives_the_same_bytes_in_another_process(tmp_path: Path, suffix: str) -> None:
+def test_the_same_input_gives_the_same_bytes_in_another_process(tmp_path: Path) -> None:
     here, there = tmp_path / "here", tmp_path / "there"
-    draw_all.draw_all(here, suffix)
-    command = [sys.executable, "-m", "tests.tracking.draw_all", there, suffix]
+    draw_all.draw_all(here)
+    command = [sys.executable, "-m", "tests.tracking.draw_all", there]
     subprocess.run(command, check=True, cwd=ROOT, env={**os.environ, "PYTHONPATH": str(ROOT)}, timeout=120)
-    figures = sorted(path.name for path in here.glob(f"*{suffix}"))
-    assert {name.removesuffix(suffix) for name in figures} == {
-        name for name in plots.__all__ if name.islower() and name != "theme"
-    }
-    for name in figures:
-        assert (here / name).read_bytes() == (there / name).read_bytes(), name
-        assert (here / name).read_bytes().startswith(b"\x89PNG" if suffix == ".png" else b"<?xml")
+    figures = sorted(path for path in here.iterdir() if path.suffix != ".csv")
+    drawn = {"draw_curve" if path.stem.endswith("_curve") else path.stem for path in figures}
+    assert drawn == {name for name in plots.__all__ if name.islower() and name != "theme"}
+    for path in figures:
+        assert path.read_bytes() == (there / path.name).read_bytes(), path
+        assert path.read_bytes().startswith(b"\x89PNG" if path.suffix == ".png" else b"<?xml")
 
 
 def test_the_dark_theme_is_dark_and_ends(curve: Path, tmp_path: Path) -> None:
     for name in ("light", "dark"):
         with plots.theme(name):
-            plots.loss_curve(curve, tmp_path / f"{name}.png")
-    plots.loss_curve(curve, tmp_path / "after.png")
+            plots.draw_curve(curves.LOSS, curve, tmp_path / f"{name}.png")
+    plots.draw_curve(curves.LOSS, curve, tmp_path / "after.png")
     corner = {name: Image.open(tmp_path / f"{name}.png").convert("L").getpixel((0, 0)) for name in ("light", "dark")}
     assert corner["light"] == 255 and corner["dark"] < 40
     assert (tmp_path / "after.png").read_bytes() == (tmp_path / "light.png").read_bytes()
@@ -235,7 +234,7 @@ def test_the_dark_theme_is_dark_and_ends(curve: Path, tmp_path: Path) -> None:
 def test_a_table_that_cannot_be_drawn_is_named_and_nothing_is_left(tmp_path: Path, text: str, message: str) -> None:
     (tmp_path / "curve.csv").write_text(text)
     with pytest.raises(UserError, match=message) as caught:
-        plots.loss_curve(tmp_path / "curve.csv", tmp_path / "loss.svg")
+        plots.draw_curve(curves.LOSS, tmp_path / "curve.csv", tmp_path / "loss.svg")
     assert "curve.csv" in str(caught.value)
     assert [path.name for path in tmp_path.iterdir()] == ["curve.csv"]
 

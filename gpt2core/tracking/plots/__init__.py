@@ -1,13 +1,9 @@
-"""Figures of the stages' results. Each function writes one file, .svg or .png by its suffix; the same input gives the
-same bytes."""
+"""Figures of the stages' results.
 
-from gpt2core.tracking.plots.curves import (
-    accuracy_curve,
-    grad_norm_curve,
-    learning_rate_curve,
-    loss_curve,
-    perplexity_curve,
-)
+Each function writes one file, .svg or .png by its suffix; the same input gives the same bytes.
+"""
+
+from gpt2core.tracking.plots.curves import draw_curve
 from gpt2core.tracking.plots.figure import BLUE, ORANGE, theme
 from gpt2core.tracking.plots.scores import (
     confusion_matrix,
@@ -21,13 +17,9 @@ from gpt2core.tracking.plots.text import attention_heatmaps, temperature_effect,
 __all__ = [
     "BLUE",
     "ORANGE",
-    "accuracy_curve",
     "attention_heatmaps",
     "confusion_matrix",
-    "grad_norm_curve",
-    "learning_rate_curve",
-    "loss_curve",
-    "perplexity_curve",
+    "draw_curve",
     "precision_recall_curves",
     "reliability",
     "roc_curves",

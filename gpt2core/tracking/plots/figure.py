@@ -1,5 +1,7 @@
-"""What all figures share: the style, a light and a dark theme, and the way to a file. The same input gives the same
-bytes. The colours are those of Okabe and Ito (2008), which colour-blind people can tell apart."""
+"""Style, light and dark theme, and output of all figures. The same input gives the same bytes.
+
+The colors are those of Okabe and Ito (2008), which color-blind people can distinguish.
+"""
 
 from __future__ import annotations
 
@@ -19,7 +21,7 @@ if TYPE_CHECKING:
 AnyPath = str | os.PathLike[str]
 
 BLUE, ORANGE, GREEN, PURPLE = "#0072B2", "#D55E00", "#009E73", "#CC79A7"  # in a figure: C0, C1, C2, C3
-COLOURS = {"light": (BLUE, ORANGE, GREEN, PURPLE), "dark": ("#56B4E9", "#E69F00", "#00C08B", PURPLE)}
+COLORS = {"light": (BLUE, ORANGE, GREEN, PURPLE), "dark": ("#56B4E9", "#E69F00", "#00C08B", PURPLE)}
 INK = {"light": "#222222", "dark": "#DDDDDD"}
 PAPER = {"light": "#FFFFFF", "dark": "#16181D"}
 STYLE: dict[Any, Any] = {
@@ -49,14 +51,14 @@ def theme(name: str) -> Iterator[None]:
 
 @contextlib.contextmanager
 def figure(out_path: AnyPath, size_inches: tuple[float, float] = (6.0, 3.8)) -> Iterator[Figure]:
-    """A figure to draw on; afterwards it is saved, atomically, as .svg or .png by the path's suffix."""
+    """Yield a figure to draw on, and save it atomically, as .svg or .png by the path's suffix."""
     kind = Path(out_path).suffix.removeprefix(".")
     if kind not in ("svg", "png"):
         raise ValueError(f"{out_path}: the suffix must be .svg or .png")
     import matplotlib
     from matplotlib.figure import Figure  # not pyplot: no window system, no state shared by the process
 
-    with matplotlib.rc_context(STYLE | _colours(_theme.get())):
+    with matplotlib.rc_context(STYLE | _colors(_theme.get())):
         drawing = Figure(figsize=size_inches, dpi=120, layout="constrained")
         yield drawing
         with files.atomic_path(out_path) as temporary:
@@ -65,7 +67,7 @@ def figure(out_path: AnyPath, size_inches: tuple[float, float] = (6.0, 3.8)) -> 
 
 @contextlib.contextmanager
 def one_plot(out_path: AnyPath, size_inches: tuple[float, float] = (6.0, 3.8)) -> Iterator[Axes]:
-    """The same with one pair of axes on it."""
+    """Yield the axes of a figure with one plot, and save it; see `figure`."""
     with figure(out_path, size_inches) as drawing:
         yield drawing.add_subplot()
 
@@ -80,7 +82,7 @@ def log_y(axes: Axes) -> None:
 
 
 def drawable(text: str) -> str:
-    """A text with what matplotlib's own font cannot draw as □."""
+    """Return a text with □ for each character that matplotlib's own font lacks."""
     return "".join(character if ord(character) in _characters() else "□" for character in text)
 
 
@@ -90,7 +92,7 @@ def _characters() -> Collection[int]:
     return get_font(findfont("DejaVu Sans")).get_charmap()
 
 
-def _colours(name: str) -> dict[Any, Any]:
+def _colors(name: str) -> dict[Any, Any]:
     from cycler import cycler
 
     ink, paper = INK[name], PAPER[name]
@@ -100,5 +102,5 @@ def _colours(name: str) -> dict[Any, Any]:
         "figure.facecolor": paper,
         "savefig.facecolor": paper,
         "axes.facecolor": paper,
-        "axes.prop_cycle": cycler(color=COLOURS[name]),
+        "axes.prop_cycle": cycler(color=COLORS[name]),
     }

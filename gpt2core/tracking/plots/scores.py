@@ -1,4 +1,4 @@
-"""What a classifier and a judge decided."""
+"""Results of a classifier and a judge."""
 
 from __future__ import annotations
 
@@ -9,17 +9,18 @@ from typing import Any
 
 from gpt2core.tracking.plots.figure import AnyPath, figure, log_y, one_plot
 
-FEW_LABELS, MANY_LABELS = 8, 24  # up to so many, a cell of the confusion matrix has count and share; or the count alone
-COLOURED = 4  # lines of curves; see figure.py
+MAX_WITH_SHARES = 8  # labels of a confusion matrix whose cells have count and share
+MAX_WITH_COUNTS = 24  # labels of one whose cells have the count
+COLORED = 4  # lines of curves; see figure.py
 MAX_NAME = 24  # characters of a label
 
 
 def confusion_matrix(counts: Sequence[Sequence[int]], labels: Sequence[str], out_path: AnyPath) -> None:
-    """How often each label was taken for which.
+    """Draw how often each label was predicted as which.
 
     Args:
         counts: [labels, labels], a row for each actual label, a column for each predicted one.
-        labels: their names, in the same order.
+        labels: names, in the same order.
         out_path: the file to write.
 
     Raises:
@@ -36,29 +37,30 @@ def confusion_matrix(counts: Sequence[Sequence[int]], labels: Sequence[str], out
         axes.figure.colorbar(image, label="share of the actual label")
         for y, row in enumerate(counts):
             for x, count in enumerate(row):
-                colour = "black" if shares[y][x] > 0.5 else "white"  # cividis runs from dark to light
-                if n <= FEW_LABELS:
-                    axes.text(x, y, f"{count}\n{shares[y][x]:.1%}", ha="center", va="center", color=colour)
-                elif count and n <= MANY_LABELS:
-                    axes.text(x, y, f"{count}", ha="center", va="center", color=colour, fontsize=8)
+                color = "black" if shares[y][x] > 0.5 else "white"  # cividis runs from dark to light
+                if n <= MAX_WITH_SHARES:
+                    axes.text(x, y, f"{count}\n{shares[y][x]:.1%}", ha="center", va="center", color=color)
+                elif count and n <= MAX_WITH_COUNTS:
+                    axes.text(x, y, f"{count}", ha="center", va="center", color=color, fontsize=8)
         axes.set(xlabel="predicted label", ylabel="actual label")
         axes.set_xticks(range(n), names)
         axes.set_yticks(range(n), names)
-        if longest * n > 20 or n > FEW_LABELS:  # they would run into each other
+        if longest * n > 20 or n > MAX_WITH_SHARES:  # they would run into each other
             axes.tick_params(axis="x", rotation=90)
-        if n > MANY_LABELS:
+        if n > MAX_WITH_COUNTS:
             axes.tick_params(labelsize=max(3.0, 180 / n))
         axes.grid(False)
 
 
 def reliability(bins: Sequence[Mapping[str, float]], ece: float, labels: Sequence[str], out_path: AnyPath) -> None:
-    """Whether a probability means what it says: predicted probability against how often it was so, and how many there
-    are of each (DeGroot and Fienberg 1983; Niculescu-Mizil and Caruana 2005).
+    """Draw how often predictions of each probability are right, and how many there are.
+
+    DeGroot and Fienberg 1983; Niculescu-Mizil and Caruana 2005.
 
     Args:
         bins: `from`, `to`, `n`, `mean_probability`, `share` of each bin of predicted probability that is not empty.
         ece: expected calibration error, 0 to 1.
-        labels: the probability is that of two labels' second one, of more that of the label predicted.
+        labels: with two, the probability is that of the second one; with more, that of the predicted label.
         out_path: the file to write.
     """
     came, probability = "right predictions", "probability of the predicted label"
@@ -79,11 +81,11 @@ def reliability(bins: Sequence[Mapping[str, float]], ece: float, labels: Sequenc
 
 
 def roc_curves(rows: Sequence[Mapping[str, Any]], areas: Mapping[str, float], out_path: AnyPath) -> None:
-    """How many false alarms are the price of how many finds, a line for each class and seed (Fawcett 2006).
+    """Draw true positives by false positives, a line for each class and seed (Fawcett 2006).
 
     Args:
         rows: `seed`, `class`, `false_positive_rate` and `true_positive_rate` of each point, line by line.
-        areas: of each class the mean area under its curves.
+        areas: mean area under the curves of each class.
         out_path: the file to write.
     """
     columns = ("false_positive_rate", "true_positive_rate")
@@ -92,11 +94,11 @@ def roc_curves(rows: Sequence[Mapping[str, Any]], areas: Mapping[str, float], ou
 
 
 def precision_recall_curves(rows: Sequence[Mapping[str, Any]], areas: Mapping[str, float], out_path: AnyPath) -> None:
-    """How many of those found are right, by how many are found, a line for each class and seed.
+    """Draw precision by recall, a line for each class and seed.
 
     Args:
         rows: `seed`, `class`, `recall` and `precision` of each point, line by line, by growing recall.
-        areas: of each class the mean average precision.
+        areas: mean average precision of each class.
         out_path: the file to write.
     """
     # Level from the recall before up to each point: the area is then the average precision.
@@ -113,31 +115,33 @@ def _curves(
     out_path: AnyPath,
     diagonal: str | None = None,
 ) -> None:
-    """Lines in the unit square, on request with its named diagonal. Of more classes than there are colours, those of
-    the least area are named."""
-    named = sorted(areas, key=lambda name: areas[name])[:COLOURED] if len(areas) > COLOURED else list(areas)
-    colours = {name: f"C{number}" for number, name in enumerate(named)}
+    """Draw lines in the unit square, and its diagonal if it has a name.
+
+    Of more classes than there are colors, those with the smallest areas are named.
+    """
+    named = sorted(areas, key=lambda name: areas[name])[:COLORED] if len(areas) > COLORED else list(areas)
+    colors = {name: f"C{number}" for number, name in enumerate(named)}
     with one_plot(out_path, (4.8, 4.8)) as axes:
         if diagonal:
             axes.plot([0, 1], [0, 1], color="0.5", linestyle=":", label=diagonal)
-        labelled: set[str] = set()
+        labeled: set[str] = set()
         for (name, _), group in groupby(rows, key=lambda row: (row["class"], row["seed"])):
             x, y = zip(*((float(row[columns[0]]), float(row[columns[1]])) for row in group), strict=True)
-            if name in colours:
-                label, colour, order = f"{area} {areas[name]:.3f} {_short(name)}", colours[name], 3
+            if name in colors:
+                label, color, order = f"{area} {areas[name]:.3f} {_short(name)}", colors[name], 3
             else:
-                label, colour, order = f"{len(areas) - COLOURED} more", "0.7", 2
+                label, color, order = f"{len(areas) - COLORED} more", "0.7", 2
             axes.plot(
-                x, y, color=colour, drawstyle=drawstyle, linewidth=1, zorder=order,
-                label=None if label in labelled else label,
+                x, y, color=color, drawstyle=drawstyle, linewidth=1, zorder=order,
+                label=None if label in labeled else label,
             )  # fmt: skip
-            labelled.add(label)
+            labeled.add(label)
         axes.set(xlabel=axis_labels[0], ylabel=axis_labels[1], xlim=(-0.02, 1.02), ylim=(-0.02, 1.02))
         axes.figure.legend(loc="outside upper center", ncols=2)
 
 
 def _short(name: str) -> str:
-    """A label that leaves room for the picture.
+    """Return a label that leaves room for the picture.
 
     >>> _short("spam"), _short("a label that is a whole sentence")
     ('spam', 'a label that is a whole…')
@@ -146,11 +150,11 @@ def _short(name: str) -> str:
 
 
 def score_histogram(scores: Iterable[float | None], others: Mapping[str, float], out_path: AnyPath) -> None:
-    """How many responses got which score, in tens, and the mean.
+    """Draw a histogram of scores, in tens, and their mean.
 
     Args:
         scores: 0 to 100; None (the judge gave none) is left out.
-        others: means to hold beside it, by whose they are.
+        others: means to compare with, by name.
         out_path: the file to write.
     """
     given = [score for score in scores if score is not None]

@@ -1,4 +1,4 @@
-"""Tokens: how long they and the documents are, what a model looks at when it reads them, and what may come next."""
+"""Figures about tokens: lengths, attention, next tokens, and losses."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ MAX_TICKS = 64  # labels of tokens along one axis that can be read
 def token_lengths(
     tokens: Sequence[Mapping[str, int]], documents: Sequence[Mapping[str, int]], out_path: AnyPath
 ) -> None:
-    """Histograms: bytes a token, in the vocabulary and in the text; tokens a document.
+    """Draw histograms: bytes per token, in the vocabulary and in the text; tokens per document.
 
     Args:
-        tokens: `bytes`, and how many tokens of that length are in the `vocabulary` and in the `text`.
-        documents: `from` and `to` (exclusive, a power of two) in tokens, and how many `documents` are as long as that.
+        tokens: `bytes`, and the number of tokens of that length in the `vocabulary` and in the `text`.
+        documents: `from` and `to` (exclusive, a power of two) in tokens, and the number of `documents` between.
         out_path: the file to write.
     """
     with figure(out_path, (8.0, 3.6)) as drawing:
@@ -42,10 +42,10 @@ def token_lengths(
 
 
 def attention_heatmaps(weights: np.ndarray, tokens: Sequence[str], out_path: AnyPath) -> None:
-    """The attention of each head, a row of heatmaps for each layer: from the token at the left to the one below.
+    """Draw the attention of each head, a row of heat maps for each layer: from the token at the left to the one below.
 
     Args:
-        weights: [L, H, T, T], row t of a head is how position t divides its attention.
+        weights: [L, H, T, T]; row t of a head is the attention of position t.
         tokens: [T]
         out_path: the file to write.
     """
@@ -86,7 +86,7 @@ def attention_heatmaps(weights: np.ndarray, tokens: Sequence[str], out_path: Any
 
 
 def _name_tiles(axes: Axes, word: str, middles: Sequence[float]) -> None:
-    """Names of layers or heads on the side that has no tokens."""
+    """Write names of layers or heads on the side that has no tokens."""
     side = axes.secondary_xaxis("top") if word == "head" else axes.secondary_yaxis("right")
     side.set_ticks(middles, [f"{word} {number}" for number in range(1, len(middles) + 1)], fontsize=8)
     side.tick_params(length=0)
@@ -96,11 +96,11 @@ def _name_tiles(axes: Axes, word: str, middles: Sequence[float]) -> None:
 def temperature_effect(
     tokens: Sequence[str], probabilities: Mapping[float, Sequence[float]], out_path: AnyPath
 ) -> None:
-    """How the temperature changes the probabilities of the likeliest next tokens.
+    """Draw how the temperature changes the probabilities of the most likely next tokens.
 
     Args:
-        tokens: [n], the likeliest first.
-        probabilities: for each temperature theirs, [n].
+        tokens: [n], the most likely first.
+        probabilities: [n], by temperature.
         out_path: the file to write.
     """
     height = 0.8 / len(probabilities)
@@ -115,7 +115,7 @@ def temperature_effect(
 
 
 def token_loss(tokens: Sequence[str], loss_nats: Sequence[float | None], out_path: AnyPath) -> None:
-    """How well each token of a text was foreseen.
+    """Draw the loss of each token of a text.
 
     Args:
         tokens: [T]
