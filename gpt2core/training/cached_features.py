@@ -42,7 +42,7 @@ class CachedFeatures(Texts):
                 self.hidden[self.ends[i] - self.lengths[i] : self.ends[i]] = row[: self.lengths[i]]
 
     def batch(self, rows: Sequence[int], pad_id: int = 0) -> tuple[Tensor, Tensor]:
-        """Return the inputs of `logits` for these rows: hidden states [B, T, C], zeros after the end, and lengths [B]."""
+        """Return the inputs of `logits`: hidden states [B, T, C] of these rows, padded with zeros, and lengths [B]."""
         longest = max(self.lengths[i] for i in rows)
         hidden = self.hidden.new_zeros(len(rows), longest, self.model.config.n_embd)
         for place, i in enumerate(rows):
