@@ -42,7 +42,7 @@ ALLOWED: dict[str, set[str]] = {
         "inspect",
         "tracking",
     },
-    "doctor": {"model", "tokenizer", "corpus", "tasks", "sources", "checkpoint", "training", "tracking"},
+    "doctor": {"sources", "checkpoint", "tracking"},
     "learn": {"checkpoint"},  # the written-out GPT opens model directories; nothing imports learn
     "ui": {"model", "tokenizer", "inference", "checkpoint", "training", "evaluation", "inspect", "report"},
     "cli": {

@@ -1,4 +1,4 @@
-"""The project's files: params, models, and what Git does not know."""
+"""Checks of the project's files: params, models, and files that Git does not track."""
 
 from __future__ import annotations
 
@@ -9,37 +9,36 @@ from typing import Any
 
 from gpt2core import config
 from gpt2core.checkpoint.config_json import read_config_json
-from gpt2core.doctor.finding import Finding
+from gpt2core.doctor.finding import MAX_NAMED, Finding, some_of
 from gpt2core.errors import UserError
 
-MAX_NAMED = 5
-CODE = ("gpt2core", "stages", "data/own", "params.yaml", "dvc.yaml")  # what an experiment's copy takes from Git
+CODE = ("gpt2core", "stages", "data/own", "params.yaml", "dvc.yaml")  # an experiment's copy has what Git tracks
 FOREIGN_WEIGHTS = ("pytorch_model.bin", "*.pt", "*.pth", "*.ckpt")
 
 
 def parameters(root: Path) -> Iterator[Finding]:
-    """Whether params.yaml has the keys of this version; the lines of the missing ones, to copy."""
-    path, model = root / "params.yaml", root / "profiles" / "embedded.yaml"
+    """Check that params.yaml has all keys of this version; the remedy is the missing lines."""
+    path, profile = root / "params.yaml", root / "profiles" / "embedded.yaml"
     try:
-        there, now = config.read_yaml(path), config.read_yaml(model)
+        params, embedded = config.read_yaml(path), config.read_yaml(profile)
     except UserError as error:
         yield Finding("problem", "params", str(error), "make profile NAME=embedded")
         return
-    if not isinstance(there, dict):
-        return  # loading it says so
-    missing = missing_lines(there, model.read_text(encoding="utf-8"))
+    if not isinstance(params, dict):
+        return  # load_params reports it
+    missing = missing_lines(params, profile.read_text(encoding="utf-8"))
     if missing:
         n = sum(line.startswith("  ") or not line.endswith(":") for line in missing)
         remedy = "\n".join(["add to it, with values of your own:", *missing])
         yield Finding("problem", "params", f"params.yaml is of an older version: it lacks {n} key(s)", remedy)
-    elif there == now:
+    elif params == embedded:
         yield Finding("ok", "params", "params.yaml is the profile embedded")
     else:
         yield Finding("ok", "params", "params.yaml has every key of this version")
 
 
-def missing_lines(there: dict[str, Any], profile: str) -> list[str]:
-    """The lines of a profile's text whose keys `there` lacks, each section under its name.
+def missing_lines(params: dict[str, Any], profile: str) -> list[str]:
+    """Return the lines of a profile's text whose keys `params` lacks, each section under its name.
 
     >>> missing_lines({"a": {"b": 1}}, "a:\\n  # what\\n  b: 2\\n  c: 3  # thrice\\n\\nd: 4\\n")
     ['a:', '  c: 3  # thrice', 'd: 4']
@@ -52,19 +51,19 @@ def missing_lines(there: dict[str, Any], profile: str) -> list[str]:
             continue
         if not line.startswith(" "):
             section = key
-            if section not in there:
+            if section not in params:
                 lines.append(line)
             continue
-        values = there.get(section, {})
+        values = params.get(section, {})
         if isinstance(values, dict) and key not in values:
-            if section in there and f"{section}:" not in lines:
+            if section in params and f"{section}:" not in lines:
                 lines.append(f"{section}:")
             lines.append(line)
     return lines
 
 
 def git(root: Path) -> Iterator[Finding]:
-    """Whether this is a Git repository, and which files an experiment's copy would lack."""
+    """Check that this is a Git repository that tracks every file an experiment's copy needs."""
     try:
         listed = subprocess.run(
             ["git", "ls-files", "--others", "--exclude-standard", "-z", "--", *CODE],
@@ -78,22 +77,16 @@ def git(root: Path) -> Iterator[Finding]:
         return
     untracked = [name for name in listed.stdout.split("\0") if name]
     if untracked:
-        named = ", ".join(untracked[:MAX_NAMED]) + (", …" if len(untracked) > MAX_NAMED else "")
-        yield Finding(
-            "warning", "git", f"`dvc exp run --queue` and `--temp` would miss {len(untracked)} file(s): {named}",
-            f"git add -N {' '.join(untracked[:MAX_NAMED])}",
-        )  # fmt: skip
+        missed = f"`dvc exp run --queue` and `--temp` would miss {len(untracked)} file(s): {some_of(untracked)}"
+        yield Finding("warning", "git", missed, f"git add -N {' '.join(untracked[:MAX_NAMED])}")
     else:
         yield Finding("ok", "git", "experiments see every file that a stage reads")
 
 
 def model_directories(root: Path) -> Iterator[Finding]:
-    """Whether this version reads each directory under models/; by its config.json, without reading weights."""
-    read = 0
-    folders = (
-        sorted(path for path in (root / "models").rglob("*") if path.is_dir()) if (root / "models").exists() else []
-    )
-    for folder in folders:
+    """Check that this version reads each directory under models/, by its config.json, without reading weights."""
+    n_read = 0
+    for folder in sorted(path for path in (root / "models").rglob("*") if path.is_dir()):
         name = folder.relative_to(root)
         if not (folder / "config.json").exists():
             if _has_pickle(folder):
@@ -115,8 +108,8 @@ def model_directories(root: Path) -> Iterator[Finding]:
         elif not (folder / "vocab.json").exists() and not (folder / "tokenizer.json").exists():
             yield Finding("warning", "models", f"{name} has no tokenizer: text cannot be read or written", "dvc repro")
         else:
-            read += 1
-    yield Finding("ok", "models", f"{read} model directories that this version reads")
+            n_read += 1
+    yield Finding("ok", "models", f"{n_read} model directories that this version reads")
 
 
 def _has_pickle(folder: Path) -> bool:
