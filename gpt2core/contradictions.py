@@ -1,4 +1,4 @@
-"""What params say against each other: sizes and values that each are allowed and do not go together."""
+"""Checks of params against each other: values that are allowed alone and do not go together."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 
 def contradictions(params: Params) -> list[str]:
-    """A line for each, with the key and what to do; nothing of keys that `params` lacks."""
+    """Return one line per problem, with the key and the remedy; keys that `params` lacks are skipped."""
     problems: list[str] = []
     for check in _ALL:
         with contextlib.suppress(AttributeError):  # a part that another message already speaks of

@@ -93,7 +93,7 @@ def plan(path: Path) -> list[Part]:
 
 
 def read(part: Part) -> Iterator[Piece]:
-    """The documents of a part, in pieces. Documents of white space alone are left out.
+    """Yield the documents of a part, in pieces, without those that are only white space.
 
     Raises:
         UserError: not UTF-8, not JSON, no text where one is due, damaged compression; with file and row.
@@ -126,7 +126,7 @@ def _naming(part: Part) -> Iterator[None]:
 
 
 def _rows_before(part: Part) -> int:
-    """The rows of the file before a part; counted only when there is a mistake to tell of."""
+    """Return the number of rows of the file before a part; counted only to report a mistake."""
     if format_of(part.path) == (".parquet", ""):
         metadata = _parquet(part.path).metadata
         return sum(metadata.row_group(group).num_rows for group in range(part.start))
@@ -135,7 +135,7 @@ def _rows_before(part: Part) -> int:
 
 
 def _open(part: Part, compression: str) -> BinaryIO:
-    """The bytes of a part as a stream."""
+    """Open the bytes of a part as a stream."""
     if compression == ".gz":
         return gzip.open(part.path)  # type: ignore[return-value]
     if compression == ".zst":
@@ -170,7 +170,7 @@ def _plan_text(path: Path, data: mmap.mmap) -> list[Part]:
 
 
 def _cut_near(data: mmap.mmap, place: int, separator: bytes, window_bytes: int = 1 << 16) -> int | None:
-    """The first place to cut behind `place`, within a window and the document; None if there is none."""
+    """Return the first place to cut after `place`, within a window and the document, or None."""
     window = data[place : place + window_bytes].partition(separator)[0]
     while window and window[0] & 0xC0 == 0x80:  # inside a character
         window, place = window[1:], place + 1
@@ -206,7 +206,7 @@ def _read_text(stream: BinaryIO, part: Part) -> Iterator[Piece]:
 
 
 def _last_safe_cut(text: str, window: int = 4096) -> int:
-    """The last place to cut that leaves a separator's length behind it (one may be half-read); 0 if there is none."""
+    """Return the last place to cut that leaves a separator's length after it (it may be half-read), or 0."""
     end = len(text) - len(END_OF_TEXT) - 2
     return max((match.start() for match in SAFE_CUT.finditer(text, end - window, end)), default=0)
 
@@ -243,7 +243,7 @@ def _read_lines(stream: BinaryIO) -> Iterator[Piece]:
 
 
 def _document(text: Any, row: int) -> Iterator[Piece]:
-    """A document that is in memory, in pieces."""
+    """Yield a document that is in memory, in pieces."""
     if not isinstance(text, str):
         raise Damaged(f"{TEXT_KEY!r} must be a text, not {text!r}", row)
     try:
@@ -263,7 +263,7 @@ def _document(text: Any, row: int) -> Iterator[Piece]:
 
 
 def _parquet(path: Path) -> Any:
-    """The open file, a column of texts in it. Raises Damaged."""
+    """Open a file that has a column of texts. Raises Damaged."""
     import pyarrow
     import pyarrow.parquet
 

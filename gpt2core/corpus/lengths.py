@@ -15,7 +15,7 @@ DOCUMENT_COLUMNS = ("from", "to", "documents")
 
 
 def token_counts(shard: Shard) -> np.ndarray:
-    """How often each token of the vocabulary occurs: [V]"""
+    """Count each token of the vocabulary: [V]."""
     counts = np.zeros(shard.vocab_size, np.int64)
     for block in _blocks(shard):
         counts += np.bincount(block, minlength=shard.vocab_size)
@@ -63,7 +63,7 @@ def document_lengths(shard: Shard, eot_id: int) -> list[dict[str, int]]:
 
 
 def _bits(lengths: np.ndarray) -> np.ndarray:
-    """The number of bits of each length: 0, 1, 2, 2, 3 of 0 to 4. [n] -> [n]"""
+    """Return the number of bits of each length [n] -> [n]: 0, 1, 2, 2, 3 for 0 to 4."""
     return np.frexp(lengths.astype(np.float64))[1]
 
 

@@ -91,7 +91,7 @@ def token_dtype(vocab_size: int) -> np.dtype:
 
 @contextlib.contextmanager
 def shard_writer(path: str | os.PathLike[str], tokenizer: Tokenizer) -> Iterator[ShardWriter]:
-    """A writer of a shard that appears at `path` when the block ends without an error."""
+    """Yield a writer of a shard that appears at `path` when the block ends without an error."""
     with files.atomic_path(path) as temporary, temporary.open("wb") as file:
         file.write(bytes(HEADER.size))
         writer = ShardWriter(file, tokenizer)
@@ -115,14 +115,15 @@ def join_shards(
     tokenizer: Tokenizer,
     shuffle_with: np.random.Generator | None = None,
 ) -> Shard:
-    """Write one shard of what several hold, in their order or with all documents shuffled; atomically.
+    """Write the documents of several shards as one shard, in their order or shuffled; atomically.
 
-    Shuffled in constant memory (Rao 1961, Sandelius 1962): each document is thrown into a random bucket on disk, and
-    each bucket is shuffled on its own, which makes every order of the documents equally likely.
+    Shuffled in constant memory (Rao 1961, Sandelius 1962): each document goes to a random bucket on disk, and each
+    bucket is shuffled on its own, which makes every order of the documents equally likely.
 
     Args:
         path: the new shard.
-        parts: shards that this tokenizer wrote; they may be empty, and a document may go on from one to the next.
+        parts: shards that this tokenizer wrote; they may be empty, and a document may continue in the next one.
+        tokenizer: wrote the parts.
         shuffle_with: decides the order of the documents; None keeps it.
     """
     parts = list(parts)
@@ -171,7 +172,7 @@ def _blocks(parts: Iterable[Path], dtype: np.dtype) -> Iterator[np.ndarray]:
 
 
 def _document_bounds(tokens: np.ndarray, eot_id: int) -> tuple[np.ndarray, np.ndarray]:
-    """Where each document begins and, with its end-of-text id, ends; the last one may lack it: two of [documents]"""
+    """Return the starts and ends of all documents, [n] each; an end includes the end-of-text id, if there is one."""
     ends = np.flatnonzero(tokens == eot_id) + 1
     if len(tokens) and (not len(ends) or ends[-1] < len(tokens)):
         ends = np.append(ends, len(tokens))
@@ -230,7 +231,7 @@ def release(tokens: np.ndarray) -> None:
 
 
 def documents(shard: Shard, eot_id: int) -> list[np.ndarray]:
-    """The ids of each document of a shard, without the separator."""
+    """Yield the ids of each document of a shard, without the separator."""
     tokens = np.asarray(shard.tokens)
     bounds = zip(*_document_bounds(tokens, eot_id), strict=True)
     return [tokens[start : end - (tokens[end - 1] == eot_id)] for start, end in bounds]

@@ -48,7 +48,7 @@ def count(part: Part, with_hashes: bool) -> PartCount:
 
 
 def split_pieces(part: Part, shares: np.ndarray) -> Iterator[tuple[str, Piece]]:
-    """The pieces of a part, each with `train` or `val`; a document with a share of both is cut between two words."""
+    """Yield the pieces of a part with `train` or `val`; a document in both is cut between two words."""
     index = position = 0
     is_cut = False
     for piece in documents.read(part):
@@ -139,7 +139,7 @@ class Corpus:
         return shares
 
     def _add_up(self, counts: list[PartCount]) -> tuple[np.ndarray, list[int]]:
-        """The characters of each document, and for each part those of its first document that come before it."""
+        """Add up the characters of each document, and per part those of its first document that come before it."""
         chars, before = np.zeros(self.n_documents, np.int64), []
         for part, first, c in zip(self.parts, self._first, counts, strict=False):
             before.append(int(chars[first]) if part.continues else 0)
@@ -147,7 +147,7 @@ class Corpus:
         return chars, before
 
     def _find_duplicates(self, counts: list[PartCount]) -> np.ndarray:
-        """Which documents have the bytes of an earlier one: [n_documents] bool"""
+        """Return which documents have the bytes of an earlier one: [n_documents] bool."""
         hashes = np.zeros(self.n_documents, np.uint64)
         for part, first, c in zip(self.parts, self._first, counts, strict=False):
             if part.continues:  # the document goes on: hash what is known of it with the rest
@@ -159,7 +159,7 @@ class Corpus:
         return is_repeated
 
     def pieces(self, split: str) -> Iterator[Piece]:
-        """The pieces of split `train` or `val`."""
+        """Yield the pieces of split `train` or `val`."""
         for number, part in enumerate(self.parts):
             yield from (piece for name, piece in split_pieces(part, self.shares(number)) if name == split)
 

@@ -1,9 +1,8 @@
 """From the raw corpus to a tokenizer and two token shards, part by part and in parallel.
 
-What is done of a corpus lies in `$DVC_ROOT/.checkpoints/tokenize/<key>`, outside the stage's out (which DVC deletes
-before each run): a run that was killed goes on there, and a part that is finished is not done again. The key is a hash
-of all that decides the bytes. The number of processes is not part of it: the parts depend on the files alone, and are
-joined in their order.
+Finished parts are in `$DVC_ROOT/.checkpoints/tokenize/<key>`, outside the stage's output (which DVC deletes before each
+run): a killed run continues there, and a finished part is not computed again. The key is a hash of all that decides the
+bytes. The number of processes is not part of it: the parts depend on the files alone, and are joined in their order.
 """
 
 from __future__ import annotations
@@ -76,7 +75,7 @@ def tokenize(
 
 
 def _key(params: config.Tokenizer, seed: int, raw: Path, inputs: list[Path]) -> str:
-    """A hash of all that decides the bytes of the result: params, seed, inputs, code and what it stands on."""
+    """Return a hash of all that decides the bytes of the result: params, seed, inputs, code, and libraries."""
     code = [*Path(__file__).parent.glob("*.py"), *Path(tokenizer.__file__).parent.glob("*.py")]
     inputs = inputs + sorted((raw / "gpt2-bpe").glob("*"))
     known = {
@@ -90,7 +89,7 @@ def _key(params: config.Tokenizer, seed: int, raw: Path, inputs: list[Path]) -> 
 
 
 def _tokenizer(params: config.Tokenizer, raw: Path, corpus: Corpus, kept: Path, workers: Workers) -> Tokenizer:
-    """The tokenizer of the params, saved in the folder `kept`, from where the processes read it."""
+    """Return the tokenizer of the params, saved in a folder from which the processes read it."""
     if kept.exists():
         return Tokenizer.load(kept)
     match params.kind:
@@ -107,7 +106,7 @@ def _tokenizer(params: config.Tokenizer, raw: Path, corpus: Corpus, kept: Path, 
 
 
 def _words(corpus: Corpus, workers: Workers) -> Counter[str]:
-    """The words of the training split; of a large corpus, LEARN_CHARS of them spread evenly over its text."""
+    """Count the words of the training split; for a large corpus, LEARN_CHARS of them spread evenly over its text."""
     max_chars = [corpus.n_chars] * len(corpus.parts)
     if corpus.n_chars > LEARN_CHARS:
         every = ((part, corpus.shares(number)) for number, part in enumerate(corpus.parts))
@@ -120,10 +119,9 @@ def _words(corpus: Corpus, workers: Workers) -> Counter[str]:
 
 
 def _spread(train_chars: list[int]) -> list[int]:
-    """How many characters each part gives: LEARN_CHARS in all, in proportion to what it has.
+    """Return how many characters each part gives: LEARN_CHARS in all, in proportion to what it has.
 
-    What a part owes is left to the next one while it is less than a sample, so that few parts of a huge corpus are
-    read.
+    Less than a sample is left to the next part, so that few parts of a huge corpus are read.
     """
     if (n_chars := sum(train_chars)) <= LEARN_CHARS:
         return train_chars
@@ -159,7 +157,7 @@ def _characters(part: Part, shares: np.ndarray) -> set[str]:
 
 
 def _encode(corpus: Corpus, kept: Path, parts: dict[str, Path], workers: Workers) -> None:
-    """Write a shard of each part for either split, where it is not there yet."""
+    """Write a shard of each part for either split, unless it exists."""
     for folder in parts.values():
         folder.mkdir(parents=True, exist_ok=True)
 
@@ -203,7 +201,7 @@ def _figures(chosen: Tokenizer, train: Shard, val: Shard) -> dict[str, Any]:
 
 
 def unigram_entropy_nats(shard: Shard) -> float:
-    """Entropy of the token frequencies: the loss of the best model that knows no context."""
+    """Return the entropy of the token frequencies: the loss of the best model without context."""
     counts = token_counts(shard)
     p = counts[counts > 0] / shard.n_tokens
     return float(-(p * np.log(p)).sum())

@@ -59,13 +59,13 @@ def prepare_raw(data: config.Data, tokenizer_kind: str, seed: int, out_dir: Path
         files.write_json(folder / "instructions.json", _entries(entries, seed, downloads))
         if tokenizer_kind == "gpt2":
             bpe = registry.find("tokenizer", "gpt2-bpe")
-            download.link_all(bpe, downloads.enter_context(download.brought(bpe)), folder / "corpus" / "gpt2-bpe")
+            download.link_all(bpe, downloads.enter_context(download.downloaded(bpe)), folder / "corpus" / "gpt2-bpe")
         raw_corpus.write_corpus(corpus, seed, folder / "corpus", downloads)
         return _figures(folder)
 
 
 def _resolved(problems: list[str], key: str, resolve: Any, *args: Any) -> Any:
-    """What `resolve` finds; a mistake is noted, so that everything wrong with the names is told at once."""
+    """Resolve a name; an error is collected, so that all wrong names are reported together."""
     try:
         return resolve(*args)
     except UserError as error:
@@ -73,7 +73,7 @@ def _resolved(problems: list[str], key: str, resolve: Any, *args: Any) -> Any:
 
 
 def _table(kind: Literal["sms", "instructions"], name: str, own_dir: Path) -> Asset | Path:
-    """A source of messages or instructions: an asset, or a file in data/own/."""
+    """Return a source of messages or instructions: an asset, or a file in data/own/."""
     if not name.startswith("own/"):
         return registry.find(kind, name)
     parts = PurePosixPath(name).parts[1:]
@@ -96,7 +96,7 @@ def _messages(
         return labeled_texts.read_table(source, data.sms_label_column, data.sms_text_column)
     if source.origin == "generated":
         return [labeled_texts.Message(label, text) for label, text in generate_messages(seed)]
-    return labeled_texts.read_table(downloads.enter_context(download.brought(source)) / source.files[0].name)
+    return labeled_texts.read_table(downloads.enter_context(download.downloaded(source)) / source.files[0].name)
 
 
 def _entries(source: Asset | Path, seed: int, downloads: contextlib.ExitStack) -> list[Any]:
@@ -104,7 +104,7 @@ def _entries(source: Asset | Path, seed: int, downloads: contextlib.ExitStack) -
         return instructions.read(source)
     if source.origin == "generated":
         return generate_instructions(seed)
-    return instructions.read(downloads.enter_context(download.brought(source)) / source.files[0].name)
+    return instructions.read(downloads.enter_context(download.downloaded(source)) / source.files[0].name)
 
 
 def _figures(folder: Path) -> dict[str, Any]:

@@ -1,6 +1,6 @@
 """The corpus of `download-data`: from names in params to files of documents in `train/` and `val/`.
 
-Plain text gets `\\n` as line end and loses its byte order mark; other files are taken as they are, after a look inside.
+Plain text gets LF line ends and loses its byte order mark; other files are checked and taken unchanged.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ class OwnFiles(NamedTuple):
 
 
 def resolve(name: str, own_dir: Path) -> Asset | OwnFiles:
-    """A source by a name of the registry, by its address, or `own/` and a file, folder or glob. Raises UserError."""
+    """Find a source by its registry name, its URL, or `own/` and a file, folder, or glob. Raises UserError."""
     if "://" in name:
         asset = registry.from_url(name)
         _check_format(PurePosixPath(asset.files[0].name))
@@ -88,7 +88,7 @@ def write_corpus(found: list[Asset | OwnFiles], seed: int, folder: Path, downloa
         elif source.origin == "generated":
             files.write_text(train / "tales.txt", SEPARATOR.join(generate_tales(seed, EMBEDDED_TALES)))
         else:
-            downloaded = downloads.enter_context(download.brought(source))
+            downloaded = downloads.enter_context(download.downloaded(source))
             for file in source.files:
                 out_dir = val if file.name in source.held_out else train
                 _take(downloaded / file.name, out_dir / file.name, source.cut, may_link=True)
@@ -113,9 +113,9 @@ def _take(path: Path, out_path: Path, cut: str | None = None, may_link: bool = F
 
 
 def cut_gutenberg(path: Path) -> str:
-    """What stands between the START and END lines of a Project Gutenberg file, with `\\n` as line end.
+    """Return the text between the START and END lines of a Project Gutenberg file, with LF line ends.
 
-    What is around them is Project Gutenberg's licence, the same in each file: a model would learn it by heart.
+    Around it is Project Gutenberg's license, the same in each file: a model would learn it by heart.
     """
     text = re.sub(r"\r\n?", "\n", files.read_text(path))
     if not (match := GUTENBERG.search(text)) or not match[1].strip():
@@ -124,7 +124,7 @@ def cut_gutenberg(path: Path) -> str:
 
 
 def _copy_text(source: Path, out_path: Path) -> None:
-    """Copy a UTF-8 text of any size with `\\n` as line end and without a byte order mark."""
+    """Copy a UTF-8 text of any size with LF line ends and without a byte order mark."""
     is_empty = True
     try:
         with source.open(encoding="utf-8-sig") as text, out_path.open("w", encoding="utf-8", newline="\n") as copy:

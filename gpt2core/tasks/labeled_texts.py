@@ -1,5 +1,7 @@
-"""Labelled texts of any number of classes: read, check, split. The first were the SMS Spam Collection's messages
-(Almeida, Hidalgo and Yamakami 2011)."""
+"""Labeled texts of any number of classes: read, check, split.
+
+The first were the messages of the SMS Spam Collection (Almeida, Hidalgo and Yamakami 2011).
+"""
 
 from __future__ import annotations
 
@@ -38,7 +40,7 @@ class Splits(NamedTuple):
 
 
 def classes(messages: Iterable[Message]) -> tuple[str, ...]:
-    """The labels' names in order, each once: by number where all are whole numbers, else by the alphabet.
+    """Return the distinct labels in order: by number if all are whole numbers, else by the alphabet.
 
     >>> classes([Message("10", "a"), Message("9", "b")]), classes([Message("spam", "a"), Message("ham", "b")])
     (('9', '10'), ('ham', 'spam'))
@@ -169,7 +171,7 @@ def _parquet_rows(path: str | os.PathLike[str], wanted: tuple[str | None, str | 
 
 
 def _class_names(metadata: Mapping[bytes, bytes], column: str) -> list[str]:
-    """The names of numbered classes, which the `datasets` library writes beside the columns; none without it."""
+    """Return the names of numbered classes as the `datasets` library writes them, or an empty list."""
     try:
         feature = json.loads(metadata[b"huggingface"])["info"]["features"][column]
         return [str(name) for name in feature.get("names", [])]
@@ -178,7 +180,7 @@ def _class_names(metadata: Mapping[bytes, bytes], column: str) -> list[str]:
 
 
 def _columns(where: str, names: Sequence[str], wanted: tuple[str | None, str | None]) -> tuple[str, str]:
-    """The names of the labels' and the texts' column."""
+    """Return the names of the columns with labels and texts."""
     found, problems, keys = [], [], []
     for asked, known, key in zip(
         wanted, (LABEL_COLUMNS, TEXT_COLUMNS), ("data.sms_label_column", "data.sms_text_column"), strict=True
@@ -230,7 +232,7 @@ def _checked(where: str, label: object, text: object) -> Message:
 
 
 def write_jsonl(path: str | os.PathLike[str], messages: Iterable[Message]) -> None:
-    """Write one `{"label", "text"}` a line, atomically; `read_table` reads it."""
+    """Write one `{"label", "text"}` per line, atomically; `read_table` reads it."""
     files.write_text(path, "".join(json.dumps(m._asdict(), ensure_ascii=False) + "\n" for m in messages))
 
 
