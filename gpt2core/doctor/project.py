@@ -38,9 +38,9 @@ def parameters(root: Path) -> Iterator[Finding]:
 
 
 def missing_lines(params: dict[str, Any], profile: str) -> list[str]:
-    """Return the lines of a profile's text whose keys `params` lacks, each section under its name.
+    r"""Return the lines of a profile's text whose keys `params` lacks, each section under its name.
 
-    >>> missing_lines({"a": {"b": 1}}, "a:\\n  # what\\n  b: 2\\n  c: 3  # thrice\\n\\nd: 4\\n")
+    >>> missing_lines({"a": {"b": 1}}, "a:\n  # what\n  b: 2\n  c: 3  # thrice\n\nd: 4\n")
     ['a:', '  c: 3  # thrice', 'd: 4']
     """
     lines: list[str] = []

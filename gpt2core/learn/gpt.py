@@ -150,7 +150,7 @@ class GPTModel(nn.Module):
 
     @classmethod
     def from_directory(cls, path: str | os.PathLike[str], dtype: torch.dtype = torch.float32) -> GPTModel:
-        """Load a model directory in eval mode; a classifier keeps its head. Raises UserError if it is no whole GPT-2."""
+        """Load a model directory in eval mode; a classifier keeps its head. Raises UserError if it is not a GPT-2."""
         theirs, _ = load(path, dtype=dtype)
         config, state = theirs.config, theirs.state_dict()
         is_classifier = "score.weight" in state

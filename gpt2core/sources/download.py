@@ -184,9 +184,9 @@ def _copy(source: Path, file: File, out_path: Path) -> None:
 def _verify(path: Path, file: File) -> None:
     """Compare size and hash with the registry's. Raises _Failed."""
     size_bytes, expected = path.stat().st_size, file.size_bytes
-    if file.sha256 and (found := files.sha256(path)) != file.sha256:
+    if file.sha256 and (sha256 := files.sha256(path)) != file.sha256:
         sizes = f" ({size_bytes:,} bytes, expected {expected:,})" if expected is not None else ""
-        raise _Failed(f"wrong content, SHA-256 is {found} and not the expected {file.sha256}{sizes}")
+        raise _Failed(f"wrong content, SHA-256 is {sha256} and not the expected {file.sha256}{sizes}")
     if expected is not None and size_bytes != expected:
         raise _Failed(f"wrong size, {size_bytes:,} bytes and not the expected {expected:,}")
     if not size_bytes:
@@ -309,9 +309,9 @@ def _complete(part: _Part, url: str, retry: Retry, title: str) -> None:
 
     def wait_s(state: tenacity.RetryCallState) -> float:
         error = state.outcome.exception() if state.outcome else None
-        asked_s = getattr(error, "retry_after_s", None)
+        server_s = getattr(error, "retry_after_s", None)
         doubled_s = retry.first_wait_s * 2 ** min(state.attempt_number - first_try, 30)
-        return min(retry.longest_wait_s, doubled_s if asked_s is None else asked_s)
+        return min(retry.longest_wait_s, doubled_s if server_s is None else server_s)
 
     def give_up(state: tenacity.RetryCallState) -> None:
         raise _Transient(f"{state.outcome.exception()}, {state.attempt_number} tries")  # type: ignore[union-attr]
@@ -344,27 +344,34 @@ def _ask(session: requests.Session, part: _Part, url: str, timeout_s: tuple[floa
         headers["Range"] = f"bytes={have_bytes}-"
         if part.validator:
             headers["If-Range"] = part.validator
-    has_begun = False
+    has_begun = False  # whether the status was accepted
     try:
         with session.get(url, headers=headers, stream=True, timeout=timeout_s) as response:
             total_bytes = _begin(response, part, have_bytes)
             has_begun = True
             if total_bytes != part.size_bytes:
                 _receive(response, part, total_bytes, title)
-    except requests.exceptions.SSLError as error:
-        if "CERTIFICATE_VERIFY_FAILED" in str(error):
-            raise _Failed(f"the server's certificate is not valid ({_reason(error)})") from None
-        raise _Transient(f"no secure connection ({_reason(error)})") from None
-    except (requests.exceptions.InvalidURL, requests.exceptions.TooManyRedirects) as error:
-        raise _Failed(_reason(error)) from None
-    except requests.exceptions.ConnectTimeout:
-        raise _Transient("no connection (timed out)") from None
     except requests.exceptions.RequestException as error:
-        if has_begun:
-            raise _Transient(f"the connection was cut after {part.size_bytes:,} bytes") from None
-        if isinstance(error, requests.exceptions.ReadTimeout):
-            raise _Transient("the server does not answer in time") from None
-        raise _Transient(f"no connection ({_reason(error)})") from None
+        raise _failure(error, part.size_bytes if has_begun else None) from None
+
+
+def _failure(error: requests.exceptions.RequestException, received_bytes: int | None) -> _Failed:
+    """Return what an error of requests means for the next try; `received_bytes` is None before the body starts."""
+    reason = _reason(error)
+    match error:
+        case requests.exceptions.SSLError() if "CERTIFICATE_VERIFY_FAILED" in str(error):
+            return _Failed(f"the server's certificate is not valid ({reason})")
+        case requests.exceptions.SSLError():
+            return _Transient(f"no secure connection ({reason})")
+        case requests.exceptions.InvalidURL() | requests.exceptions.TooManyRedirects():
+            return _Failed(reason)
+        case requests.exceptions.ConnectTimeout():
+            return _Transient("no connection (timed out)")
+        case _ if received_bytes is not None:
+            return _Transient(f"the connection was cut after {received_bytes:,} bytes")
+        case requests.exceptions.ReadTimeout():
+            return _Transient("the server does not answer in time")
+    return _Transient(f"no connection ({reason})")
 
 
 def _reason(error: BaseException) -> str:
@@ -375,7 +382,7 @@ def _reason(error: BaseException) -> str:
 
 
 def _begin(response: requests.Response, part: _Part, have_bytes: int) -> int | None:
-    """Look at status and headers and make the part ready for the body; gives the file's whole length, if known."""
+    """Check status and headers and prepare the part for the body; return the file's length in bytes, if known."""
     status, headers = response.status_code, response.headers
     if status == 200:
         part.start(_validator(headers))

@@ -30,7 +30,7 @@ GUTENBERG = re.compile(
 
 
 class OwnFiles(NamedTuple):
-    """Files of a person's own, and the folder from which their names are told."""
+    """The user's own files, and the folder to which their names are relative."""
 
     paths: list[Path]
     folder: Path
@@ -51,7 +51,7 @@ def _own(own_dir: Path, name: str) -> OwnFiles:
         raise UserError(f"{name!r} must name a file in {own_dir}, such as own/corpus.txt or own/*.jsonl.zst")
     path = own_dir.joinpath(*pattern)
     if path.is_dir():
-        paths = [found for found in sorted(path.iterdir()) if found.is_file() and documents.format_of(found)]
+        paths = [p for p in sorted(path.iterdir()) if p.is_file() and documents.format_of(p)]
         if not paths:
             raise UserError(f"{path}: no file of documents in this folder ({documents.ALLOWED})")
         return OwnFiles(paths, path)
@@ -59,12 +59,15 @@ def _own(own_dir: Path, name: str) -> OwnFiles:
         _check_format(path)
         return OwnFiles([path], path.parent)
     matches = sorted(own_dir.glob("/".join(pattern)))
-    if paths := [found for found in matches if found.is_file() and documents.format_of(found)]:
+    if paths := [p for p in matches if p.is_file() and documents.format_of(p)]:
         return OwnFiles(paths, own_dir)
-    there = ", ".join(f"own/{p.name}" for p in sorted(own_dir.glob("*")) if p.name != "README.md")
-    raise UserError(
-        f"{path}: no such file of the kind {documents.ALLOWED}; in {own_dir} there is: {there or 'nothing yet'}"
-    )
+    raise UserError(f"{path}: no such file of the kind {documents.ALLOWED}; {own_listing(own_dir)}")
+
+
+def own_listing(own_dir: Path) -> str:
+    """Return the part of a message that lists the user's own files."""
+    names = ", ".join(f"own/{path.name}" for path in sorted(own_dir.glob("*")) if path.name != "README.md")
+    return f"in {own_dir} there is: {names or 'nothing yet'}"
 
 
 def _check_format(path: Path | PurePosixPath) -> None:
@@ -72,15 +75,15 @@ def _check_format(path: Path | PurePosixPath) -> None:
         raise UserError(f"{path}: must be a file of the kind {documents.ALLOWED}, or a folder of such files")
 
 
-def write_corpus(found: list[Asset | OwnFiles], seed: int, folder: Path, downloads: contextlib.ExitStack) -> None:
-    """Write all sources into `folder`; of several, each into a folder of its own within `train/` and `val/`.
+def write_corpus(sources: list[Asset | OwnFiles], seed: int, folder: Path, downloads: contextlib.ExitStack) -> None:
+    """Write all sources into `folder`; if there are several, each into its own folder within `train/` and `val/`.
 
-    A person's own files go first: a mistake in them is found before anything is fetched. What is fetched is kept until
+    The user's own files go first: a mistake in them is found before anything is fetched. Downloads are kept until
     `downloads` is closed.
     """
-    own_first = sorted(enumerate(found), key=lambda item: not isinstance(item[1], OwnFiles))
+    own_first = sorted(enumerate(sources), key=lambda item: not isinstance(item[1], OwnFiles))
     for number, source in own_first:
-        inner = f"{number:03d}" if len(found) > 1 else ""
+        inner = f"{number:03d}" if len(sources) > 1 else ""
         train, val = folder / "train" / inner, folder / "val" / inner
         if isinstance(source, OwnFiles):
             for path in source.paths:
@@ -95,7 +98,7 @@ def write_corpus(found: list[Asset | OwnFiles], seed: int, folder: Path, downloa
 
 
 def _take(path: Path, out_path: Path, cut: str | None = None, may_link: bool = False) -> None:
-    """Bring one file to `out_path`, checked. `may_link`: nobody will write to it, and it may be large."""
+    """Check a file and copy it to `out_path`; `may_link` if it is never written again, and may be large."""
     plain = documents.format_of(path) in ((".txt", ""), None)
     if plain:
         out_path = out_path.with_suffix(".txt")
