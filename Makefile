@@ -63,8 +63,8 @@ docs-tools: $(READY)  ## MkDocs and jupytext, for docs and for the tests of the 
 
 docs: docs-tools  ## the learner's path: run its chapters, make its pictures, build/site and build/notebooks (needs npm)
 	npm ci --prefix docs --ignore-scripts --no-audit --no-fund --silent
-	python -m gpt2core.learn.chapters docs/learn
-	python -m gpt2core.learn.notebooks docs/learn build/notebooks
+	python tools/docs/chapters.py docs/learn
+	python tools/docs/notebooks.py docs/learn build/notebooks
 	NO_MKDOCS_2_WARNING=1 mkdocs build --strict --quiet
 
 profile: $(READY)  ## make profile NAME=tiny: write params.yaml from profiles/NAME.yaml

@@ -57,7 +57,7 @@ def prepared_mode() -> Numerics | None:
 
 
 def has_avx2() -> bool:
-    """Whether this is Linux on x86-64 with AVX2."""
+    """Return whether this is Linux on x86-64 with AVX2."""
     if sys.platform != "linux" or platform.machine() != "x86_64":
         return False
     return re.search(r"^flags\b.*\bavx2\b", Path("/proc/cpuinfo").read_text(encoding="utf-8"), re.MULTILINE) is not None

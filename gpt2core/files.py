@@ -26,9 +26,9 @@ DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 @contextlib.contextmanager
 def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
-    """Yield the path of a file to be written; on success it takes the place of `path`, on failure it is removed.
+    """Yield the path of a file to write; on success it replaces `path`, on failure it is removed.
 
-    The rename is atomic because both lie in one file system: a reader sees the old file or the whole new one.
+    The rename is atomic because both are in one file system: a reader sees the old file or the whole new one.
     """
     path = Path(path)
     with _scratch(path) as folder:
@@ -40,9 +40,9 @@ def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
 
 @contextlib.contextmanager
 def atomic_dir(path: str | os.PathLike[str]) -> Iterator[Path]:
-    """Yield a fresh directory near `path`; on success it takes the place of `path`, on failure it is removed.
+    """Yield a fresh directory near `path`; on success it replaces `path`, on failure it is removed.
 
-    A reader, or who comes after a kill, finds the old directory, none, or the whole new one.
+    A reader, or a run after a kill, finds the old directory, none, or the whole new one.
     """
     path = Path(path)
     with _scratch(path) as folder:
@@ -55,7 +55,7 @@ def atomic_dir(path: str | os.PathLike[str]) -> Iterator[Path]:
 
 
 def remove_dir(path: str | os.PathLike[str]) -> None:
-    """Remove a directory: who comes after a kill finds it whole, or not at all."""
+    """Remove a directory; a run after a kill finds it whole, or not at all."""
     path = Path(path)
     with _scratch(path) as folder, contextlib.suppress(FileNotFoundError):
         os.replace(path, folder / path.name)
@@ -63,10 +63,10 @@ def remove_dir(path: str | os.PathLike[str]) -> None:
 
 @contextlib.contextmanager
 def _scratch(path: Path) -> Iterator[Path]:
-    """A folder beside `path` for its writer alone, who holds a lock in it.
+    """Yield a folder next to `path` for one writer, who holds a lock in it.
 
-    A killed writer leaves its folder, and with its death loses the lock: the next writer of `path` removes what nobody
-    holds. The lock is a file of its own, since the temporary file may be replaced by a library that writes it.
+    A killed writer leaves its folder and loses the lock: the next writer of `path` removes folders without a holder.
+    The lock is a separate file, since a library may replace the temporary file that it writes.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     name = f"{path.name}.lock"
@@ -94,7 +94,7 @@ def _scratch(path: Path) -> Iterator[Path]:
 
 
 def _clear(folder: Path, lock_name: str) -> None:
-    """Remove a writer's folder, the lock last: by it the next writer knows what a kill leaves of the folder."""
+    """Remove a writer's folder, the lock last: it marks what a kill leaves of the folder for the next writer."""
     for inner in folder.iterdir():
         if inner.is_dir() and not inner.is_symlink():
             shutil.rmtree(inner, ignore_errors=True)
@@ -105,7 +105,7 @@ def _clear(folder: Path, lock_name: str) -> None:
 
 @contextlib.contextmanager
 def _names_what_was_written(path: Path) -> Iterator[None]:
-    """Of a full disk, let an OSError tell `path`: a failed write tells none, and a temporary name helps nobody."""
+    """Give `path` to the OSError of a full disk: a failed write has no name, or a temporary one."""
     try:
         yield
     except OSError as error:
@@ -120,7 +120,7 @@ def _names_what_was_written(path: Path) -> Iterator[None]:
 
 
 def link_or_copy(path: str | os.PathLike[str], out_path: str | os.PathLike[str]) -> None:
-    """Give a file that nobody will write to a second name, which takes no room; where that cannot be, copy it."""
+    """Give a file that is never written again a second name, which takes no space; copy it where that fails."""
     try:
         os.link(path, out_path)
     except OSError:
@@ -168,13 +168,13 @@ def read_json(path: str | os.PathLike[str]) -> Any:
 
 
 def sha256(path: str | os.PathLike[str]) -> str:
-    """The SHA-256 of a file, in hexadecimal."""
+    """Return the SHA-256 of a file, in hexadecimal."""
     with Path(path).open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def lock(path: str | os.PathLike[str], timeout_s: float = -1) -> FileLock:
-    """A lock between processes: `with lock(path): …` waits until no other process holds it."""
+    """Return a lock between processes, as a context manager that waits until no other process holds it."""
     Path(path).parent.mkdir(parents=True, exist_ok=True)
     return FileLock(path, timeout=timeout_s)
 

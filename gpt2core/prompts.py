@@ -16,7 +16,7 @@ class Prompt:
     without_input: str
 
     def __call__(self, instruction: str, input: str = "") -> str:
-        """The prompt of one entry."""
+        """Return the prompt of one entry."""
         if input:
             return self.with_input.format(instruction=instruction, input=input)
         return self.without_input.format(instruction=instruction)
@@ -40,7 +40,7 @@ PROMPTS = {"alpaca": alpaca, "phi3": phi3}
 
 
 def chat_template(prompt: Prompt = alpaca) -> str:
-    """The same prompt as a Jinja chat template: a user's message is the instruction, a system message its input."""
+    """Return the prompt as a Jinja chat template: a user's message is the instruction, a system message its input."""
 
     def jinja(form: str) -> str:
         return form.replace("{instruction}", "{{ user.content }}").replace("{input}", "{{ system.content }}")
@@ -53,7 +53,7 @@ def chat_template(prompt: Prompt = alpaca) -> str:
 
 
 def of_chat_template(template: object) -> Prompt | None:
-    """The prompt whose chat template this is; None for another's, and for none.
+    """Return the prompt with this chat template, or None.
 
     >>> of_chat_template(chat_template(phi3)) is phi3
     True

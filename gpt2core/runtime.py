@@ -1,4 +1,4 @@
-"""Seeds, threads, device and dtype; and how a stage ends when its user made a mistake."""
+"""Device, dtype, seeds, and progress bars, and the exit of a stage after a user's mistake."""
 
 from __future__ import annotations
 
@@ -20,17 +20,20 @@ if TYPE_CHECKING:
     import torch
 
 
-DECODING_DTYPES = ("float32", "bfloat16", "float16", "int8")  # of the weights while generating; see model/inference.py
-SPEAKS_FIRST_S = 5.0  # torchrun needs less to end the others of a process that failed
+DECODING_DTYPES = ("float32", "bfloat16", "float16", "int8")  # weights while generating; see model/inference.py
+RANK_0_FIRST_S = 5.0  # torchrun needs less to end the other processes after a failure
 
 
 class Terminated(KeyboardInterrupt):
-    """SIGTERM, which ends a stage as Ctrl-C does: what is open is closed on the way."""
+    """SIGTERM, which ends a stage as Ctrl-C does: open files are closed."""
 
 
 def stage_main(main: Callable[[], None]) -> None:
-    """Run a stage's `main`. A user's mistake or a full disk ends in its message and exit code 1, Ctrl-C in 130, SIGTERM
-    in 143; no traceback."""
+    """Run a stage's `main`.
+
+    A user's mistake or a full disk ends with a message and exit code 1, Ctrl-C with 130, SIGTERM with 143; there is no
+    traceback.
+    """
     log_to_stderr()
     if threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGTERM, _terminate)
@@ -47,19 +50,22 @@ def stage_main(main: Callable[[], None]) -> None:
 
 
 def interrupted(error: KeyboardInterrupt) -> NoReturn:
-    """End as a shell expects it after Ctrl-C or SIGTERM."""
-    said, code = ("terminated", 143) if isinstance(error, Terminated) else ("interrupted", 130)
+    """Exit as a shell expects it after Ctrl-C or SIGTERM."""
+    message, code = ("terminated", 143) if isinstance(error, Terminated) else ("interrupted", 130)
     if rank() == 0:
-        sys.stderr.write(f"\n{said}\n")
+        sys.stderr.write(f"\n{message}\n")
     sys.exit(code)
 
 
 def _fail(message: str) -> NoReturn:
-    """End with a message. Of processes that torchrun started together the first one speaks: the others mostly met the
-    same, and torchrun ends them when it has ended. One that is left after that has something of its own to say."""
+    """Exit with a message.
+
+    Of processes that torchrun started together, the first one reports: the others mostly had the same error, and
+    torchrun ends them after it. A process that is left then has an error of its own.
+    """
     if rank():
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
-        time.sleep(SPEAKS_FIRST_S)
+        time.sleep(RANK_0_FIRST_S)
         message = f"process {rank()}: {message}"
     if path := os.environ.get("TORCHELASTIC_ERROR_FILE"):  # torchrun shows it in its own report, which comes last
         files.write_json(path, {"message": message, "timestamp": int(time.time())})
@@ -67,7 +73,7 @@ def _fail(message: str) -> NoReturn:
 
 
 def rank() -> int:
-    """The number of this process among those that torchrun started together; 0 where there is one."""
+    """Return the number of this process among those that torchrun started together; 0 if there is one."""
     return int(os.environ.get("RANK", "0"))
 
 
@@ -83,7 +89,7 @@ def seed_everything(seed: int) -> None:
 
 
 def device() -> torch.device:
-    """`GPT2CORE_DEVICE` where set, else CUDA where there is one, else the CPU."""
+    """Return the device `GPT2CORE_DEVICE` if it is set, else CUDA if available, else the CPU."""
     import torch
 
     name = os.environ.get("GPT2CORE_DEVICE") or ("cuda" if torch.cuda.is_available() else "cpu")
@@ -100,16 +106,16 @@ def available_processes() -> int:
     Raises:
         UserError: it is set to something else than a positive number.
     """
-    asked = os.environ.get("GPT2CORE_PROCESSES")
-    if asked is None:
+    value = os.environ.get("GPT2CORE_PROCESSES")
+    if value is None:
         return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    if not asked.isdecimal() or int(asked) < 1:
-        raise UserError(f"GPT2CORE_PROCESSES={asked}: must be a number of processes, 1 or more")
-    return int(asked)
+    if not value.isdecimal() or int(value) < 1:
+        raise UserError(f"GPT2CORE_PROCESSES={value}: must be a number of processes, 1 or more")
+    return int(value)
 
 
 def training_dtype(name: str) -> torch.dtype:
-    """The torch dtype of a params value: float32, bfloat16, or for `auto` the faster of them; it says which and why."""
+    """Return the dtype of a params value: float32, bfloat16, or for `auto` the faster of them, which is logged."""
     import torch
 
     if name == "auto":
@@ -123,7 +129,7 @@ def training_dtype(name: str) -> torch.dtype:
 
 
 def _cpu_has_bfloat16() -> bool:
-    """AVX-512 bf16, AMX, or Arm's bf16. Elsewhere bfloat16 is emulated and slower than float32."""
+    """Return whether the CPU has AVX-512 bf16, AMX, or Arm's bf16; others emulate bfloat16, slower than float32."""
     import torch
 
     supported = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")  # private, and not in every version
@@ -137,7 +143,7 @@ MIN_COMPILED_STEPS = 500  # a compilation takes about a minute
 
 
 def should_compile(value: bool | str, max_steps: int) -> bool:
-    """Whether to use torch.compile: as the params say, or for `auto` where it pays; it says what it chose and why."""
+    """Return whether to use torch.compile: the params value, or for `auto` whether it pays, which is logged."""
     import shutil
 
     import torch
@@ -145,28 +151,28 @@ def should_compile(value: bool | str, max_steps: int) -> bool:
     if value != "auto":
         return bool(value)
     if max_steps < MIN_COMPILED_STEPS:
-        chosen, reason = False, f"{max_steps} steps do not repay a minute of compiling; {MIN_COMPILED_STEPS} would"
+        compiles, reason = False, f"{max_steps} steps do not repay a minute of compiling; {MIN_COMPILED_STEPS} would"
     elif torch.cuda.is_available():
-        chosen = torch.utils._triton.has_triton()
-        reason = "Triton is installed" if chosen else "Triton is not installed"
+        compiles = torch.utils._triton.has_triton()
+        reason = "Triton is installed" if compiles else "Triton is not installed"
     else:
         compiler = os.environ.get("CXX") or shutil.which("g++") or shutil.which("clang++")
-        chosen, reason = bool(compiler), f"compiler {compiler}" if compiler else "no C++ compiler; install g++"
-    logger.info(f"compile: {str(chosen).lower()} (auto: {reason})")
-    return chosen
+        compiles, reason = bool(compiler), f"compiler {compiler}" if compiler else "no C++ compiler; install g++"
+    logger.info(f"compile: {str(compiles).lower()} (auto: {reason})")
+    return compiles
 
 
-BAR_AFTER_S = 2.0  # what takes less needs no progress bar
+BAR_AFTER_S = 2.0  # shorter work needs no progress bar
 
 
 def progress(items: Iterable[Any] | None = None, *, what: str, unit: str, total: int | None = None) -> Any:
-    """A tqdm bar for what may take long: shown once it does, and only on a terminal; gone at its end.
+    """Return a tqdm bar for work that may take long: shown after two seconds, and only on a terminal.
 
     Args:
-        items: those that it counts; without them the caller calls `update` and, at the end, `close`.
-        what: is being done.
-        unit: that is counted.
-        total: number of units, where `items` does not tell.
+        items: items to count; without them the caller calls `update` and, at the end, `close`.
+        what: description of the work.
+        unit: name of an item.
+        total: number of items, if `items` has no length.
     """
     from tqdm import tqdm
 
@@ -174,40 +180,40 @@ def progress(items: Iterable[Any] | None = None, *, what: str, unit: str, total:
     return tqdm(items, desc=what, unit=unit, total=total, leave=False, disable=quiet, delay=BAR_AFTER_S)
 
 
-# Those whose version may change the bytes of what a stage writes.
+# Libraries whose version may change the bytes of a stage's outputs.
 LIBRARIES = ("numpy", "pyarrow", "regex", "sacrebleu", "safetensors", "scikit-learn", "scipy", "tiktoken", "torch")
 
-OF_THE_CPU = ("cpu", "threads", "cpu_capability")  # what of `environment` changes with the CPU
+OF_THE_CPU = ("cpu", "threads", "cpu_capability")  # entries of `environment` that change with the CPU
 
 
 def environment() -> dict[str, str]:
-    """What decides the last bits of a result: versions and, where torch computes, CPU, threads and instruction set.
+    """Return what decides the last bits of a result: versions and, if torch computes, CPU, threads, and instructions.
 
-    torch takes seconds to import: a stage that does without it has no use for its threads.
+    torch takes seconds to import: a stage that does not import it does not use its threads.
     """
     import platform
     from importlib.metadata import version
 
-    found = {"python": platform.python_version(), **{name: version(name) for name in LIBRARIES}}
+    versions = {"python": platform.python_version(), **{name: version(name) for name in LIBRARIES}}
     if torch := sys.modules.get("torch"):
         device_name = os.environ.get("GPT2CORE_DEVICE") or ("cuda" if torch.cuda.is_available() else "cpu")
         is_gpu = device_name.startswith("cuda") and torch.cuda.is_available()
-        found |= {
+        versions |= {
             "cpu": _cpu_name(),
             "threads": str(torch.get_num_threads()),
             "cpu_capability": torch.backends.cpu.get_cpu_capability(),
             "device": torch.cuda.get_device_name() if is_gpu else device_name,
         }
-    return found
+    return versions
 
 
 def _cpu_name() -> str:
-    """The CPU's model: libraries such as MKL choose their kernels by it."""
+    """Return the CPU's model: libraries such as MKL choose their kernels by it."""
     import platform
 
     try:
         with Path("/proc/cpuinfo").open(encoding="utf-8") as lines:
-            found = next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), "")
+            model = next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), "")
     except OSError:
-        found = ""
-    return found or platform.processor() or platform.machine()
+        model = ""
+    return model or platform.processor() or platform.machine()

@@ -25,7 +25,7 @@ def main(folder: Path) -> None:
         if asset.origin == "public" and asset.kind != "openai" and not is_large:
             for file in asset.files:
                 fetch(asset, file, folder / asset.name / file.name)
-            click.echo(f"{folder / asset.name}: {asset.description} ({asset.licence})")
+            click.echo(f"{folder / asset.name}: {asset.description} ({asset.license})")
 
 
 if __name__ == "__main__":

@@ -43,7 +43,7 @@ ALLOWED: dict[str, set[str]] = {
         "inspect",
         "tracking",
     },
-    "doctor": {"params", "model", "tokenizer", "corpus", "tasks", "sources", "checkpoint", "training", "tracking"},
+    "doctor": {"params", "sources", "checkpoint", "tracking"},
     "learn": {"checkpoint"},  # the written-out GPT opens model directories; nothing imports learn
     "ui": {"model", "tokenizer", "inference", "checkpoint", "training", "evaluation", "inspect", "report"},
     "cli": {

@@ -290,7 +290,7 @@ RERUN: dict[str, set[str]] = {
     "gpt2core/tracking/usage.py": set(),
     "gpt2core/report/page.py": set(),
     "gpt2core/report/templates/page.css": set(),
-    "gpt2core/doctor/step.py": set(),
+    "gpt2core/doctor/needs.py": set(),
     "gpt2core/cli/summary.py": set(),
     "gpt2core/ui/templates/ui.js": set(),
     "gpt2core/learn/gpt.py": set(),

@@ -16,18 +16,17 @@ if TYPE_CHECKING:
 
 
 @click.command(short_help="Whether this machine is fit to run params.yaml.")
-@click.option("--measure/--no-measure", default=True, help="Take some training steps, for memory and time.")
 @options.as_json
-def doctor(measure: bool, as_json: bool) -> None:
-    """Examine Python, torch, the machine, params.yaml, Git, DVC, MLflow and the sources.
+def doctor(as_json: bool) -> None:
+    """Examine Python, torch, the machine, params.yaml, Git, DVC, MLflow, and the sources.
 
-    Each finding comes with what to do about it. Memory and time are of some short training steps, which take half a
-    minute, for the large sizes two. Ends with 1 if something would stop a run.
+    Each finding comes with its remedy. Memory is estimated from the params. The exit status is 1 if something would
+    stop a run.
     """
     from gpt2core.doctor import examine
 
     findings = []
-    for finding in examine(config.project_root(), measure=measure):
+    for finding in examine(config.project_root()):
         findings.append(finding)
         if not as_json:
             _print(finding)

@@ -1,8 +1,8 @@
-"""Files of documents, cut into parts that are read on their own: text, JSONL and Parquet, plain or compressed.
+"""Files of documents, cut into parts that can be read alone: text, JSONL, and Parquet, plain or compressed.
 
-A part is what one process takes at a time, about 8 MB: a range of bytes of a text or JSONL file, some row groups of a
-Parquet file, or a compressed file as a whole. It is told by path and offsets, so that a process is sent no text. A text
-is cut between documents, and inside one only where it is longer than a part, at a place that its own text decides.
+A part is the work of one process, about 8 MB: a range of bytes of a text or JSONL file, some row groups of a Parquet
+file, or a whole compressed file. It is a path and offsets, so that no text is sent to a process. A text is cut between
+documents, and inside one only if it is longer than a part, at a place that its own text decides.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ BATCH_ROWS = 128  # documents of a Parquet file in memory at a time
 
 FORMATS = (".txt", ".jsonl", ".parquet")
 COMPRESSIONS = (".gz", ".zst")
-ALLOWED = ".txt, .jsonl (both also with .gz or .zst behind) or .parquet"
+ALLOWED = ".txt, .jsonl (both also with .gz or .zst appended) or .parquet"
 TEXT_KEY = "text"  # the key of a JSONL object, and the column of a Parquet file, that holds the document
 
 # Between a word and the single space or newline before the next one no tokenizer of GPT-2's pattern has a token across.
@@ -50,12 +50,12 @@ class Part(NamedTuple):
     path: Path
     start: int
     end: int
-    continues: bool = False  # begins inside a document
+    continues: bool = False  # starts inside a document
     is_open: bool = False  # ends inside a document
 
 
 class Damaged(Exception):
-    """What is wrong with a row, counted from 1 within its part, or with the file as a whole."""
+    """An error in a row, counted from 1 within its part, or in the file as a whole."""
 
     def __init__(self, message: str, row: int | None = None):
         super().__init__(message)
@@ -63,7 +63,7 @@ class Damaged(Exception):
 
 
 def format_of(path: Path) -> tuple[str, str] | None:
-    """Format and compression by the name's end, such as (".jsonl", ".zst"); None for what is no file of documents."""
+    """Return format and compression by the name's end, such as (".jsonl", ".zst"); None if it is no such file."""
     name = path.name.lower()
     compression = next((suffix for suffix in COMPRESSIONS if name.endswith(suffix)), "")
     form = Path(name.removesuffix(compression)).suffix
@@ -73,12 +73,12 @@ def format_of(path: Path) -> tuple[str, str] | None:
 
 
 def find_documents(folder: Path) -> list[Path]:
-    """All files of documents in a folder and the folders in it, in the order of their paths."""
+    """Return all files of documents in a folder and its subfolders, sorted by path."""
     return sorted(path for path in folder.rglob("*") if path.is_file() and format_of(path))
 
 
 def plan(path: Path) -> list[Part]:
-    """Cut a file into parts. They depend on the file alone. Raises UserError if it is not what its name says."""
+    """Cut a file into parts, which depend on the file alone. Raises UserError if it is not what its name says."""
     form, compression = format_of(path) or (None, None)
     size_bytes = path.stat().st_size
     if size_bytes == 0:
@@ -93,7 +93,7 @@ def plan(path: Path) -> list[Part]:
 
 
 def read(part: Part) -> Iterator[Piece]:
-    """The documents of a part, in pieces. Documents of white space alone are left out.
+    """Yield the documents of a part, in pieces, without those that are only white space.
 
     Raises:
         UserError: not UTF-8, not JSON, no text where one is due, damaged compression; with file and row.
@@ -109,7 +109,7 @@ def read(part: Part) -> Iterator[Piece]:
 
 @contextlib.contextmanager
 def _naming(part: Part) -> Iterator[None]:
-    """Say of every mistake in which file it is, and in which row."""
+    """Add the file, and the row, to each error."""
     try:
         yield
     except UnicodeDecodeError as error:
@@ -118,15 +118,15 @@ def _naming(part: Part) -> Iterator[None]:
         row = "" if error.row is None else f", row {error.row + _rows_before(part):,}"
         raise UserError(f"{part.path}{row}: {error}") from None
     except (EOFError, zlib.error) as error:
-        raise UserError(f"{part.path}: damaged or cut short ({error}); bring the file again") from None
+        raise UserError(f"{part.path}: damaged or cut short ({error}); fetch the file again") from None
     except OSError as error:
         if error.errno is not None:
             raise
-        raise UserError(f"{part.path}: damaged or cut short ({error}); bring the file again") from None
+        raise UserError(f"{part.path}: damaged or cut short ({error}); fetch the file again") from None
 
 
 def _rows_before(part: Part) -> int:
-    """The rows of the file before a part; counted only when there is a mistake to tell of."""
+    """Return the number of rows of the file before a part; counted only to report a mistake."""
     if format_of(part.path) == (".parquet", ""):
         metadata = _parquet(part.path).metadata
         return sum(metadata.row_group(group).num_rows for group in range(part.start))
@@ -135,7 +135,7 @@ def _rows_before(part: Part) -> int:
 
 
 def _open(part: Part, compression: str) -> BinaryIO:
-    """The bytes of a part as a stream."""
+    """Open the bytes of a part as a stream."""
     if compression == ".gz":
         return gzip.open(part.path)  # type: ignore[return-value]
     if compression == ".zst":
@@ -151,18 +151,18 @@ def _open(part: Part, compression: str) -> BinaryIO:
 
 
 def _plan_text(path: Path, data: mmap.mmap) -> list[Part]:
-    """As many whole documents as fit. One that is longer than a part is cut at distances from its own beginning."""
+    """Return parts of whole documents. One that is longer than a part is cut at distances from its own start."""
     separator = END_OF_TEXT.encode()
     parts: list[Part] = []
     start, continues = 0, False
     while start < len(data):
         end, is_open = len(data), False
         if start + PART_BYTES < len(data):
-            found = data.rfind(separator, start, start + PART_BYTES + len(separator))
-            if found < 0 and (cut := _cut_near(data, start + PART_BYTES, separator)):
+            last = data.rfind(separator, start, start + PART_BYTES + len(separator))
+            if last < 0 and (cut := _cut_near(data, start + PART_BYTES, separator)):
                 end, is_open = cut, True
-            elif found >= 0 or (found := data.find(separator, start + PART_BYTES)) >= 0:
-                end = found + len(separator)
+            elif last >= 0 or (last := data.find(separator, start + PART_BYTES)) >= 0:
+                end = last + len(separator)
                 end += data[end : end + 1] == b"\n"
         parts.append(Part(path, start, end, continues, is_open))
         start, continues = end, is_open
@@ -170,27 +170,27 @@ def _plan_text(path: Path, data: mmap.mmap) -> list[Part]:
 
 
 def _cut_near(data: mmap.mmap, place: int, separator: bytes, window_bytes: int = 1 << 16) -> int | None:
-    """The first place to cut behind `place`, within a window and the document; None if there is none."""
+    """Return the first place to cut after `place`, within a window and the document, or None."""
     window = data[place : place + window_bytes].partition(separator)[0]
     while window and window[0] & 0xC0 == 0x80:  # inside a character
         window, place = window[1:], place + 1
     text = window.decode(errors="ignore")
-    found = SAFE_CUT.search(text, 1)
-    return place + len(text[: found.start()].encode()) if found else None
+    cut = SAFE_CUT.search(text, 1)
+    return place + len(text[: cut.start()].encode()) if cut else None
 
 
 def _read_text(stream: BinaryIO, part: Part) -> Iterator[Piece]:
-    """`<|endoftext|>` separates documents, without a line end on either side; the end of the file ends one."""
+    """Yield the documents between `<|endoftext|>`, without a line end on either side; the file's end ends one."""
     buffer = ""
-    begun = part.continues  # whether a piece of the current document is out already
+    has_started = part.continues  # whether a piece of the current document was yielded
     after_separator = False
 
     def piece(text: str, ends_document: bool) -> Iterator[Piece]:
-        nonlocal begun, after_separator
-        if not begun and after_separator:
+        nonlocal has_started, after_separator
+        if not has_started and after_separator:
             text = text.removeprefix("\n")
-        if text.strip() or begun:
-            begun = not ends_document
+        if text.strip() or has_started:
+            has_started = not ends_document
             yield Piece(text, ends_document)
         after_separator = after_separator or ends_document
 
@@ -206,7 +206,7 @@ def _read_text(stream: BinaryIO, part: Part) -> Iterator[Piece]:
 
 
 def _last_safe_cut(text: str, window: int = 4096) -> int:
-    """The last place to cut that leaves a separator's length behind it (one may be half-read); 0 if there is none."""
+    """Return the last place to cut that leaves a separator's length after it (it may be half-read), or 0."""
     end = len(text) - len(END_OF_TEXT) - 2
     return max((match.start() for match in SAFE_CUT.finditer(text, end - window, end)), default=0)
 
@@ -243,13 +243,13 @@ def _read_lines(stream: BinaryIO) -> Iterator[Piece]:
 
 
 def _document(text: Any, row: int) -> Iterator[Piece]:
-    """A document that is in memory, in pieces."""
+    """Yield a document that is in memory, in pieces."""
     if not isinstance(text, str):
         raise Damaged(f"{TEXT_KEY!r} must be a text, not {text!r}", row)
     try:
         text.encode()
     except UnicodeEncodeError:
-        raise Damaged("half of a surrogate pair, which no text has; mend or leave out this document", row) from None
+        raise Damaged("half of a surrogate pair, which no text has; fix or remove this document", row) from None
     if not text.strip():
         return
     start = 0
@@ -263,7 +263,7 @@ def _document(text: Any, row: int) -> Iterator[Piece]:
 
 
 def _parquet(path: Path) -> Any:
-    """The open file, a column of texts in it. Raises Damaged."""
+    """Open a file that has a column of texts. Raises Damaged."""
     import pyarrow
     import pyarrow.parquet
 
@@ -281,12 +281,12 @@ def _plan_parquet(path: Path) -> list[Part]:
     metadata = _parquet(path).metadata
     sizes_bytes = [_text_bytes(metadata.row_group(group)) for group in range(metadata.num_row_groups)]
     parts: list[Part] = []
-    start = taken_bytes = 0
+    start = part_bytes = 0
     for group, size_bytes in enumerate(sizes_bytes):
-        if group > start and taken_bytes + size_bytes > PART_BYTES:
+        if group > start and part_bytes + size_bytes > PART_BYTES:
             parts.append(Part(path, start, group))
-            start, taken_bytes = group, 0
-        taken_bytes += size_bytes
+            start, part_bytes = group, 0
+        part_bytes += size_bytes
     return [*parts, Part(path, start, len(sizes_bytes))] if sizes_bytes else []
 
 

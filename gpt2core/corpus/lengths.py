@@ -1,4 +1,4 @@
-"""How long tokens and documents are, counted in constant memory."""
+"""Lengths of tokens and documents, counted in constant memory."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ DOCUMENT_COLUMNS = ("from", "to", "documents")
 
 
 def token_counts(shard: Shard) -> np.ndarray:
-    """How often each token of the vocabulary occurs: [V]"""
+    """Count each token of the vocabulary: [V]."""
     counts = np.zeros(shard.vocab_size, np.int64)
     for block in _blocks(shard):
         counts += np.bincount(block, minlength=shard.vocab_size)
@@ -23,7 +23,7 @@ def token_counts(shard: Shard) -> np.ndarray:
 
 
 def token_lengths(tokenizer: Tokenizer, shard: Shard) -> list[dict[str, int]]:
-    """For each length in bytes, how many tokens of the vocabulary and of the text have it; `<|endoftext|>` has none."""
+    """Count the tokens of the vocabulary and of the text for each length in bytes; `<|endoftext|>` has none."""
     counts = token_counts(shard)
     lengths = np.zeros(shard.vocab_size, np.int64)
     for token, token_id in tokenizer.ranks.items():
@@ -38,12 +38,12 @@ def token_lengths(tokenizer: Tokenizer, shard: Shard) -> list[dict[str, int]]:
 
 
 def document_lengths(shard: Shard, eot_id: int) -> list[dict[str, int]]:
-    """How many documents are `from` to `to` (exclusive) tokens long, without the separator; in powers of two.
+    """Count documents of `from` to `to` (exclusive) tokens, in powers of two, without the separator.
 
-    A document at the end that lacks its separator counts, too, and an empty one is 0 to 1.
+    A last document without its separator counts, too, and an empty one is 0 to 1.
     """
     sizes = np.zeros(64, np.int64)  # documents by the number of bits of their length
-    length = 0  # of the document that is not over yet
+    length = 0  # of the unfinished document
     for block in _blocks(shard):
         ends = np.flatnonzero(block == eot_id)
         if len(ends):
@@ -63,7 +63,7 @@ def document_lengths(shard: Shard, eot_id: int) -> list[dict[str, int]]:
 
 
 def _bits(lengths: np.ndarray) -> np.ndarray:
-    """The number of bits of each length: 0, 1, 2, 2, 3 of 0 to 4. [n] -> [n]"""
+    """Return the number of bits of each length [n] -> [n]: 0, 1, 2, 2, 3 for 0 to 4."""
     return np.frexp(lengths.astype(np.float64))[1]
 
 

@@ -1,6 +1,6 @@
 """Token shards: a header and the ids of a split as one array, memory-mapped by the training.
 
-Layout (little endian): 8 bytes magic, then version, bytes a token (2 or 4), vocabulary size (uint32 each), padding to
+Layout (little endian): 8 bytes magic, then version, bytes per token (2 or 4), vocabulary size (uint32 each), padding to
 24 bytes, then the numbers of tokens, documents and UTF-8 bytes of text (uint64 each), zeros up to byte 64, ids.
 """
 
@@ -50,7 +50,7 @@ class Shard:
 
 
 class ShardWriter:
-    """Encodes pieces of documents into a file that begins with room for the header, in constant memory."""
+    """Encoder of pieces of documents into a file that starts with room for the header, in constant memory."""
 
     def __init__(self, file: BinaryIO, tokenizer: Tokenizer):
         self._file, self._encoder = file, _encoder(tokenizer)
@@ -60,7 +60,7 @@ class ShardWriter:
         self.n_tokens = self.n_documents = self.n_bytes = 0
 
     def add(self, piece: Piece) -> None:
-        """Take a piece; `<|endoftext|>` comes behind one that ends its document."""
+        """Add a piece; `<|endoftext|>` follows one that ends its document."""
         self._pieces.append(piece)
         self._n_chars += len(piece.text)
         self.n_documents += piece.ends_document
@@ -69,7 +69,7 @@ class ShardWriter:
             self.flush()
 
     def flush(self) -> None:
-        """Write what was taken."""
+        """Write all added pieces."""
         if not self._pieces:
             return
         ids = self._encoder.encode(self._pieces)
@@ -80,18 +80,18 @@ class ShardWriter:
 
 @functools.lru_cache(maxsize=2)
 def _encoder(tokenizer: Tokenizer) -> BulkEncoder:
-    """One for all shards of a tokenizer: its tables take a while to build."""
+    """Return one encoder for all shards of a tokenizer: its tables take a while to build."""
     return BulkEncoder(tokenizer)
 
 
 def token_dtype(vocab_size: int) -> np.dtype:
-    """uint16 where the ids fit, else uint32; little endian."""
+    """Return uint16 if the ids fit, else uint32; little endian."""
     return np.dtype("<u2" if vocab_size <= 1 << 16 else "<u4")
 
 
 @contextlib.contextmanager
 def shard_writer(path: str | os.PathLike[str], tokenizer: Tokenizer) -> Iterator[ShardWriter]:
-    """A writer of a shard that appears at `path` when the block ends without an error."""
+    """Yield a writer of a shard that appears at `path` when the block ends without an error."""
     with files.atomic_path(path) as temporary, temporary.open("wb") as file:
         file.write(bytes(HEADER.size))
         writer = ShardWriter(file, tokenizer)
@@ -102,7 +102,7 @@ def shard_writer(path: str | os.PathLike[str], tokenizer: Tokenizer) -> Iterator
 
 
 def write_shard(path: str | os.PathLike[str], pieces: Iterable[Piece], tokenizer: Tokenizer) -> Shard:
-    """Encode pieces, `<|endoftext|>` behind each document, and write them atomically in constant memory."""
+    """Encode pieces, `<|endoftext|>` after each document, and write them atomically in constant memory."""
     with shard_writer(path, tokenizer) as writer:
         for piece in pieces:
             writer.add(piece)
@@ -115,14 +115,15 @@ def join_shards(
     tokenizer: Tokenizer,
     shuffle_with: np.random.Generator | None = None,
 ) -> Shard:
-    """Write one shard of what several hold, in their order or with all documents shuffled; atomically.
+    """Write the documents of several shards as one shard, in their order or shuffled; atomically.
 
-    Shuffled in constant memory (Rao 1961, Sandelius 1962): each document is thrown into a random bucket on disk, and
-    each bucket is shuffled on its own, which makes every order of the documents equally likely.
+    Shuffled in constant memory (Rao 1961, Sandelius 1962): each document goes to a random bucket on disk, and each
+    bucket is shuffled on its own, which makes every order of the documents equally likely.
 
     Args:
         path: the new shard.
-        parts: shards that this tokenizer wrote; they may be empty, and a document may go on from one to the next.
+        parts: shards that this tokenizer wrote; they may be empty, and a document may continue in the next one.
+        tokenizer: wrote the parts.
         shuffle_with: decides the order of the documents; None keeps it.
     """
     parts = list(parts)
@@ -146,7 +147,7 @@ def _shuffle(file: BinaryIO, parts: list[Path], tokenizer: Tokenizer, n_buckets:
         folder = stack.enter_context(tempfile.TemporaryDirectory(prefix=".shuffle.", dir=parts[0].parent))
         buckets = [stack.enter_context((Path(folder) / str(i)).open("w+b")) for i in range(n_buckets)]
         bucket = buckets[0]
-        is_new = True  # whether the next token begins a document
+        is_new = True  # whether the next token starts a document
         for block in _blocks(parts, dtype):
             starts, ends = _document_bounds(block, tokenizer.eot_id)
             for start, end in zip(starts.tolist(), ends.tolist(), strict=True):
@@ -171,7 +172,7 @@ def _blocks(parts: Iterable[Path], dtype: np.dtype) -> Iterator[np.ndarray]:
 
 
 def _document_bounds(tokens: np.ndarray, eot_id: int) -> tuple[np.ndarray, np.ndarray]:
-    """Where each document begins and, with its end-of-text id, ends; the last one may lack it: two of [documents]"""
+    """Return the starts and ends of all documents, [n] each; an end includes the end-of-text id, if there is one."""
     ends = np.flatnonzero(tokens == eot_id) + 1
     if len(tokens) and (not len(ends) or ends[-1] < len(tokens)):
         ends = np.append(ends, len(tokens))
@@ -184,7 +185,7 @@ def _header(vocab_size: int, n_tokens: int, n_documents: int, n_bytes: int) -> b
 
 
 def _read_header(path: Path) -> tuple[int, int, int, int, int]:
-    """Bytes a token, size of the vocabulary, numbers of tokens, documents and bytes. Raises UserError."""
+    """Return bytes per token, vocabulary size, numbers of tokens, documents, and bytes. Raises UserError."""
     again = "make it again: dvc repro --force tokenize"
     try:
         size = path.stat().st_size
@@ -193,7 +194,7 @@ def _read_header(path: Path) -> tuple[int, int, int, int, int]:
     except FileNotFoundError:
         raise UserError(f"{path}: no such token shard; {again}") from None
     if len(header) < HEADER.size or not header.startswith(MAGIC):
-        raise UserError(f"{path}: not a token shard (it must begin with {MAGIC!r}); {again}")
+        raise UserError(f"{path}: not a token shard (it must start with {MAGIC!r}); {again}")
     _, version, itemsize, vocab_size, n_tokens, n_documents, n_bytes = HEADER.unpack(header)
     if version != VERSION or itemsize not in (2, 4):
         raise UserError(f"{path}: token shard of version {version}, this program reads {VERSION}; {again}")
@@ -208,12 +209,12 @@ def _read_header(path: Path) -> tuple[int, int, int, int, int]:
 def open_shard(path: str | os.PathLike[str]) -> Shard:
     """Memory-map a shard. Raises UserError if it is missing, empty, something else, of another version, or truncated.
 
-    What is read of it stays mapped until `release` is called.
+    Pages that were read stay mapped until `release` is called.
     """
     itemsize, vocab_size, n_tokens, n_documents, n_bytes = _read_header(Path(path))
     if n_tokens == 0:
         raise UserError(
-            f"{path}: holds no tokens: the corpus is too short to split; bring more text and make it again: "
+            f"{path}: holds no tokens: the corpus is too short to split; add text and make it again: "
             "dvc repro --force tokenize"
         )
     tokens = np.memmap(path, dtype=f"<u{itemsize}", mode="r", offset=HEADER.size, shape=(n_tokens,))
@@ -221,23 +222,23 @@ def open_shard(path: str | os.PathLike[str]) -> Shard:
 
 
 def release(tokens: np.ndarray) -> None:
-    """Give the pages of a memory map back to the system's cache, so that a process does not grow by what it has read.
+    """Give the pages of a memory map back to the system's cache, so that a process does not grow while it reads.
 
-    What is needed again is mapped again. An array that is no memory map is left alone.
+    Pages are mapped again when they are read again. An array that is no memory map stays as it is.
     """
     if isinstance(mapped := getattr(tokens, "_mmap", None), mmap.mmap) and hasattr(mmap, "MADV_DONTNEED"):
         mapped.madvise(mmap.MADV_DONTNEED)
 
 
 def documents(shard: Shard, eot_id: int) -> list[np.ndarray]:
-    """The ids of each document of a shard, without the separator."""
+    """Yield the ids of each document of a shard, without the separator."""
     tokens = np.asarray(shard.tokens)
     bounds = zip(*_document_bounds(tokens, eot_id), strict=True)
     return [tokens[start : end - (tokens[end - 1] == eot_id)] for start, end in bounds]
 
 
-def opening(shard: Shard, eot_id: int, max_tokens: int) -> list[int]:
-    """How the first document of a shard begins: its first `max_tokens` ids, or all it has; `eot_id` if it is empty."""
+def first_tokens(shard: Shard, eot_id: int, max_tokens: int) -> list[int]:
+    """Return the first `max_tokens` ids of the first document of a shard, or all it has; `eot_id` if it is empty."""
     ids = np.asarray(shard.tokens[: max_tokens + 1])
     ends = np.flatnonzero(ids == eot_id)
     return ids[: min(max_tokens, int(ends[0]) if len(ends) else max_tokens)].tolist() or [eot_id]

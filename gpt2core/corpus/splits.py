@@ -1,7 +1,7 @@
-"""A folder of documents, counted, freed of repetitions and split into training and validation.
+"""A folder of documents, counted, without duplicates, and split into training and validation.
 
-No document is held in memory: what is known of a part of the corpus is how many characters of each of its documents
-belong to the training (`shares`), and whoever reads the part cuts it accordingly.
+No document is held in memory: a part of the corpus is described by how many characters of each of its documents belong
+to training (`shares`), and its reader cuts it accordingly.
 """
 
 from __future__ import annotations
@@ -26,14 +26,14 @@ ALL_TRAIN, ALL_VAL, DROPPED = np.iinfo(np.int64).max, -1, -2
 
 
 class PartCount(NamedTuple):
-    """What a part holds. The first document may have begun, and the last may end, in another part."""
+    """The documents of a part. The first may have started, and the last may end, in another part."""
 
     chars: np.ndarray  # of each document: [documents] int64
-    hashes: np.ndarray  # of each document: [documents] uint64; empty if not asked for
+    hashes: np.ndarray  # of each document: [documents] uint64; empty without duplicates to drop
 
 
 def count(part: Part, with_hashes: bool) -> PartCount:
-    """Read a part through."""
+    """Count the characters of each document of a part, and hash them."""
     chars, hashes = [0], [blake2b(digest_size=8)]
     for text, ends_document in documents.read(part):
         chars[-1] += len(text)
@@ -43,12 +43,12 @@ def count(part: Part, with_hashes: bool) -> PartCount:
             chars.append(0)
             hashes.append(blake2b(digest_size=8))
     n_documents = len(chars) - (not part.is_open)
-    known = b"".join(digest.digest() for digest in hashes[:n_documents]) if with_hashes else b""
-    return PartCount(np.array(chars[:n_documents], np.int64), np.frombuffer(known, np.uint64))
+    digests = b"".join(digest.digest() for digest in hashes[:n_documents]) if with_hashes else b""
+    return PartCount(np.array(chars[:n_documents], np.int64), np.frombuffer(digests, np.uint64))
 
 
 def split_pieces(part: Part, shares: np.ndarray) -> Iterator[tuple[str, Piece]]:
-    """The pieces of a part, each with `train` or `val`; a document with a share of both is cut between two words."""
+    """Yield the pieces of a part with `train` or `val`; a document in both is cut between two words."""
     index = position = 0
     is_cut = False
     for piece in documents.read(part):
@@ -58,8 +58,8 @@ def split_pieces(part: Part, shares: np.ndarray) -> Iterator[tuple[str, Piece]]:
         elif share == ALL_VAL or is_cut:
             yield "val", piece
         elif share != DROPPED:
-            found = SAFE_CUT.search(piece.text, share - position)
-            cut = found.start() if found else n_chars
+            match = SAFE_CUT.search(piece.text, share - position)
+            cut = match.start() if match else n_chars
             yield "train", Piece(piece.text[:cut], True)
             if cut < n_chars:
                 yield "val", Piece(piece.text[cut:], piece.ends_document)
@@ -70,18 +70,18 @@ def split_pieces(part: Part, shares: np.ndarray) -> Iterator[tuple[str, Piece]]:
 
 
 class Corpus:
-    """A folder `train/` of documents, with a folder `val/` beside it where the source names held-out texts itself.
+    """A folder `train/` of documents, and `val/` if the source has held-out texts.
 
-    Without one, validation is a random `val_fraction` of the documents, or, of fewer than 20, the end of each.
+    Without one, validation is a random `val_fraction` of the documents, or of fewer than 20 the end of each.
 
     Args:
-        folder: with `train/` and perhaps `val/` in it.
+        folder: contains `train/` and perhaps `val/`.
         val_fraction: share of the documents, or of each one's characters.
         seed: decides which documents are held out.
-        drop_duplicates: of documents with the same bytes, keep the first alone; one that is held out by name goes
-            before its like in training. They are told apart by hashes of 64 bits: of ten million documents, one is
-            lost by mistake with a chance of 3 in a million.
-        workers: who counts.
+        drop_duplicates: keep only the first of documents with the same bytes; one that is held out by name counts as
+            first. They are compared by hashes of 64 bits: of ten million documents, one is lost by mistake with a
+            probability of 3 in a million.
+        workers: processes that count.
 
     Raises:
         UserError: no files, no text in them, or bad content.
@@ -104,30 +104,30 @@ class Corpus:
 
         # Document numbers: a part's first document may be the last one of the part before.
         self._n_in_part = [len(c.chars) for c in counts]
-        n_begun = [n - part.continues for part, n in zip(self.parts, self._n_in_part, strict=True)]
-        self._first = np.cumsum([0, *n_begun]) - [*(part.continues for part in self.parts), 0]
-        self.n_documents = sum(n_begun)
+        n_started = [n - part.continues for part, n in zip(self.parts, self._n_in_part, strict=True)]
+        self._first = np.cumsum([0, *n_started]) - [*(part.continues for part in self.parts), 0]
+        self.n_documents = sum(n_started)
         self.n_chars = sum(int(c.chars.sum()) for c in counts)
         self._dropped = self._find_duplicates(counts) if drop_duplicates else np.zeros(self.n_documents, bool)
-        n_kept = int(self.n_documents - self._dropped.sum())
-        if not n_kept:
+        n_remaining = int(self.n_documents - self._dropped.sum())
+        if not n_remaining:
             raise UserError(f"{folder / 'train'}: the corpus is empty; it needs text")
 
-        self._is_few = not self.has_val and n_kept < FEW_DOCUMENTS
+        self._is_few = not self.has_val and n_remaining < FEW_DOCUMENTS
         self._held_out = np.zeros(self.n_documents, bool)
         if self._is_few:
             self._chars, self._chars_before = self._add_up(counts)
         elif not self.has_val:  # a seeded draw of exactly val_fraction of the documents
-            drawn = random.Random(seed).sample(range(n_kept), max(1, round(val_fraction * n_kept)))
+            drawn = random.Random(seed).sample(range(n_remaining), max(1, round(val_fraction * n_remaining)))
             self._held_out[np.flatnonzero(~self._dropped)[drawn]] = True
 
     @property
     def n_dropped(self) -> int:
-        """The number of documents that were left out because they repeat another one."""
+        """The number of documents that were dropped as duplicates."""
         return int(self._dropped.sum())
 
     def shares(self, number: int) -> np.ndarray:
-        """Of each document in part `number`, the characters for training, or ALL_TRAIN, ALL_VAL, DROPPED: int64."""
+        """Return the characters for training per document of part `number`, or ALL_TRAIN, ALL_VAL, DROPPED: int64."""
         here = slice(self._first[number], self._first[number] + self._n_in_part[number])
         if self._is_few:
             shares = np.rint(self._chars[here] * (1 - self.val_fraction)).astype(np.int64)
@@ -139,7 +139,7 @@ class Corpus:
         return shares
 
     def _add_up(self, counts: list[PartCount]) -> tuple[np.ndarray, list[int]]:
-        """The characters of each document, and for each part those of its first document that come before it."""
+        """Add up the characters of each document, and per part those of its first document that come before it."""
         chars, before = np.zeros(self.n_documents, np.int64), []
         for part, first, c in zip(self.parts, self._first, counts, strict=False):
             before.append(int(chars[first]) if part.continues else 0)
@@ -147,19 +147,19 @@ class Corpus:
         return chars, before
 
     def _find_duplicates(self, counts: list[PartCount]) -> np.ndarray:
-        """Which documents have the bytes of an earlier one: [n_documents] bool"""
+        """Return which documents have the bytes of an earlier one: [n_documents] bool."""
         hashes = np.zeros(self.n_documents, np.uint64)
         for part, first, c in zip(self.parts, self._first, counts, strict=False):
-            if part.continues:  # the document goes on: hash what is known of it with the rest
-                known = hashes[first].tobytes() + c.hashes[0].tobytes()
-                hashes[first] = np.frombuffer(blake2b(known, digest_size=8).digest(), np.uint64)[0]
+            if part.continues:  # the document continues: hash its two hashes
+                both = hashes[first].tobytes() + c.hashes[0].tobytes()
+                hashes[first] = np.frombuffer(blake2b(both, digest_size=8).digest(), np.uint64)[0]
             hashes[first + part.continues : first + len(c.hashes)] = c.hashes[part.continues :]
         is_repeated = np.ones(self.n_documents, bool)
         is_repeated[np.unique(hashes, return_index=True)[1]] = False
         return is_repeated
 
     def pieces(self, split: str) -> Iterator[Piece]:
-        """The pieces of split `train` or `val`."""
+        """Yield the pieces of split `train` or `val`."""
         for number, part in enumerate(self.parts):
             yield from (piece for name, piece in split_pieces(part, self.shares(number)) if name == split)
 

@@ -1,9 +1,8 @@
 """From the raw corpus to a tokenizer and two token shards, part by part and in parallel.
 
-What is done of a corpus lies in `$DVC_ROOT/.checkpoints/tokenize/<key>`, outside the stage's out (which DVC deletes
-before each run): a run that was killed goes on there, and a part that is finished is not done again. The key is a hash
-of all that decides the bytes. The number of processes is not part of it: the parts depend on the files alone, and are
-joined in their order.
+Finished parts are in `$DVC_ROOT/.checkpoints/tokenize/<key>`, outside the stage's output (which DVC deletes before each
+run): a killed run continues there, and a finished part is not computed again. The key is a hash of all that decides the
+bytes. The number of processes is not part of it: the parts depend on the files alone, and are joined in their order.
 """
 
 from __future__ import annotations
@@ -33,8 +32,8 @@ from gpt2core.tokenizer import Tokenizer
 from gpt2core.tokenizer.train import count_words, merge_words, train_char
 
 PARALLEL_FROM_BYTES = 16 << 20  # below, starting processes takes longer than it saves
-LEARN_CHARS = 32 << 20  # of a larger corpus the tokenizer is shown only so much: the merges hardly change
-LEARN_SAMPLES = 512  # and in no more pieces than this
+LEARN_CHARS = 32 << 20  # training text of the tokenizer at most: more hardly changes the merges
+LEARN_SAMPLES = 512  # pieces of it at most
 
 
 def tokenize(
@@ -42,15 +41,15 @@ def tokenize(
 ) -> dict[str, Any]:
     """Choose or learn the tokenizer on the training split, encode both splits, and return their figures.
 
-    The memory taken depends on the longest document and the number of processes, beside a few bytes a document; not on
-    the size of the corpus.
+    The memory depends on the longest document and the number of processes, plus a few bytes per document; not on the
+    size of the corpus.
 
     Args:
         params: kind of tokenizer, vocabulary size, validation fraction, duplicates and order.
-        seed: decides which documents are held out, and their order where it is shuffled.
-        raw_dir: what `download-data` made: `corpus/`, with `gpt2-bpe/` in it for GPT-2's own tokenizer.
-        out_dir: gets `train.bin`, `val.bin` and the tokenizer's files; whole or not at all.
-        processes: how many work; by default as many as there are cores, and one for a small corpus.
+        seed: decides which documents are held out, and their order if it is shuffled.
+        raw_dir: the output of `download-data`: `corpus/`, with `gpt2-bpe/` in it for GPT-2's own tokenizer.
+        out_dir: gets `train.bin`, `val.bin`, and the tokenizer's files; all or nothing.
+        processes: number of processes; by default one per core, and one for a small corpus.
     """
     raw = raw_dir / "corpus"
     inputs = find_documents(raw)
@@ -58,73 +57,72 @@ def tokenize(
     if processes is None:
         processes = runtime.available_processes() if size_bytes >= PARALLEL_FROM_BYTES else 1
     checkpoints = config.project_root() / ".checkpoints"
-    kept = checkpoints / "tokenize" / _key(params, seed, raw, inputs)
+    work_dir = checkpoints / "tokenize" / _key(params, seed, raw, inputs)
     with Workers(processes) as workers, files.lock(checkpoints / "tokenize.lock"):
         corpus = Corpus(raw, params.val_fraction, seed, params.drop_duplicates, workers)
-        chosen = _tokenizer(params, raw, corpus, kept / "tokenizer", workers)
-        parts = {split: kept / split for split in ("train", "val")}
-        _encode(corpus, kept, parts, workers)
+        chosen = _tokenizer(params, raw, corpus, work_dir / "tokenizer", workers)
+        parts = {split: work_dir / split for split in ("train", "val")}
+        _encode(corpus, work_dir, parts, workers)
         with files.atomic_dir(out_dir) as folder:
             shuffled = np.random.default_rng(seed) if params.shuffle else None
             train, val = (
                 join_shards(folder / f"{split}.bin", sorted(parts[split].glob("*.bin")), chosen, order)
                 for split, order in (("train", shuffled), ("val", None))
             )
-            shutil.copytree(kept / "tokenizer", folder, dirs_exist_ok=True)
+            shutil.copytree(work_dir / "tokenizer", folder, dirs_exist_ok=True)
             figures = _figures(chosen, train, val)
-        files.remove_dir(kept.parent)  # with what killed runs of other params left
+        files.remove_dir(work_dir.parent)  # with the leftovers of killed runs with other params
     return figures | ({"dropped_documents": corpus.n_dropped} if params.drop_duplicates else {})
 
 
 def _key(params: TokenizerParams, seed: int, raw: Path, inputs: list[Path]) -> str:
-    """A hash of all that decides the bytes of the result: params, seed, inputs, code and what it stands on."""
+    """Return a hash of all that decides the bytes of the result: params, seed, inputs, code, and libraries."""
     code = [*Path(__file__).parent.glob("*.py"), *Path(tokenizer.__file__).parent.glob("*.py")]
     inputs = inputs + sorted((raw / "gpt2-bpe").glob("*"))
-    known = {
+    decisive = {
         "params": params.model_dump(),
         "seed": seed,
         "inputs": {path.relative_to(raw).as_posix(): files.sha256(path) for path in inputs},
         "code": {path.name: files.sha256(path) for path in sorted(code)},
         "versions": [platform.python_version(), *map(version, ("tiktoken", "regex", "numpy", "pyarrow"))],
     }
-    return hashlib.sha256(json.dumps(known, sort_keys=True).encode()).hexdigest()[:16]
+    return hashlib.sha256(json.dumps(decisive, sort_keys=True).encode()).hexdigest()[:16]
 
 
-def _tokenizer(params: TokenizerParams, raw: Path, corpus: Corpus, kept: Path, workers: Workers) -> Tokenizer:
-    """The tokenizer of the params, saved in the folder `kept`, from where the processes read it."""
-    if kept.exists():
-        return Tokenizer.load(kept)
+def _tokenizer(params: TokenizerParams, raw: Path, corpus: Corpus, folder: Path, workers: Workers) -> Tokenizer:
+    """Return the tokenizer of the params, saved in a folder from which the processes read it."""
+    if folder.exists():
+        return Tokenizer.load(folder)
     match params.kind:
         case "bpe":
             chosen = merge_words(_words(corpus, workers), params.vocab_size)
         case "char":  # of the whole corpus: validation may have a character that training lacks
             tasks = ((part, corpus.shares(number)) for number, part in enumerate(corpus.parts))
-            chosen = train_char("".join(sorted(found)) for found in workers.map(_characters, tasks))
+            chosen = train_char("".join(sorted(characters)) for characters in workers.map(_characters, tasks))
         case "gpt2":
             chosen = Tokenizer.from_files(raw / "gpt2-bpe" / "encoder.json", raw / "gpt2-bpe" / "vocab.bpe")
-    with files.atomic_dir(kept) as folder:
-        chosen.save(folder)
+    with files.atomic_dir(folder) as temporary:
+        chosen.save(temporary)
     return chosen
 
 
 def _words(corpus: Corpus, workers: Workers) -> Counter[str]:
-    """The words of the training split; of a large corpus, LEARN_CHARS of them spread evenly over its text."""
+    """Count the words of the training split; for a large corpus, LEARN_CHARS of them spread evenly over its text."""
     max_chars = [corpus.n_chars] * len(corpus.parts)
     if corpus.n_chars > LEARN_CHARS:
         every = ((part, corpus.shares(number)) for number, part in enumerate(corpus.parts))
         max_chars = _spread(list(workers.map(_train_chars, every)))
-    some = ((corpus.parts[n], corpus.shares(n), most) for n, most in enumerate(max_chars) if most)
+    sampled = ((corpus.parts[n], corpus.shares(n), most) for n, most in enumerate(max_chars) if most)
     words: Counter[str] = Counter()
-    for found in workers.map(_count_words, some):
-        words.update(found)
+    for part_words in workers.map(_count_words, sampled):
+        words.update(part_words)
     return words
 
 
 def _spread(train_chars: list[int]) -> list[int]:
-    """How many characters each part gives: LEARN_CHARS in all, in proportion to what it has.
+    """Return how many characters each part gives: LEARN_CHARS in all, in proportion to what it has.
 
-    What a part owes is left to the next one while it is less than a sample, so that few parts of a huge corpus are
-    read.
+    Less than a sample is left to the next part, so that few parts of a huge corpus are read.
     """
     if (n_chars := sum(train_chars)) <= LEARN_CHARS:
         return train_chars
@@ -159,8 +157,8 @@ def _characters(part: Part, shares: np.ndarray) -> set[str]:
     return set().union(*(piece.text for _, piece in split_pieces(part, shares)))
 
 
-def _encode(corpus: Corpus, kept: Path, parts: dict[str, Path], workers: Workers) -> None:
-    """Write a shard of each part for either split, where it is not there yet."""
+def _encode(corpus: Corpus, work_dir: Path, parts: dict[str, Path], workers: Workers) -> None:
+    """Write a shard of each part for either split, unless it exists."""
     for folder in parts.values():
         folder.mkdir(parents=True, exist_ok=True)
 
@@ -168,7 +166,7 @@ def _encode(corpus: Corpus, kept: Path, parts: dict[str, Path], workers: Workers
         for number, part in enumerate(corpus.parts):
             train, val = (folder / f"{number:06d}.bin" for folder in parts.values())
             if not (train.exists() and val.exists()):
-                yield part, corpus.shares(number), kept / "tokenizer", train, val
+                yield part, corpus.shares(number), work_dir / "tokenizer", train, val
             else:
                 bar.update()
 
@@ -204,7 +202,7 @@ def _figures(chosen: Tokenizer, train: Shard, val: Shard) -> dict[str, Any]:
 
 
 def unigram_entropy_nats(shard: Shard) -> float:
-    """Entropy of the token frequencies: the loss of the best model that knows no context."""
+    """Return the entropy of the token frequencies: the loss of the best model without context."""
     counts = token_counts(shard)
     p = counts[counts > 0] / shard.n_tokens
     return float(-(p * np.log(p)).sum())

@@ -1,4 +1,4 @@
-"""Work shared out to processes: tasks in, results in the order of the tasks."""
+"""Work distributed to processes: tasks in, results in the order of the tasks."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ TASKS_AHEAD = 4  # a process; more would only fill the memory
 
 
 class Workers:
-    """Some processes, or with `processes` 1 this one alone: `with Workers(2) as workers: workers.map(…)`.
+    """Several processes, or with `processes` 1 this one: `with Workers(2) as workers: workers.map(…)`.
 
-    They are spawned, not forked: a fork copies the locks of threads that it does not copy. So what is mapped must be a
-    function of a module, and the program that is run must do nothing when it is only imported.
+    They are spawned, not forked: a fork copies the locks of threads that it does not copy. So a mapped function must be
+    a module's, and the program must do nothing when it is only imported.
     """
 
     def __init__(self, processes: int = 1):
@@ -30,7 +30,7 @@ class Workers:
         self._pool: ProcessPoolExecutor | None = None
 
     def __enter__(self) -> Workers:
-        """The processes start with the first task.
+        """Prepare the processes, which start with the first task.
 
         Raises:
             UserError: in a process that is only now being started, by a program that works while it is imported.
@@ -50,7 +50,7 @@ class Workers:
             self._pool.shutdown(cancel_futures=True)
 
     def map(self, function: Callable[..., Result], tasks: Iterable[tuple[Any, ...]]) -> Iterator[Result]:
-        """`function(*task)` of each task, in their order; only a few tasks ahead of the results are drawn.
+        """Yield `function(*task)` for each task, in order; only a few tasks are drawn before their results.
 
         Raises:
             UserError: a process was killed from outside. What the function itself raises comes through.
@@ -77,7 +77,7 @@ class Workers:
 
 
 def _start() -> None:
-    """Leave Ctrl-C to the parent, and end with it even if it is killed."""
+    """Leave Ctrl-C to the parent, and end with the parent even if it is killed."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     threading.Thread(target=_end_with_parent, daemon=True).start()
 

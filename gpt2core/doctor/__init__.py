@@ -1,4 +1,4 @@
-"""Whether this machine and this project are fit to run what the params say; each finding with its remedy."""
+"""Checks that this machine and this project can run what the params say; each finding has its remedy."""
 
 from __future__ import annotations
 
@@ -13,13 +13,8 @@ from gpt2core.params.load import MISSING
 __all__ = ["Finding", "examine"]
 
 
-def examine(root: Path, *, measure: bool = True) -> Iterator[Finding]:
-    """Look at everything, the quick things first; findings come as they are made.
-
-    Args:
-        root: the project's folder.
-        measure: whether to take some training steps, in processes of their own, for memory and time.
-    """
+def examine(root: Path) -> Iterator[Finding]:
+    """Yield the findings of all checks for the project in the folder `root`."""
     from gpt2core.doctor import machine, needs, project, stores
 
     yield from machine.python(root)
@@ -30,7 +25,7 @@ def examine(root: Path, *, measure: bool = True) -> Iterator[Finding]:
     except UserError as error:
         first, *problems = str(error).splitlines()
         for line in problems or [first]:
-            if not line.strip().endswith(MISSING):  # reported above
+            if not line.strip().endswith(MISSING):  # reported above, with the lines to add
                 yield Finding("problem", "params", line.strip(), "fix params.yaml, or: make profile NAME=embedded")
         params = None
     if params is not None:
@@ -42,5 +37,4 @@ def examine(root: Path, *, measure: bool = True) -> Iterator[Finding]:
     if params is not None:
         yield from stores.sources_of(params)
         yield from needs.disk(params, root)
-        if measure:
-            yield from needs.memory_and_time(params, root)
+        yield from needs.memory(params, root)

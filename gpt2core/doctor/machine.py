@@ -1,4 +1,4 @@
-"""Python, torch, threads and compiler."""
+"""Checks of Python, torch, threads, and compiler."""
 
 from __future__ import annotations
 
@@ -12,51 +12,46 @@ from importlib import metadata
 from pathlib import Path
 
 from gpt2core import runtime
-from gpt2core.doctor.finding import Finding, Level
+from gpt2core.doctor.finding import Finding, Level, some_of
 from gpt2core.errors import UserError
 from gpt2core.params import Params
 
 OLDEST_PYTHON = (3, 11)
 OLDEST_TORCH = (2, 9)
-MAX_NAMED = 5  # of a list in one line
 
 
 def python(root: Path) -> Iterator[Finding]:
-    """The interpreter, whether the stages would get the same one, and the locked versions."""
-    said = f"{platform.python_version()}, {sys.executable}"
+    """Check the interpreter, that stages would run the same one, and the locked versions."""
+    interpreter = f"{platform.python_version()}, {sys.executable}"
     if sys.version_info[:2] < OLDEST_PYTHON:
-        yield Finding("problem", "python", said, "install Python 3.11 or newer; then: make PYTHON=python3.12")
+        yield Finding("problem", "python", interpreter, "install Python 3.11 or newer; then: make PYTHON=python3.12")
     else:
-        yield Finding("ok", "python", said)
-    theirs = shutil.which("python")  # what DVC starts a stage with
-    if theirs is None or Path(theirs).parent.resolve() != Path(sys.executable).parent.resolve():
-        yield Finding(
-            "problem", "python", f"stages would run {theirs or 'no python at all'}", "source .venv/bin/activate"
-        )
+        yield Finding("ok", "python", interpreter)
+    stage_python = shutil.which("python")  # what DVC starts a stage with
+    if stage_python is None or Path(stage_python).parent.resolve() != Path(sys.executable).parent.resolve():
+        python = stage_python or "no python at all"
+        yield Finding("problem", "python", f"stages would run {python}", "source .venv/bin/activate")
     lock = root / "requirements.lock"
     if lock.exists() and (others := other_versions(lock.read_text(encoding="utf-8"))):
-        named = ", ".join(others[:MAX_NAMED]) + (", …" if len(others) > MAX_NAMED else "")
-        yield Finding(
-            "warning", "python", f"{len(others)} packages differ from requirements.lock: {named}; bits may differ, too",
-            "pip install -r requirements.lock",
-        )  # fmt: skip
+        differ = f"{len(others)} packages differ from requirements.lock: {some_of(others)}; bits may differ, too"
+        yield Finding("warning", "python", differ, "pip install -r requirements.lock")
 
 
 def other_versions(lock: str) -> list[str]:
-    """What is installed otherwise than the lines `name==version` say. A build's suffix (+cpu) does not count."""
-    found = []
-    for name, wanted in re.findall(r"^([A-Za-z0-9._-]+)==([^\s;]+)", lock, re.MULTILINE):
+    """Return the installed versions that differ from the lines `name==version`, apart from a build's suffix (+cpu)."""
+    others = []
+    for name, locked in re.findall(r"^([A-Za-z0-9._-]+)==([^\s;]+)", lock, re.MULTILINE):
         try:
             here = metadata.version(name)
         except metadata.PackageNotFoundError:
             here = "none"
-        if here.partition("+")[0] != wanted:
-            found.append(f"{name} {here} (lock {wanted})")
-    return found
+        if here.partition("+")[0] != locked:
+            others.append(f"{name} {here} (lock {locked})")
+    return others
 
 
 def torch_and_devices() -> Iterator[Finding]:
-    """torch's version, the device that a training would take, and the threads."""
+    """Check torch's version, the device that a training would use, and the number of threads."""
     import torch
 
     numbers = tuple(int(part) for part in re.findall(r"\d+", torch.__version__)[:2])
@@ -69,8 +64,8 @@ def torch_and_devices() -> Iterator[Finding]:
         return
     if device.type == "cuda":
         free, total = torch.cuda.mem_get_info()
-        said = f"{torch.cuda.get_device_name()}, {free / 1e9:.1f} of {total / 1e9:.1f} GB free"
-        yield Finding("ok", "device", f"{said}, CUDA {torch.version.cuda}")
+        memory = f"{torch.cuda.get_device_name()}, {free / 1e9:.1f} of {total / 1e9:.1f} GB free"
+        yield Finding("ok", "device", f"{memory}, CUDA {torch.version.cuda}")
     elif shutil.which("nvidia-smi") and device.type == "cpu" and "GPT2CORE_DEVICE" not in os.environ:
         yield Finding(
             "warning", "device", "there is an NVIDIA driver, but this torch has no CUDA that fits it",
@@ -91,23 +86,22 @@ def torch_and_devices() -> Iterator[Finding]:
 
 
 def compiler(params: Params) -> Iterator[Finding]:
-    """What torch.compile needs, where the params ask for it."""
+    """Check what torch.compile needs, if the params switch it on."""
     import torch
 
-    wanted = params.pretrain.compile
-    if wanted is False:
+    compile_param = params.pretrain.compile
+    if compile_param is False:
         yield Finding("ok", "compiler", "not needed: pretrain.compile is false")
         return
-    on_gpu = torch.cuda.is_available()
-    name = "Triton" if on_gpu else "a C++ compiler"
-    if on_gpu:
-        found = "Triton" if torch.utils._triton.has_triton() else None
+    if torch.cuda.is_available():
+        name, remedy = "Triton", "pip install triton"
+        compiler = "Triton" if torch.utils._triton.has_triton() else None
     else:
-        found = os.environ.get("CXX") or shutil.which("g++") or shutil.which("clang++")
-    if found:
-        yield Finding("ok", "compiler", found)
+        name, remedy = "C++ compiler", "install g++"
+        compiler = os.environ.get("CXX") or shutil.which("g++") or shutil.which("clang++")
+    if compiler:
+        yield Finding("ok", "compiler", compiler)
     else:
-        level: Level = "problem" if wanted is True else "warning"
-        remedy = "pip install triton" if on_gpu else "install g++"
-        said = f"no {name.removeprefix('a ')}, and pretrain.compile is {str(wanted).lower()}"
-        yield Finding(level, "compiler", said, f"{remedy}, or set pretrain.compile: false")
+        missing = f"no {name}, and pretrain.compile is {str(compile_param).lower()}"
+        level: Level = "problem" if compile_param is True else "warning"
+        yield Finding(level, "compiler", missing, f"{remedy}, or set pretrain.compile: false")

@@ -1,4 +1,4 @@
-"""The project's files: params, models, and what Git does not know."""
+"""Checks of the project's files: params, models, and files that Git does not track."""
 
 from __future__ import annotations
 
@@ -8,19 +8,18 @@ from pathlib import Path
 
 from gpt2core import files
 from gpt2core.checkpoint.config_json import read_config_json
-from gpt2core.doctor.finding import Finding, Level
+from gpt2core.doctor.finding import MAX_NAMED, Finding, Level, some_of
 from gpt2core.errors import UserError
 from gpt2core.params.load import missing, read_values
 from gpt2core.params.schema import defaults
 from gpt2core.params.update import updated
 
-MAX_NAMED = 5
-CODE = ("gpt2core", "stages", "data/own", "params.yaml", "dvc.yaml")  # what an experiment's copy takes from Git
+CODE = ("gpt2core", "stages", "data/own", "params.yaml", "dvc.yaml")  # an experiment's copy has what Git tracks
 FOREIGN_WEIGHTS = ("pytorch_model.bin", "*.pt", "*.pth", "*.ckpt")
 
 
 def parameters(root: Path) -> Iterator[Finding]:
-    """Yield whether params.yaml has the names and keys of this version, and what `make params` would change."""
+    """Check that params.yaml has the keys and names of this version; the remedy is what `make params` changes."""
     path = root / "params.yaml"
     try:
         values = read_values(path)
@@ -39,7 +38,7 @@ def parameters(root: Path) -> Iterator[Finding]:
 
 
 def git(root: Path) -> Iterator[Finding]:
-    """Whether this is a Git repository, and which files an experiment's copy would lack."""
+    """Check that this is a Git repository that tracks every file an experiment's copy needs."""
     try:
         listed = subprocess.run(
             ["git", "ls-files", "--others", "--exclude-standard", "-z", "--", *CODE],
@@ -53,22 +52,16 @@ def git(root: Path) -> Iterator[Finding]:
         return
     untracked = [name for name in listed.stdout.split("\0") if name]
     if untracked:
-        named = ", ".join(untracked[:MAX_NAMED]) + (", …" if len(untracked) > MAX_NAMED else "")
-        yield Finding(
-            "warning", "git", f"`dvc exp run --queue` and `--temp` would miss {len(untracked)} file(s): {named}",
-            f"git add -N {' '.join(untracked[:MAX_NAMED])}",
-        )  # fmt: skip
+        missed = f"`dvc exp run --queue` and `--temp` would miss {len(untracked)} file(s): {some_of(untracked)}"
+        yield Finding("warning", "git", missed, f"git add -N {' '.join(untracked[:MAX_NAMED])}")
     else:
         yield Finding("ok", "git", "experiments see every file that a stage reads")
 
 
 def model_directories(root: Path) -> Iterator[Finding]:
-    """Whether this version reads each directory under models/; by its config.json, without reading weights."""
-    read = 0
-    folders = (
-        sorted(path for path in (root / "models").rglob("*") if path.is_dir()) if (root / "models").exists() else []
-    )
-    for folder in folders:
+    """Check that this version reads each directory under models/, by its config.json, without reading weights."""
+    n_read = 0
+    for folder in sorted(path for path in (root / "models").rglob("*") if path.is_dir()):
         name = folder.relative_to(root)
         if not (folder / "config.json").exists():
             if _has_pickle(folder):
@@ -90,8 +83,8 @@ def model_directories(root: Path) -> Iterator[Finding]:
         elif not (folder / "vocab.json").exists() and not (folder / "tokenizer.json").exists():
             yield Finding("warning", "models", f"{name} has no tokenizer: text cannot be read or written", "dvc repro")
         else:
-            read += 1
-    yield Finding("ok", "models", f"{read} model directories that this version reads")
+            n_read += 1
+    yield Finding("ok", "models", f"{n_read} model directories that this version reads")
 
 
 def _has_pickle(folder: Path) -> bool:

@@ -1,4 +1,4 @@
-"""DVC, MLflow's store, and where the inputs come from."""
+"""Checks of DVC, of MLflow's store, and of the hosts that have the inputs."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ CONNECT_TIMEOUT_S = 3.0
 
 
 def dvc(root: Path) -> Iterator[Finding]:
-    """Whether DVC is set up, and where results would be pushed."""
+    """Check that DVC is set up and its cache can be written."""
     from dvc.exceptions import DvcException
     from dvc.repo import Repo
 
@@ -42,9 +42,9 @@ def dvc(root: Path) -> Iterator[Finding]:
 
 
 def mlflow(root: Path) -> Iterator[Finding]:
-    """Whether the tracking store can be used."""
+    """Check that the tracking store can be used."""
     if not store.is_enabled():
-        yield Finding("note", "mlflow", "GPT2CORE_TRACKING turns it off", "unset GPT2CORE_TRACKING")
+        yield Finding("note", "mlflow", "GPT2CORE_TRACKING disables it", "unset GPT2CORE_TRACKING")
         return
     address = os.environ.get("MLFLOW_TRACKING_URI")
     if address and address.startswith(("http://", "https://")):
@@ -80,14 +80,14 @@ def _server(address: str) -> Finding:
         answer = requests.get(f"{address.rstrip('/')}/health", timeout=CONNECT_TIMEOUT_S)
     except requests.RequestException as error:
         return Finding(
-            "warning", "mlflow", f"{shown} does not answer ({type(error).__name__}); stages would go on untracked",
+            "warning", "mlflow", f"{shown} does not answer ({type(error).__name__}); stages would continue untracked",
             "start it, or unset MLFLOW_TRACKING_URI; gpt2core sync-mlflow fills in later what is missing",
         )  # fmt: skip
     return Finding("ok", "mlflow", f"{shown} answers ({answer.status_code})")
 
 
-def named(params: Params) -> list[tuple[registry.Kind, str]]:
-    """What the params name that is not a file of one's own, by its kind."""
+def source_names(params: Params) -> list[tuple[registry.Kind, str]]:
+    """Return kind and name of each source in the params, apart from the user's own files."""
     corpora = [params.data.corpus] if isinstance(params.data.corpus, str) else params.data.corpus
     names: list[tuple[registry.Kind, str]] = [("corpus", name) for name in corpora]
     names += [("classification", params.data.classification), ("instructions", params.data.instructions)]
@@ -98,24 +98,24 @@ def named(params: Params) -> list[tuple[registry.Kind, str]]:
 
 
 def find(kind: registry.Kind, name: str) -> Asset:
-    """By its name, or its address. Raises UserError if there is none."""
+    """Return a source by its name or URL. Raises UserError if there is none."""
     return registry.from_url(name) if name.startswith("https://") else registry.find(kind, name)
 
 
 def needed(params: Params) -> list[tuple[Asset, list[File]]]:
-    """The public assets that the params need, with the files to fetch. Unknown names are left out."""
-    found = []
-    for kind, name in named(params):
+    """Return the public assets that the params need, with their files; unknown names are skipped."""
+    assets = []
+    for kind, name in source_names(params):
         with contextlib.suppress(UserError):
             asset = find(kind, name)
             if asset.origin == "public":
-                found.append((asset, list(asset.files)))
-    return found
+                assets.append((asset, list(asset.files)))
+    return assets
 
 
 def sources_of(params: Params) -> Iterator[Finding]:
-    """Whether the mirror, or else each host, can give the inputs that the params name."""
-    for kind, name in named(params):
+    """Check that the mirror, or else each host, has the inputs that the params name."""
+    for kind, name in source_names(params):
         try:
             find(kind, name)
         except UserError as error:
@@ -126,18 +126,18 @@ def sources_of(params: Params) -> Iterator[Finding]:
         yield Finding("ok", "sources", "the params need nothing from the network")
         return
     if mirror and "://" not in mirror:
-        lacking = [
+        missing = [
             f"{asset.name}/{file.name}"
             for asset, listed in assets
             for file in listed
             if not _is_whole(Path(mirror) / asset.name / file.name, file.size_bytes)
         ]
-        if not lacking:
+        if not missing:
             yield Finding("ok", "sources", f"the mirror {mirror} has all that the params need")
             return
-        said = f"the mirror {mirror} lacks {len(lacking)} file(s): {', '.join(lacking[:3])}"
-        yield Finding("note", "sources", said, "make mirror fills one; until then the network is asked")
-        assets = [(a, [f for f in listed if f"{a.name}/{f.name}" in lacking]) for a, listed in assets]
+        lacks = f"the mirror {mirror} lacks {len(missing)} file(s): {', '.join(missing[:3])}"
+        yield Finding("note", "sources", lacks, "make mirror fills one; until then the network is asked")
+        assets = [(a, [f for f in listed if f"{a.name}/{f.name}" in missing]) for a, listed in assets]
         places = {url for _, listed in assets for file in listed for url in file.urls[:1]}
     else:
         places = {mirror} if mirror else {url for _, listed in assets for file in listed for url in file.urls[:1]}

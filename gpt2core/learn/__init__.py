@@ -1,6 +1,6 @@
-"""GPT-2 from nothing: small, slow, written-out forms, in the order in which a learner meets them (see docs/learn).
+"""GPT-2 from scratch: small, slow, explicit forms, in the order of the chapters in docs/learn.
 
-Each form is one screen, and its test holds it equal to PyTorch's own or to the pipeline's module, forward and gradient.
+Each form is one screen. Its test checks that it equals PyTorch's own or the pipeline's module, forward and gradient.
 Nothing else in the package imports this part.
 """
 
@@ -9,7 +9,7 @@ from __future__ import annotations
 import importlib
 from typing import Any
 
-# Each module, in the order of the chapters, and the names that it gives.
+# Each module, in the order of the chapters, and its public names.
 MODULES = {
     "words": ("SimpleTokenizerV1", "SimpleTokenizerV2", "split_words", "build_vocab"),
     "bpe": ("spell", "count_pairs", "merge_pair", "bpe_steps", "bpe_encode"),
@@ -38,7 +38,7 @@ __all__ = list(_HOME)
 
 
 def __getattr__(name: str) -> Any:
-    """A name is imported when first asked for, so that the tokenizers need no torch."""
+    """Import a name when it is first used, so that the tokenizers need no torch."""
     if name in _HOME:
         return getattr(importlib.import_module(f"gpt2core.learn.{_HOME[name]}"), name)
     raise AttributeError(f"module 'gpt2core.learn' has no attribute {name!r}")

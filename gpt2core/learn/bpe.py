@@ -1,7 +1,7 @@
 """Byte-pair encoding by hand, step by step (Sennrich et al. 2016; on bytes: Radford et al. 2019, section 2.2).
 
-Learning starts from single bytes and again and again joins the pair of neighbours that is most frequent. Encoding
-replays the joins in the order in which they were learned.
+Training starts from single bytes and repeatedly merges the most frequent pair of neighbors. Encoding replays the merges
+in the order in which they were learned.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 import regex
 
-Word = tuple[bytes, ...]  # a word by its present symbols: (b"lo", b"w")
+Word = tuple[bytes, ...]  # a word by its current symbols: (b"lo", b"w")
 Pair = tuple[bytes, bytes]
 
 # GPT-2 cuts a text into these before it merges, so that no token spans two words. A space belongs to the word after it.
@@ -30,15 +30,15 @@ BYTES = [bytes([byte]) for byte in PRINTABLE + [byte for byte in range(256) if b
 
 
 class Step(NamedTuple):
-    """One round: the pair that was joined, how often it occurred, and the words after it."""
+    """One round: the merged pair, how often it occurred, and the words after the merge."""
 
     pair: Pair
-    count: int  # type: ignore[assignment]  # instead of tuple.count, which nobody misses here
+    count: int  # type: ignore[assignment]  # hides tuple.count, which is not used here
     words: Counter[Word]
 
 
 def spell(text: str) -> Counter[Word]:
-    """The words of a text as single bytes, and how often each occurs.
+    """Return the words of a text as single bytes, and how often each occurs.
 
     >>> spell("low low")
     Counter({(b'l', b'o', b'w'): 1, (b' ', b'l', b'o', b'w'): 1})
@@ -48,7 +48,7 @@ def spell(text: str) -> Counter[Word]:
 
 
 def count_pairs(words: Counter[Word]) -> Counter[Pair]:
-    """How often each two symbols stand side by side."""
+    """Count the pairs of adjacent symbols."""
     counts: Counter[Pair] = Counter()
     for word, times in words.items():
         for pair in zip(word, word[1:], strict=False):
@@ -57,7 +57,7 @@ def count_pairs(words: Counter[Word]) -> Counter[Pair]:
 
 
 def merge_pair(word: Word, pair: Pair) -> Word:
-    """Join each occurrence of the pair, from the left.
+    """Merge each occurrence of the pair, from the left.
 
     >>> merge_pair((b"a", b"b", b"a", b"b"), (b"a", b"b"))
     (b'ab', b'ab')
@@ -75,7 +75,7 @@ def merge_pair(word: Word, pair: Pair) -> Word:
 
 
 def bpe_steps(text: str, n_merges: int) -> Iterator[Step]:
-    """Learn merges one by one; of equally frequent pairs the one with the lower ids. Ends early if no pair is left."""
+    """Learn merges one by one; of equally frequent pairs the one with the lower ids. Ends early without pairs."""
     words, ids = spell(text), {symbol: number for number, symbol in enumerate(BYTES)}
     for _ in range(n_merges):
         counts = count_pairs(words)
@@ -91,7 +91,7 @@ def bpe_steps(text: str, n_merges: int) -> Iterator[Step]:
 
 
 def bpe_encode(text: str, merges: Sequence[Pair]) -> list[bytes]:
-    """The tokens of a text: in each word, join the pair that was learned first, until no known pair is left.
+    """Return the tokens of a text: in each word, merge the pair that was learned first, until none is left.
 
     >>> bpe_encode("lower", [(b"l", b"o"), (b"e", b"r"), (b"lo", b"w")])
     [b'low', b'er']

@@ -1,4 +1,4 @@
-"""Spam or not: a GPT whose output layer has two rows instead of a vocabulary's."""
+"""Spam or not: a GPT whose output layer has two rows instead of one per token."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from gpt2core.learn.gpt import GPTModel
 
 
 def last_token_logits(model: nn.Module, ids: Tensor, lengths: Tensor) -> Tensor:
-    """Logits at the last token of each text, the only one that has seen all of it.
+    """Return the logits at the last token of each text, the only one that has seen all of it.
 
     Args:
         model: ids [B, T] to logits [B, T, classes].
@@ -18,7 +18,7 @@ def last_token_logits(model: nn.Module, ids: Tensor, lengths: Tensor) -> Tensor:
         lengths: [B], tokens of each text without padding.
 
     Returns:
-        [B, classes]
+        [B, classes].
     """
     return model(ids)[torch.arange(len(ids)), lengths - 1]
 
@@ -32,15 +32,15 @@ def classify_review(
     max_length: int | None = None,
     pad_token_id: int = 50256,
 ) -> str:
-    """ "spam" or "not spam". Read at the last token of the text, so that padding cannot change the answer.
+    """Return "spam" or "not spam", read at the last token of the text, so that padding cannot change it.
 
     Args:
         text: one message.
         model: with an output layer of two rows, the second for spam.
-        tokenizer: the one it was trained with.
-        device: where the model is.
-        max_length: cut to so many tokens, or pad up to them; absent: only the context is a limit.
-        pad_token_id: what to pad with.
+        tokenizer: the model's tokenizer.
+        device: the model's device.
+        max_length: cut or pad to this number of tokens; if absent, only the context is a limit.
+        pad_token_id: token id of the padding.
     """
     model.eval()
     limit = min(max_length or model.pos_emb.num_embeddings, model.pos_emb.num_embeddings)

@@ -1,4 +1,4 @@
-"""Parameters, operations and bytes of a GPT-2, by formula.
+"""Parameters, operations, and bytes of a GPT-2, by formula.
 
 `cfg` has the keys of `GPTModel`. V vocabulary, T tokens, C channels, L layers.
 """
@@ -11,7 +11,7 @@ from gpt2core.config.presets import PRESETS
 
 
 def gpt2_config(size: str) -> dict[str, Any]:
-    """The sizes of a GPT-2 by OpenAI's name (124M, 355M, 774M, 1558M), as a dict for `GPTModel`."""
+    """Return the sizes of a GPT-2 by OpenAI's name (124M, 355M, 774M, 1558M), as a dict for `GPTModel`."""
     preset = PRESETS[size]
     return dict(
         vocab_size=50257, context_length=preset["n_positions"], emb_dim=preset["n_embd"], n_heads=preset["n_head"],
@@ -20,7 +20,7 @@ def gpt2_config(size: str) -> dict[str, Any]:
 
 
 def parameter_counts(cfg: dict[str, Any]) -> dict[str, int]:
-    """How many weights each kind of part has. The sum is the model's."""
+    """Return the number of parameters of each kind of part; the sum is the model's."""
     V, T, C, L = cfg["vocab_size"], cfg["context_length"], cfg["emb_dim"], cfg["n_layers"]
     return {
         "token embedding": V * C,
@@ -33,21 +33,21 @@ def parameter_counts(cfg: dict[str, Any]) -> dict[str, int]:
 
 
 def forward_flops(cfg: dict[str, Any], n_tokens: int) -> int:
-    """Operations of one forward pass over a text, a multiplication and an addition counted as two.
+    """Return the operations of one forward pass over a text; a multiplication and an addition count as two.
 
-    Only matrix products count, the rest is less than a hundredth. The backward pass costs twice as much again.
+    Only matrix products count, the rest is less than a hundredth. The backward pass costs twice as much.
     """
     V, T, C, L = cfg["vocab_size"], n_tokens, cfg["emb_dim"], cfg["n_layers"]
-    weights = L * 12 * C * C + V * C  # each is multiplied once a token
+    weights = L * 12 * C * C + V * C  # each is multiplied once per token
     scores = L * 2 * T * C  # q kᵀ and weights · v, for one token, the masked half included
     return 2 * T * (weights + scores)
 
 
 def training_bytes(n_parameters: int) -> dict[str, int]:
-    """Memory that AdamW's training in float32 needs at all times, without activations."""
+    """Return the memory that AdamW needs in float32, in bytes, without activations."""
     return {name: 4 * n_parameters for name in ("weights", "gradients", "first moments", "second moments")}
 
 
 def kv_cache_bytes(cfg: dict[str, Any], n_tokens: int, batch_size: int = 1, bytes_per_number: int = 4) -> int:
-    """Memory of the keys and values of a text while generating."""
+    """Return the memory of the keys and values of a text while generating, in bytes."""
     return 2 * cfg["n_layers"] * batch_size * n_tokens * cfg["emb_dim"] * bytes_per_number

@@ -1,4 +1,4 @@
-"""Windows over a text: the model reads one window, and its targets are the same window one token further."""
+"""Windows over a text: the model reads a window, and its targets are the same window shifted by one token."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ class Encoder(Protocol):
 
 
 class GPTDatasetV1(Dataset[tuple[Tensor, Tensor]]):
-    """Pairs of a window and the window one token further.
+    """Pairs of a window and the window shifted by one token.
 
     Args:
         txt: the text.
-        tokenizer: cuts it into ids.
-        max_length: tokens of a window.
-        stride: tokens from the start of a window to the start of the next; `max_length` makes them touch, less overlap.
+        tokenizer: encodes the text.
+        max_length: tokens per window.
+        stride: tokens from the start of a window to the start of the next; less than `max_length` makes them overlap.
     """
 
     def __init__(self, txt: str, tokenizer: Encoder, max_length: int, stride: int):
@@ -40,7 +40,7 @@ class GPTDatasetV1(Dataset[tuple[Tensor, Tensor]]):
         return len(self.input_ids)
 
     def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
-        """Window number `index` and its targets: [max_length] and [max_length], int64."""
+        """Return window number `index` and its targets: [max_length] and [max_length], int64."""
         return self.input_ids[index], self.target_ids[index]
 
 
@@ -54,22 +54,24 @@ def create_dataloader_v1(
     num_workers: int = 0,
     tokenizer: Encoder | None = None,
 ) -> DataLoader[tuple[Tensor, Tensor]]:
-    """Batches of windows and their targets, [B, T] and [B, T].
+    """Return a loader of batches of windows and their targets, [B, T] and [B, T].
 
     Args:
-        txt, max_length, stride: see `GPTDatasetV1`.
+        txt: see `GPTDatasetV1`.
         batch_size: B.
+        max_length: T; see `GPTDatasetV1`.
+        stride: see `GPTDatasetV1`.
         shuffle: windows in random order, drawn from torch's global generator.
-        drop_last: leave out a last batch that is not full.
-        num_workers: processes that load; 0 for none.
-        tokenizer: GPT-2's if absent, which tiktoken fetches when it is first used.
+        drop_last: skip a last batch that is not full.
+        num_workers: number of loading processes; 0 for none.
+        tokenizer: GPT-2's if absent, which tiktoken downloads when it is first used.
     """
     dataset = GPTDatasetV1(txt, tokenizer or gpt2_encoding(), max_length, stride)
     return DataLoader(dataset, batch_size, shuffle=shuffle, drop_last=drop_last, num_workers=num_workers)
 
 
 def gpt2_encoding() -> tiktoken.Encoding:
-    """GPT-2's own tokenizer. Raises UserError if its vocabulary cannot be fetched."""
+    """Return GPT-2's own tokenizer. Raises UserError if its vocabulary cannot be fetched."""
     try:
         return tiktoken.get_encoding("gpt2")
     except OSError as error:  # requests' errors are OSErrors

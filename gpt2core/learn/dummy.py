@@ -1,4 +1,4 @@
-"""The shape of a GPT before its parts are there: ids in, logits out, and nothing learned in between."""
+"""The shape of a GPT before its parts exist: ids in, logits out, and identities in between."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 
 class DummyGPTModel(nn.Module):
-    """Embeddings and an output layer; the blocks and the final norm hand their input on until they are written.
+    """Embeddings and an output layer; the blocks and the final norm are identities until they are written.
 
     Args:
         cfg: the same keys as for `GPTModel`.
@@ -25,7 +25,7 @@ class DummyGPTModel(nn.Module):
         self.out_head = nn.Linear(cfg["emb_dim"], cfg["vocab_size"], bias=False)
 
     def forward(self, idx: Tensor) -> Tensor:
-        """idx [B, T] int64 -> logits [B, T, V]"""
+        """Return logits [B, T, V] for ids [B, T] int64."""
         positions = torch.arange(idx.size(1), device=idx.device)  # [T]
         x = self.drop_emb(self.tok_emb(idx) + self.pos_emb(positions))  # [B, T, C]
         return self.out_head(self.final_norm(self.trf_blocks(x)))

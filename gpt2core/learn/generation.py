@@ -1,4 +1,4 @@
-"""Text, one token after another: each new token is read again with all before it."""
+"""Text, one token after another: each new token is read again with all tokens before it."""
 
 from __future__ import annotations
 
@@ -10,16 +10,16 @@ from gpt2core.learn.sampling import draw, keep_top_k, keep_top_p, scale_by_tempe
 
 @torch.no_grad()
 def generate_text_simple(model: nn.Module, idx: Tensor, max_new_tokens: int, context_size: int) -> Tensor:
-    """Add the likeliest token, again and again.
+    """Append the likeliest token repeatedly.
 
     Args:
         model: ids [B, T] to logits [B, T, V], in eval mode.
         idx: [B, P] int64.
-        max_new_tokens: how many to add.
-        context_size: how many of the last tokens the model can see.
+        max_new_tokens: number of tokens to append.
+        context_size: number of last tokens that the model can see.
 
     Returns:
-        [B, P + max_new_tokens]
+        [B, P + max_new_tokens].
     """
     for _ in range(max_new_tokens):
         logits = model(idx[:, -context_size:])[:, -1]  # [B, V]
@@ -38,7 +38,7 @@ def generate_by_sampling(
     top_p: float | None = None,
     seed: int | None = None,
 ) -> Tensor:
-    """The same, but drawn: temperature, then top-k, then top-p. [B, P] -> [B, P + max_new_tokens]"""
+    """Append drawn tokens, after temperature, top-k, then top-p: [B, P] -> [B, P + max_new_tokens]."""
     generator = None if seed is None else torch.Generator().manual_seed(seed)
     for _ in range(max_new_tokens):
         logits = scale_by_temperature(model(idx[:, -context_size:])[:, -1], temperature)  # [B, V]

@@ -1,13 +1,13 @@
 """The whole of GPT-2 in one file (Radford et al. 2019), from the layer norm up to the model.
 
-Everything is written out: no fused kernel, no cache, a plain dict for the sizes. It is slower than `gpt2core.model` and
+Everything is explicit: no fused kernel, no cache, a plain dict for the sizes. It is slower than `gpt2core.model` and
 gives the same logits from the same weights. The keys of the dict:
 
     vocab_size, context_length, emb_dim, n_heads, n_layers
     drop_rate     dropout while training
-    qkv_bias      whether queries, keys and values have a bias (in GPT-2 they have)
-    tie_weights   whether the output layer is the token embedding again (in GPT-2 it is); absent: it is not
-    norm_eps      of the layer norms; absent: 1e-5
+    qkv_bias      whether queries, keys, and values have a bias (in GPT-2 they have)
+    tie_weights   whether the output layer is the token embedding (in GPT-2 it is); absent: it is not
+    norm_eps      epsilon of the layer norms; absent: 1e-5
 
 Shapes: B batch, T tokens, C channels (emb_dim), H heads, D = C / H head size, V vocabulary.
 """
@@ -26,7 +26,7 @@ from gpt2core.errors import UserError
 
 
 class LayerNorm(nn.Module):
-    """Each token's channels get mean 0 and variance 1, then a trained scale and shift (Ba et al. 2016)."""
+    """Layer norm: each token's channels get mean 0 and variance 1, then a trained scale and shift (Ba et al. 2016)."""
 
     def __init__(self, emb_dim: int, eps: float = 1e-5):
         super().__init__()
@@ -35,14 +35,14 @@ class LayerNorm(nn.Module):
         self.shift = nn.Parameter(torch.zeros(emb_dim))
 
     def forward(self, x: Tensor) -> Tensor:
-        """[B, T, C] -> [B, T, C]"""
+        """Normalize the last dimension: [B, T, C] -> [B, T, C]."""
         mean = x.mean(dim=-1, keepdim=True)  # [B, T, 1]
         variance = x.var(dim=-1, keepdim=True, unbiased=False)  # [B, T, 1]
         return self.scale * (x - mean) / torch.sqrt(variance + self.eps) + self.shift
 
 
 class GELU(nn.Module):
-    """x · Φ(x) of each number, Φ the normal distribution's cumulative function (Hendrycks and Gimpel 2016).
+    """The activation function x · Φ(x), Φ the normal cumulative distribution (Hendrycks and Gimpel 2016).
 
     GPT-2 was trained with the tanh form, which differs from the `exact` one by less than 0.0005.
     """
@@ -57,7 +57,7 @@ class GELU(nn.Module):
 
 
 class FeedForward(nn.Module):
-    """Two linear layers, four times as wide between them; each token by itself."""
+    """Two linear layers, four times as wide in between; each token by itself."""
 
     def __init__(self, cfg: dict[str, Any]):
         super().__init__()
@@ -65,19 +65,19 @@ class FeedForward(nn.Module):
         self.layers = nn.Sequential(nn.Linear(C, 4 * C), GELU(), nn.Linear(4 * C, C))
 
     def forward(self, x: Tensor) -> Tensor:
-        """[B, T, C] -> [B, T, C]"""
+        """Apply both layers to each token: [B, T, C] -> [B, T, C]."""
         return self.layers(x)
 
 
 class CausalSelfAttention(nn.Module):
-    """Multi-head attention of a text to itself, where token t sees tokens up to t only.
+    """Multi-head self-attention where token t sees tokens up to t only.
 
     Args:
         d_model: C.
         num_heads: H, a divisor of C.
-        max_seq_len: the most tokens of a text.
-        dropout: of the attention weights.
-        qkv_bias: whether queries, keys and values have a bias.
+        max_seq_len: maximum number of tokens of a text.
+        dropout: dropout probability of the attention weights.
+        qkv_bias: whether queries, keys, and values have a bias.
     """
 
     def __init__(self, d_model: int, num_heads: int, max_seq_len: int, dropout: float = 0.0, qkv_bias: bool = True):
@@ -91,10 +91,10 @@ class CausalSelfAttention(nn.Module):
         self.out_proj = nn.Linear(d_model, d_model)
         self.dropout = nn.Dropout(dropout)
         future = torch.ones(max_seq_len, max_seq_len, dtype=torch.bool).triu(diagonal=1)
-        self.mask = nn.Buffer(future, persistent=False)  # no weight: not saved
+        self.mask = nn.Buffer(future, persistent=False)  # not a parameter: not saved
 
     def forward(self, x: Tensor) -> Tensor:
-        """[B, T, C] -> [B, T, C]"""
+        """Mix the values of the tokens so far for each token: [B, T, C] -> [B, T, C]."""
         T = x.size(1)
         q, k, v = (self.split_heads(linear(x)) for linear in (self.W_query, self.W_key, self.W_value))
         scores = q @ k.transpose(-2, -1) / math.sqrt(q.size(-1))  # [B, H, T, T]
@@ -103,13 +103,13 @@ class CausalSelfAttention(nn.Module):
         return self.out_proj(mixed.transpose(1, 2).flatten(2))  # [B, T, H, D] -> [B, T, C]
 
     def split_heads(self, x: Tensor) -> Tensor:
-        """[B, T, C] -> [B, H, T, D]"""
+        """Reshape channels to heads: [B, T, C] -> [B, H, T, D]."""
         B, T, C = x.shape
         return x.view(B, T, self.num_heads, C // self.num_heads).transpose(1, 2)
 
 
 class TransformerBlock(nn.Module):
-    """Attention, where tokens talk, then feed-forward, where each thinks; a norm before and a shortcut past either."""
+    """Attention between tokens, then feed-forward per token; each after a norm, with a residual connection."""
 
     def __init__(self, cfg: dict[str, Any]):
         super().__init__()
@@ -120,13 +120,13 @@ class TransformerBlock(nn.Module):
         self.drop_shortcut = nn.Dropout(cfg["drop_rate"])
 
     def forward(self, x: Tensor) -> Tensor:
-        """[B, T, C] -> [B, T, C]"""
+        """Add attention and feed-forward to the residual path: [B, T, C] -> [B, T, C]."""
         x = x + self.drop_shortcut(self.att(self.norm1(x)))
         return x + self.drop_shortcut(self.ff(self.norm2(x)))
 
 
 class GPTModel(nn.Module):
-    """Ids in, logits of the next token out. `cfg` has the keys that the top of this file names."""
+    """The language model: ids in, logits of the next token out. `cfg` has the keys at the top of this file."""
 
     def __init__(self, cfg: dict[str, Any]):
         super().__init__()
@@ -141,7 +141,7 @@ class GPTModel(nn.Module):
             self.out_head.weight = self.tok_emb.weight
 
     def forward(self, idx: Tensor) -> Tensor:
-        """idx [B, T] int64 -> logits [B, T, V]"""
+        """Return logits [B, T, V] for ids [B, T] int64."""
         if idx.size(1) > self.pos_emb.num_embeddings:
             raise UserError(f"{idx.size(1)} tokens are more than this model's {self.pos_emb.num_embeddings} positions")
         positions = torch.arange(idx.size(1), device=idx.device)  # [T]
@@ -150,10 +150,7 @@ class GPTModel(nn.Module):
 
     @classmethod
     def from_directory(cls, path: str | os.PathLike[str], dtype: torch.dtype = torch.float32) -> GPTModel:
-        """Open a model directory of the pipeline or of transformers, in eval mode. A classifier keeps its own head.
-
-        Raises UserError if the directory is damaged or holds no GPT-2.
-        """
+        """Load a model directory in eval mode; a classifier keeps its head. Raises UserError if it is not a GPT-2."""
         theirs, _ = load(path, dtype=dtype)
         config, state = theirs.config, theirs.state_dict()
         is_classifier = "score.weight" in state
@@ -186,7 +183,7 @@ BLOCK = {
 
 
 def rename(state: dict[str, Tensor], n_layers: int) -> dict[str, Tensor]:
-    """A state dict of `gpt2core.model` under the names of `GPTModel`."""
+    """Return a state dict of `gpt2core.model` under the names of `GPTModel`."""
     ours = {name: state[source] for name, source in OUTSIDE.items()}
     ours["out_head.weight"] = state["score.weight" if "score.weight" in state else "lm_head.weight"]
     for layer in range(n_layers):

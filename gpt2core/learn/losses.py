@@ -1,4 +1,4 @@
-"""Softmax, cross-entropy and perplexity by hand."""
+"""Softmax, cross-entropy, and perplexity by hand."""
 
 from __future__ import annotations
 
@@ -9,17 +9,18 @@ from torch import Tensor
 
 
 def softmax(x: Tensor) -> Tensor:
-    """e^x over their sum, along the last dimension. Taking the largest away first changes nothing but the overflow."""
+    """Return e^x over their sum, along the last dimension; subtracting the maximum first only prevents overflow."""
     exponentials = torch.exp(x - x.amax(dim=-1, keepdim=True))
     return exponentials / exponentials.sum(dim=-1, keepdim=True)
 
 
 def cross_entropy(logits: Tensor, targets: Tensor, ignore_index: int = -100) -> Tensor:
-    """The mean of -ln p(target), in nats.
+    """Return the mean of -ln p(target), in nats.
 
     Args:
         logits: [N, V].
-        targets: [N] int64; a target of `ignore_index` does not count.
+        targets: [N] int64.
+        ignore_index: targets with this value do not count.
     """
     counts = targets != ignore_index  # [N]
     logits, targets = logits[counts], targets[counts]  # [M, V], [M]
@@ -30,7 +31,7 @@ def cross_entropy(logits: Tensor, targets: Tensor, ignore_index: int = -100) -> 
 
 
 def perplexity(loss: float) -> float:
-    """Among how many equally likely tokens a model with this loss (nats a token) hesitates.
+    """Return the number of equally likely tokens that would give this loss (nats per token).
 
     >>> round(perplexity(8.49))
     4866

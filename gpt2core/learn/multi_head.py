@@ -13,7 +13,7 @@ from gpt2core.errors import UserError
 
 
 class MultiHeadAttention(nn.Module):
-    """Vaswani et al. (2017), section 3.2.2: all heads by one matrix product, cut apart by view and transpose.
+    """Multi-head attention (Vaswani et al. 2017, section 3.2.2): all heads by one matrix product, split by view.
 
     Self-attention is `attention(x, x, x, mask)`; the cross-attention of an encoder-decoder is
     `attention(decoder, encoder, encoder, mask)`.
@@ -21,7 +21,7 @@ class MultiHeadAttention(nn.Module):
     Args:
         d_model: C.
         num_heads: H, a divisor of C.
-        dropout: of the attention weights.
+        dropout: dropout probability of the attention weights.
         bias: whether the four linear layers have a bias.
     """
 
@@ -42,11 +42,12 @@ class MultiHeadAttention(nn.Module):
 
         Args:
             query: [B, T, C].
-            key, value: [B, S, C].
-            mask: true (or 1) where a query may look, which must be somewhere; [T, S], [B, T, S] or [B, H or 1, T, S].
+            key: [B, S, C].
+            value: [B, S, C].
+            mask: true (or 1) where a query may look, at least once; [T, S], [B, T, S], or [B, H or 1, T, S].
 
         Returns:
-            [B, T, C]
+            [B, T, C].
         """
         q, k, v = self._heads(self.W_query(query)), self._heads(self.W_key(key)), self._heads(self.W_value(value))
         scores = q @ k.transpose(-2, -1) / math.sqrt(self.head_dim)  # [B, H, T, S]
@@ -60,6 +61,6 @@ class MultiHeadAttention(nn.Module):
         return self.out_proj(mixed.transpose(1, 2).flatten(2))  # [B, T, H, D] -> [B, T, C]
 
     def _heads(self, x: Tensor) -> Tensor:
-        """[B, T, C] -> [B, H, T, D]"""
+        """Reshape channels to heads: [B, T, C] -> [B, H, T, D]."""
         B, T, _ = x.shape
         return x.view(B, T, self.num_heads, self.head_dim).transpose(1, 2)

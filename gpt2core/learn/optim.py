@@ -1,4 +1,4 @@
-"""A training step by hand: AdamW, the learning rate by step, clipping."""
+"""A training step by hand: AdamW, the learning rate schedule, clipping."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from torch import Tensor, nn
 
 
 class AdamW:
-    """Loshchilov and Hutter (2019), algorithm 2.
+    """AdamW (Loshchilov and Hutter 2019, algorithm 2).
 
     Args:
-        parameters: what learns.
-        lr: the learning rate; may be set anew before each step.
-        betas: how slowly the means of the gradient and of its square follow.
-        eps: keeps a weight that has no gradient from dividing by 0.
-        weight_decay: how much of itself, times lr, a weight loses a step.
+        parameters: the trained parameters.
+        lr: the learning rate; may be set before each step.
+        betas: decay rates of the means of the gradient and of its square.
+        eps: prevents a division by 0 where there is no gradient.
+        weight_decay: fraction of a weight, times lr, that is subtracted per step.
     """
 
     def __init__(
@@ -37,7 +37,7 @@ class AdamW:
 
     @torch.no_grad()
     def step(self) -> None:
-        """One update from the gradients that `backward` left."""
+        """Update the parameters from the gradients that `backward` computed."""
         self.t += 1
         b1, b2 = self.betas
         for p, m, v in zip(self.parameters, self.means, self.squares, strict=True):
@@ -46,17 +46,17 @@ class AdamW:
             p -= self.lr * self.weight_decay * p  # apart from the gradient: the W of AdamW
             m.copy_(b1 * m + (1 - b1) * p.grad)
             v.copy_(b2 * v + (1 - b2) * p.grad**2)
-            m_hat, v_hat = m / (1 - b1**self.t), v / (1 - b2**self.t)  # both began at 0: undo that
+            m_hat, v_hat = m / (1 - b1**self.t), v / (1 - b2**self.t)  # both started at 0: undo that
             p -= self.lr * m_hat / (v_hat.sqrt() + self.eps)
 
     def zero_grad(self) -> None:
-        """Forget the gradients, or the next `backward` would add to them."""
+        """Drop the gradients, or the next `backward` would add to them."""
         for p in self.parameters:
             p.grad = None
 
 
 def warmup_cosine(step: int, peak_lr: float, warmup_steps: int, max_steps: int, min_lr: float = 0.0) -> float:
-    """The learning rate of a step, counted from 0: up in a line, then down half a cosine, then flat.
+    """Return the learning rate of a step, counted from 0: linear up, then half a cosine down, then constant.
 
     >>> [round(warmup_cosine(step, 1.0, 2, 10, 0.1), 2) for step in (0, 1, 2, 6, 10)]
     [0.5, 1.0, 1.0, 0.55, 0.1]
@@ -68,7 +68,7 @@ def warmup_cosine(step: int, peak_lr: float, warmup_steps: int, max_steps: int, 
 
 
 def clip_gradients(parameters: Iterable[Tensor], max_norm: float) -> float:
-    """Shorten the gradient, all weights together as one vector, to at most `max_norm`. Returns its length before."""
+    """Scale the gradient of all parameters, as one vector, to a norm of at most `max_norm`; return the old norm."""
     gradients = [p.grad for p in parameters if p.grad is not None]
     norm = math.sqrt(sum(float(gradient.pow(2).sum()) for gradient in gradients))
     if norm > max_norm:
@@ -78,7 +78,7 @@ def clip_gradients(parameters: Iterable[Tensor], max_norm: float) -> float:
 
 
 def train_step(model: nn.Module, optimizer: AdamW, inputs: Tensor, targets: Tensor, max_norm: float = 1.0) -> float:
-    """Predict, compare, find the slope, step down it. inputs, targets: [B, T]. Returns the loss before the step."""
+    """Run one training step on inputs and targets [B, T]; return the loss before the step."""
     logits = model(inputs)  # [B, T, V]
     loss = F.cross_entropy(logits.flatten(0, 1), targets.flatten())
     optimizer.zero_grad()

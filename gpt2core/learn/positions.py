@@ -1,4 +1,4 @@
-"""Where a token stands: attention alone would read a sentence as a bag of words.
+"""Positions of tokens: attention alone would read a sentence as a bag of words.
 
 Shapes: B batch, T tokens, C channels (d_model).
 """
@@ -14,14 +14,14 @@ from gpt2core.errors import UserError
 
 
 class PositionalEncoding(nn.Module):
-    """Fixed waves of many lengths, from 2π to 10,000 · 2π (Vaswani et al. 2017, section 3.5).
+    """Fixed waves with lengths from 2π to 10,000 · 2π (Vaswani et al. 2017, section 3.5).
 
     PE[t, 2i] = sin(t / 10000^(2i / C)), PE[t, 2i + 1] = cos(t / 10000^(2i / C))
 
     Args:
         d_model: C, even.
-        max_seq_len: the most tokens of a text.
-        dropout: of the sum.
+        max_seq_len: maximum number of tokens of a text.
+        dropout: dropout probability of the sum.
     """
 
     def __init__(self, d_model: int, max_seq_len: int = 1024, dropout: float = 0.0):
@@ -36,18 +36,18 @@ class PositionalEncoding(nn.Module):
         self.dropout = nn.Dropout(dropout)
 
     def forward(self, x: Tensor) -> Tensor:
-        """[B, T, C] -> [B, T, C]"""
+        """Add each position's wave: [B, T, C] -> [B, T, C]."""
         check_length(x.size(1), len(self.encoding))
         return self.dropout(x + self.encoding[: x.size(1)].to(x.dtype))
 
 
 class LearnedPositionalEncoding(nn.Module):
-    """A trained vector for each position, as in GPT-2. It knows nothing of positions that it was not trained on.
+    """A trained vector for each position, as in GPT-2; positions without training are unknown to it.
 
     Args:
         d_model: C.
-        max_seq_len: the most tokens of a text.
-        dropout: of the sum.
+        max_seq_len: maximum number of tokens of a text.
+        dropout: dropout probability of the sum.
     """
 
     def __init__(self, d_model: int, max_seq_len: int = 1024, dropout: float = 0.0):
@@ -56,12 +56,12 @@ class LearnedPositionalEncoding(nn.Module):
         self.dropout = nn.Dropout(dropout)
 
     def forward(self, x: Tensor) -> Tensor:
-        """[B, T, C] -> [B, T, C]"""
+        """Add each position's vector: [B, T, C] -> [B, T, C]."""
         check_length(x.size(1), len(self.weight))
         return self.dropout(x + self.weight[: x.size(1)])
 
 
 def check_length(n_tokens: int, max_seq_len: int) -> None:
-    """Raises UserError if a text has more tokens than there are positions."""
+    """Raise UserError if a text has more tokens than there are positions."""
     if n_tokens > max_seq_len:
         raise UserError(f"{n_tokens} tokens are more than the {max_seq_len} positions there are")

@@ -1,4 +1,4 @@
-"""What the shortcuts of a deep network do for its gradients (He et al. 2015)."""
+"""Residual connections and the gradients of a deep network (He et al. 2015)."""
 
 from __future__ import annotations
 
@@ -12,11 +12,12 @@ from gpt2core.learn.gpt import GELU
 
 
 class DeepNetwork(nn.Module):
-    """Linear layers with GELU, one behind the other; with shortcuts a layer only adds to what it was given.
+    """A chain of linear layers with GELU; with residual connections a layer only adds to its input.
 
     Args:
-        sizes: channels of the input, of each layer, of the output. A shortcut needs equal sizes around its layer.
-        shortcuts: whether there are any.
+        sizes: channels of the input, of each layer, of the output. A residual connection needs equal sizes around its
+            layer.
+        shortcuts: whether there are residual connections.
     """
 
     def __init__(self, sizes: Sequence[int], shortcuts: bool):
@@ -27,7 +28,7 @@ class DeepNetwork(nn.Module):
         )
 
     def forward(self, x: Tensor) -> Tensor:
-        """[B, sizes[0]] -> [B, sizes[-1]]"""
+        """Apply all layers: [B, sizes[0]] -> [B, sizes[-1]]."""
         for layer in self.layers:
             y = layer(x)
             x = x + y if self.shortcuts and x.shape == y.shape else y
@@ -35,7 +36,7 @@ class DeepNetwork(nn.Module):
 
 
 def gradient_sizes(network: DeepNetwork, x: Tensor, target: Tensor) -> list[float]:
-    """The mean absolute gradient of each layer's weight, from the first layer to the last."""
+    """Return the mean absolute gradient of each layer's weight, from the first layer to the last."""
     weights = [parameter for parameter in network.parameters() if parameter.dim() == 2]  # not the biases
     gradients = torch.autograd.grad(F.mse_loss(network(x), target), weights)
     return [gradient.abs().mean().item() for gradient in gradients]

@@ -1,4 +1,4 @@
-"""A small GPT from random weights, in seconds: what the chapters about generation and fine-tuning begin with."""
+"""A small GPT trained from random weights in seconds, for the chapters about generation and fine-tuning."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from gpt2core.learn.optim import AdamW, train_step, warmup_cosine
 
 
 def small_config(vocab_size: int, **changes: Any) -> dict[str, Any]:
-    """A GPT of about 0.14 million weights, as a dict for `GPTModel`."""
+    """Return a GPT of about 0.14 million parameters, as a dict for `GPTModel`."""
     return dict(
         vocab_size=vocab_size, context_length=64, emb_dim=64, n_heads=4, n_layers=2, drop_rate=0.0, qkv_bias=True,
         tie_weights=True,
@@ -23,7 +23,10 @@ def small_config(vocab_size: int, **changes: Any) -> dict[str, Any]:
 
 
 def initialize(model: GPTModel) -> None:
-    """GPT-2's first weights: normal(0, 0.02), biases 0, and what writes to the stream of L blocks smaller by √(2L)."""
+    """Set GPT-2's initial weights: normal(0, 0.02), and biases 0.
+
+    Layers that write to the residual path of L blocks get weights smaller by √(2L).
+    """
     for name, module in model.named_modules():
         if isinstance(module, nn.Linear | nn.Embedding):
             writes_to_stream = name.endswith(("att.out_proj", "ff.layers.2"))
@@ -36,7 +39,7 @@ def initialize(model: GPTModel) -> None:
 def train_small(
     text: str, tokenizer: Encoder, cfg: dict[str, Any], steps: int, peak_lr: float = 3e-3, seed: int = 0
 ) -> tuple[GPTModel, list[float]]:
-    """Train a new model on a text, 16 windows a step. Returns it in eval mode, and the loss of each step."""
+    """Train a new model on a text, 16 windows per step; return it in eval mode, and the loss of each step."""
     torch.manual_seed(seed)
     model = GPTModel(cfg)
     initialize(model)

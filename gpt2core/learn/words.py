@@ -1,4 +1,4 @@
-"""Word tokenizers: a text is cut into words and punctuation marks, and each distinct one gets a number."""
+"""Word tokenizers: a text is split into words and punctuation marks, and each distinct one gets a number."""
 
 from __future__ import annotations
 
@@ -7,15 +7,15 @@ from collections.abc import Iterable
 
 from gpt2core.errors import UserError
 
-# Cut at, and keep, punctuation marks, double dashes and white space.
+# Split at, and keep, punctuation marks, double dashes, and white space.
 SEPARATORS = re.compile(r"""([,.:;?_!"()']|--|\s)""")
-# The space that joining put before a mark is taken out again.
+# Joining puts a space before a mark, which is removed again.
 SPACE_BEFORE_MARK = re.compile(r"""\s+([,.:;?!"()'])""")
 END_OF_TEXT, UNKNOWN = "<|endoftext|>", "<|unk|>"
 
 
 def split_words(text: str) -> list[str]:
-    """The words and marks of a text, without white space.
+    """Return the words and marks of a text, without white space.
 
     >>> split_words("Hello, world. Is this-- a test?")
     ['Hello', ',', 'world', '.', 'Is', 'this', '--', 'a', 'test', '?']
@@ -24,7 +24,7 @@ def split_words(text: str) -> list[str]:
 
 
 def build_vocab(words: Iterable[str], special: Iterable[str] = ()) -> dict[str, int]:
-    """Number the distinct words in alphabetical order, then the special tokens.
+    """Map the distinct words in alphabetical order, then the special tokens, to numbers.
 
     >>> build_vocab(["the", "cat", "the"], special=["<|unk|>"])
     {'cat': 0, 'the': 1, '<|unk|>': 2}
@@ -33,10 +33,10 @@ def build_vocab(words: Iterable[str], special: Iterable[str] = ()) -> dict[str, 
 
 
 class SimpleTokenizerV1:
-    """Words to ids and back; a word that the vocabulary does not have is an error.
+    """Words to ids and back; a word outside the vocabulary is an error.
 
     Args:
-        vocab: each word's id, as `build_vocab` makes it.
+        vocab: each word's id, from `build_vocab`.
     """
 
     def __init__(self, vocab: dict[str, int]):
@@ -44,7 +44,7 @@ class SimpleTokenizerV1:
         self.int_to_str = {number: word for word, number in vocab.items()}
 
     def encode(self, text: str) -> list[int]:
-        """The ids of the words of a text. Raises UserError on a word that is not in the vocabulary."""
+        """Return the ids of the words of a text. Raises UserError on a word outside the vocabulary."""
         words = split_words(text)
         for word in words:
             if word not in self.str_to_int:
@@ -55,13 +55,13 @@ class SimpleTokenizerV1:
         return [self.str_to_int[word] for word in words]
 
     def decode(self, ids: Iterable[int]) -> str:
-        """The words joined by spaces, with none before a mark: white space does not survive the round trip."""
+        """Return the words joined by spaces, with none before a mark: white space is not restored."""
         text = " ".join(self.int_to_str[number] for number in ids)
         return SPACE_BEFORE_MARK.sub(r"\1", text)
 
 
 class SimpleTokenizerV2(SimpleTokenizerV1):
-    """The same with `<|unk|>` for words it does not know, and `<|endoftext|>` between texts.
+    """Words to ids with `<|unk|>` for unknown words, and `<|endoftext|>` between texts.
 
     Args:
         vocab: must have `<|unk|>`, and `<|endoftext|>` if texts are joined by it.
@@ -73,5 +73,5 @@ class SimpleTokenizerV2(SimpleTokenizerV1):
         super().__init__(vocab)
 
     def encode(self, text: str) -> list[int]:
-        """The ids of the words of a text, `<|unk|>` in place of a word that is not in the vocabulary."""
+        """Return the ids of the words of a text, `<|unk|>` in place of a word outside the vocabulary."""
         return [self.str_to_int.get(word, self.str_to_int[UNKNOWN]) for word in split_words(text)]

@@ -14,7 +14,7 @@ __all__ = ["GPT", "GPTClassifier", "GPTConfig"]
 
 
 def __getattr__(name: str) -> Any:
-    """A model is imported when first asked for: who needs its sizes alone, as `gpt2core convert`, needs no torch."""
+    """Import a model when it is first used: `gpt2core convert`, which needs only sizes, needs no torch."""
     if name == "GPT":
         from gpt2core.model.gpt import GPT
 

@@ -16,14 +16,15 @@ from gpt2core.model.kv_cache import LayerCache
 
 
 def attention_weights(q: Tensor, k: Tensor, mask: Tensor | None = None) -> Tensor:
-    """softmax(q kᵀ / √D), where position t sees positions up to t only.
+    """Return softmax(q kᵀ / √D), where position t sees positions up to t only.
 
     Args:
-        q: [B, H, T, D]; k: [B, H, S, D] with S >= T, the queries being the last T positions.
+        q: queries [B, H, T, D] of the last T positions.
+        k: keys [B, H, S, D] with S >= T.
         mask: [B, 1, T, S], true where a query may look; causal if absent.
 
     Returns:
-        [B, H, T, S], each row a distribution over what the query may see
+        [B, H, T, S], each row a distribution over the visible positions.
     """
     T, S = q.size(-2), k.size(-2)
     if mask is None:
@@ -33,7 +34,7 @@ def attention_weights(q: Tensor, k: Tensor, mask: Tensor | None = None) -> Tenso
 
 
 def attention_written_out(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None) -> Tensor:
-    """`attention_weights` of q and k, times v: the formula `fused_attention` must equal.
+    """Return `attention_weights` of q and k, times v: the formula that `fused_attention` must equal.
 
     [B, H, T, D], [B, H, S, D], [B, H, S, D] -> [B, H, T, D]
     """
@@ -41,7 +42,7 @@ def attention_written_out(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None =
 
 
 def fused_attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None, dropout: float = 0.0) -> Tensor:
-    """The same by `scaled_dot_product_attention`, which never holds the [T, S] weights in memory."""
+    """Return the same by `scaled_dot_product_attention`, which never holds the [T, S] weights in memory."""
     T, S = q.size(-2), k.size(-2)
     # One query sees everything before it; for T == S the kernel has its own causal form; between, a mask.
     if mask is None and T not in (1, S):
@@ -61,7 +62,16 @@ class CausalSelfAttention(nn.Module):
         self.resid_dropout = nn.Dropout(config.resid_pdrop)
 
     def forward(self, x: Tensor, cache: LayerCache | None = None, mask: Tensor | None = None) -> Tensor:
-        """x: [B, T, C]; mask: [B, 1, T, S], true where a query may look -> [B, T, C]"""
+        """Mix the values that each position may see.
+
+        Args:
+            x: [B, T, C].
+            cache: keys and values of the tokens before these; gets these too.
+            mask: [B, 1, T, S], true where a query may look; causal if absent.
+
+        Returns:
+            [B, T, C].
+        """
         B, T, C = x.shape
         q, k, v = self.c_attn(x).view(B, T, 3, self.n_head, C // self.n_head).permute(2, 0, 3, 1, 4)  # 3 × [B, H, T, D]
         if cache is not None:
@@ -71,9 +81,14 @@ class CausalSelfAttention(nn.Module):
         return self.resid_dropout(self.c_proj(y))
 
     def forward_at(self, x: Tensor, positions: Tensor) -> Tensor:
-        """What `forward` gives at one position of each row, for which the other positions need no queries.
+        """Return `forward` at one position per row, for which the other positions need no queries.
 
-        x: [B, T, C]; positions: [B] -> [B, C]
+        Args:
+            x: [B, T, C].
+            positions: [B].
+
+        Returns:
+            [B, C].
         """
         B, T, C = x.shape
         H, D = self.n_head, C // self.n_head

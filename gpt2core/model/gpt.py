@@ -30,12 +30,12 @@ class MLP(nn.Module):
         self.dropout = nn.Dropout(config.resid_pdrop)
 
     def forward(self, x: Tensor) -> Tensor:
-        """[B, T, C] -> [B, T, C]"""
+        """Apply both layers to each position: [B, T, C] -> [B, T, C]."""
         return self.dropout(self.c_proj(F.gelu(self.c_fc(x), approximate="tanh")))
 
 
 class Block(nn.Module):
-    """Attention, then MLP, each behind a layer norm and beside a residual path ("pre-norm")."""
+    """Attention, then an MLP, each after a layer norm and with a residual connection (pre-norm)."""
 
     def __init__(self, config: GPTConfig):
         super().__init__()
@@ -45,14 +45,19 @@ class Block(nn.Module):
         self.mlp = MLP(config)
 
     def forward(self, x: Tensor, cache: LayerCache | None = None, mask: Tensor | None = None) -> Tensor:
-        """[B, T, C] -> [B, T, C]"""
+        """Add attention and MLP to the residual path: [B, T, C] -> [B, T, C]."""
         x = x + self.attn(self.ln_1(x), cache, mask)
         return x + self.mlp(self.ln_2(x))
 
     def forward_at(self, x: Tensor, positions: Tensor) -> Tensor:
-        """What `forward` gives at one position of each row, without the others' queries and MLPs.
+        """Return `forward` at one position per row, without queries and MLPs of the others.
 
-        [B, T, C], [B] -> [B, C]
+        Args:
+            x: [B, T, C].
+            positions: [B].
+
+        Returns:
+            [B, C].
         """
         here = torch.arange(x.size(0), device=x.device), positions
         x = x[here] + self.attn.forward_at(self.ln_1(x), positions)  # [B, C]
@@ -60,7 +65,7 @@ class Block(nn.Module):
 
 
 def next_positions(ids: Tensor, cache: KVCache | None, n_positions: int) -> Tensor:
-    """The positions of `ids` [B, T] that follow what is in the cache: [T]. Raises UserError if the model has fewer."""
+    """Return the positions [T] of `ids` [B, T] after the cached ones. Raises UserError if the model has fewer."""
     start = cache.length if cache else 0
     end = start + ids.size(1)
     if end > n_positions:
@@ -69,9 +74,9 @@ def next_positions(ids: Tensor, cache: KVCache | None, n_positions: int) -> Tens
 
 
 class Transformer(nn.Module):
-    """Everything below the head: ids in, a vector for each position out.
+    """Everything below the head: ids in, one hidden state per position out.
 
-    With `activation_checkpointing` what a block computes is not kept for the backward pass but computed again there:
+    With `activation_checkpointing`, the backward pass recomputes the activations of each block instead of keeping them:
     much less memory for a third more time (Chen et al. 2016, "Training Deep Nets with Sublinear Memory Cost").
     """
 
@@ -93,7 +98,7 @@ class Transformer(nn.Module):
         positions: Tensor | None = None,
         mask: Tensor | None = None,
     ) -> Tensor:
-        """Hidden states after the final norm.
+        """Return the hidden states after the final norm.
 
         Args:
             ids: [B, T] int64.
@@ -137,7 +142,7 @@ class GPT(nn.Module):
         positions: Tensor | None = None,
         mask: Tensor | None = None,
     ) -> Tensor:
-        """ids [B, T] -> logits [B, T, V]; see `Transformer.forward` for the rest."""
+        """Return logits [B, T, V] for ids [B, T]; see `Transformer.forward` for the other arguments."""
         return self.lm_head(self.transformer(ids, cache, positions, mask))
 
     def loss(
@@ -162,7 +167,10 @@ class GPT(nn.Module):
 
 
 def initialize(model: nn.Module, config: GPTConfig) -> None:
-    """GPT-2's start: normal(0, 0.02), biases zero, and the layers that write to the residual path smaller by √(2L)."""
+    """Set GPT-2's initial weights: normal(0, 0.02), and biases 0.
+
+    Layers that write to the residual path of L blocks get weights smaller by √(2L).
+    """
     for name, module in model.named_modules():
         if isinstance(module, nn.Linear | nn.Embedding):
             std = config.initializer_range

@@ -13,13 +13,13 @@ from gpt2core.model.gpt import Block, Transformer, initialize
 
 
 class GPTClassifier(nn.Module):
-    """A Transformer and a linear head without bias: transformers' GPT2ForSequenceClassification.
+    """A transformer and a linear head without bias: transformers' GPT2ForSequenceClassification.
 
     Args:
-        config: the transformer's.
-        labels: the classes' names, in the order of the logits.
-        position: what the head reads: the `last` token, as transformers does; the `first`, which under causal attention
-            has seen nothing but itself: texts that begin alike get one answer; or the `mean` of all.
+        config: of the transformer.
+        labels: names of the classes, in the order of the logits.
+        position: input of the head: the `last` token, as in transformers; the `first`, which sees only itself under
+            causal attention, so texts that start with the same token get the same class; or the `mean` of all.
     """
 
     def __init__(self, config: GPTConfig, labels: tuple[str, ...], position: str = "last"):
@@ -32,7 +32,7 @@ class GPTClassifier(nn.Module):
         initialize(self, config)
 
     def forward(self, ids: Tensor, lengths: Tensor) -> Tensor:
-        """Logits of the classes; attention is causal, so padding on the right cannot matter.
+        """Return the logits of the classes; attention is causal, so padding on the right cannot matter.
 
         Args:
             ids: [B, T], padded on the right with anything.
@@ -45,7 +45,7 @@ class GPTClassifier(nn.Module):
         return self.score(self.pool(hidden, lengths))
 
     def forward_prefix(self, ids: Tensor, n_blocks: int) -> Tensor:
-        """The hidden states after the first `n_blocks` blocks: [B, T] -> [B, T, C]"""
+        """Return the hidden states after the first `n_blocks` blocks: [B, T] -> [B, T, C]."""
         positions = torch.arange(ids.size(1), device=ids.device)  # [T]
         x = self.transformer.drop(self.transformer.wte(ids) + self.transformer.wpe(positions))  # [B, T, C]
         for block in self.transformer.h[:n_blocks]:
@@ -53,9 +53,15 @@ class GPTClassifier(nn.Module):
         return x
 
     def forward_suffix(self, x: Tensor, lengths: Tensor, n_blocks: int) -> Tensor:
-        """The logits, from what `lower` gave; of the last block only what the head reads.
+        """Return the logits from the output of `forward_prefix`; the last block computes only the head's position.
 
-        [B, T, C], [B] -> [B, classes]
+        Args:
+            x: hidden states [B, T, C].
+            lengths: [B], the number of tokens per row.
+            n_blocks: number of blocks that `x` has passed.
+
+        Returns:
+            [B, classes].
         """
         blocks = [cast(Block, block) for block in self.transformer.h[n_blocks:]]
         last = blocks.pop() if blocks and self.position != "mean" else None
@@ -67,7 +73,7 @@ class GPTClassifier(nn.Module):
         return self.score(self.transformer.ln_f(last.forward_at(x, read)))
 
     def pool(self, hidden: Tensor, lengths: Tensor) -> Tensor:
-        """What the head reads of the hidden states [B, T, C] of rows with these lengths [B] -> [B, C]"""
+        """Return the head's input [B, C] from hidden states [B, T, C] of rows with these lengths [B]."""
         B, T, _ = hidden.shape
         if self.position == "first":
             return hidden[:, 0]

@@ -1,13 +1,13 @@
-"""First weights that copy: an induction circuit, written into the first two blocks (Olsson et al. 2022, "In-context
-Learning and Induction Heads").
+"""Initial weights with an induction circuit, written into the first two blocks.
 
 A language model learns early, and suddenly, to look for what followed the present token when it last occurred, and to
-say that. It takes millions of tokens until then; with a few thousand it never happens. Here the circuit is there from
-the start, and training goes on from it (structured first weights: Trockman and Kolter 2023, "Mimetic Initialization").
-Every weight stays free to change, and the model directory is that of any other GPT-2.
+predict that (Olsson et al. 2022, "In-context Learning and Induction Heads"). This takes millions of training tokens;
+with a few thousand it never happens. Here the circuit exists from the start, and training continues from it (structured
+initialization: Trockman and Kolter 2023, "Mimetic Initialization"). Every weight can still change, and the model
+directory is that of any other GPT-2.
 
-The residual path of C channels, H heads of D = C / H, is divided: the first 2 D hold what a token is, the next D what
-the token before it was, the last D where it stands.
+The residual path of C channels, H heads of D = C / H, is divided: the first 2 D hold the token, the next D the token
+before it, the last D the position.
 """
 
 from __future__ import annotations
@@ -22,11 +22,11 @@ from gpt2core.errors import UserError
 from gpt2core.model.attention import CausalSelfAttention
 from gpt2core.model.gpt import GPT
 
-EMBEDDING_STD = 0.1  # standard deviation of the embeddings: several times what blocks of GPT-2's first weights add
+EMBEDDING_STD = 0.1  # standard deviation of the embeddings: several times what GPT-2's initial blocks add
 BEFORE_SHARPNESS = 60.0  # what a query adds to the score of the position before it, in nats at most
-SAME_SHARPNESS = 20.0  # likewise of a place that follows the same token
-COPY_GAIN = 6.0  # how much more the copied token weighs than the present one
-HIGHEST_FREQUENCY, LOWEST_FREQUENCY = 1.5, 0.02  # of the positions' sines, in radians a token
+SAME_SHARPNESS = 20.0  # and to the score of a position that follows the same token
+COPY_GAIN = 6.0  # weight of the copied token relative to the present one
+HIGHEST_FREQUENCY, LOWEST_FREQUENCY = 1.5, 0.02  # of the positions' sines, in radians per token
 
 
 @torch.no_grad()
@@ -53,9 +53,9 @@ def write_induction_circuit(model: GPT) -> None:
     model.transformer.wpe.weight[:, place] = math.sqrt(2) * EMBEDDING_STD * _sines(c.n_positions, D)
     # NumPy's decomposition: PyTorch's is MKL's, and differs from CPU to CPU.
     directions = torch.from_numpy(np.linalg.qr(torch.randn(2 * D, D).numpy())[0])  # [2 D, D]
-    name = directions.T  # [D, 2 D], what of a token its successor will know
+    name = directions.T  # [D, 2 D], what a token's successor knows of it
 
-    # Block 0: head 0 looks one place back, and writes what stands there into `before`.
+    # Block 0: head 0 attends to the previous position, and copies its token into `before`.
     size = EMBEDDING_STD * math.sqrt(3 * D / C)  # root mean square of the residual path, by which the norm divides
     head = _Head(model, block=0, number=0)
     strength = _strength(BEFORE_SHARPNESS, D, norm=math.sqrt(D) * EMBEDDING_STD / size)
@@ -64,7 +64,7 @@ def write_induction_circuit(model: GPT) -> None:
     head.value[:, token] = size * name
     head.out[before] = torch.eye(D)
 
-    # Block 1: heads 0 and 1 look where `before` is the present token, and add half each of what stands there.
+    # Block 1: heads 0 and 1 attend to positions whose `before` is the present token, and add half of their token each.
     size = EMBEDDING_STD * math.sqrt(4 * D / C)
     for number in (0, 1):
         half = slice(number * D, (number + 1) * D)
@@ -91,22 +91,22 @@ class _Head:
 
 
 def _frequencies(D: int) -> Tensor:
-    """[D / 2], evenly spaced by their logarithm."""
+    """Return frequencies [D / 2], evenly spaced by their logarithm."""
     return torch.logspace(math.log10(HIGHEST_FREQUENCY), math.log10(LOWEST_FREQUENCY), D // 2)
 
 
 def _sines(n_positions: int, D: int) -> Tensor:
-    """Sines, then cosines of each position (Vaswani et al. 2017, section 3.5): [n_positions, D]"""
+    """Return sines, then cosines of each position (Vaswani et al. 2017, section 3.5): [n_positions, D]."""
     angles = torch.arange(n_positions)[:, None] * _frequencies(D)  # [n_positions, D / 2]
     return torch.cat([angles.sin(), angles.cos()], dim=1)
 
 
 def _one_back(D: int) -> Tensor:
-    """The rotation that makes the sines of a position those of the one before it: [D, D]"""
+    """Return the rotation [D, D] that turns the sines of a position into those of the one before it."""
     sin, cos = _frequencies(D).sin().diag(), _frequencies(D).cos().diag()
     return torch.cat([torch.cat([cos, -sin], 1), torch.cat([sin, cos], 1)])
 
 
 def _strength(sharpness: float, D: int, norm: float) -> float:
-    """Of queries and keys alike, so that two equal vectors of this norm score `sharpness` after the division by √D."""
+    """Return the scale of queries and keys with which two equal vectors of this norm score `sharpness` over √D."""
     return math.sqrt(sharpness * math.sqrt(D)) / norm

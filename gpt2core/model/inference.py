@@ -1,12 +1,14 @@
-"""GPT-2 for decoding on a CPU. A new token reads every weight once, so memory sets the pace: weights lie in the order
-in which the kernels read them and may be of two bytes or one, and little else is done between two products.
+"""GPT-2 for decoding on a CPU.
 
-| dtype    | kernel                                                       | bytes a weight | what is rounded         |
-|----------|--------------------------------------------------------------|----------------|-------------------------|
-| float32  | oneDNN, packed                                               | 4              | nothing                 |
-| bfloat16 | oneDNN, packed; without AVX-512 as float16, after rounding   | 2              | weights (and inputs)    |
-| float16  | FBGEMM, packed; inputs and sums in float32                   | 2              | weights                 |
-| int8     | FBGEMM, packed; one scale an output, one an input row        | 1              | weights and inputs      |
+A new token reads every weight once, so memory bandwidth decides the speed: weights are stored in the order in which the
+kernels read them, in up to four bytes, and little else is done between two products.
+
+| dtype    | kernel                                                       | bytes per weight | what is rounded       |
+|----------|--------------------------------------------------------------|------------------|-----------------------|
+| float32  | oneDNN, packed                                               | 4                | nothing               |
+| bfloat16 | oneDNN, packed; without AVX-512 as float16, after rounding   | 2                | weights (and inputs)  |
+| float16  | FBGEMM, packed; inputs and sums in float32                   | 2                | weights               |
+| int8     | FBGEMM, packed; one scale per output and per input row       | 1                | weights and inputs    |
 
 Shapes: B batch, T tokens of this call, S tokens so far, C channels, H heads, D = C / H head size, V vocabulary.
 """
@@ -34,8 +36,9 @@ Linear = Callable[[Tensor], Tensor]  # [N, in] -> [N, out], float32
 
 
 def pack(model: GPT, dtype: str) -> Packed:
-    """`model`, in eval mode, made ready for decoding, to be given to `generate` in its place. Packed weights are
-    copies; the embeddings are shared with `model`.
+    """Return a model in eval mode prepared for decoding, to be passed to `generate` in its place.
+
+    Packed weights are copies; the embeddings are shared with `model`.
 
     Args:
         model: on a CPU it is packed; on another device it only gets the dtype.
@@ -59,7 +62,7 @@ def pack(model: GPT, dtype: str) -> Packed:
 
 
 class InferenceGPT:
-    """What `GPT` is to its users while generating: `config`, `transformer` and `lm_head`. Has no gradients."""
+    """A `GPT` for generating: `config`, `transformer`, and `lm_head`, without gradients."""
 
     def __init__(self, model: GPT, dtype: str):
         self.config = model.config
@@ -67,7 +70,7 @@ class InferenceGPT:
         self.lm_head = inference_linear(model.lm_head, dtype)
 
     def __call__(self, ids: Tensor, cache: KVCache | None = None) -> Tensor:
-        """ids [B, T] -> logits [B, T, V]"""
+        """Return logits [B, T, V] for ids [B, T]."""
         hidden = self.transformer(ids, cache)  # [B, T, C]
         return self.lm_head(hidden.flatten(0, 1)).unflatten(0, ids.shape)
 
@@ -87,7 +90,7 @@ class InferenceTransformer:
         positions: Tensor | None = None,
         mask: Tensor | None = None,
     ) -> Tensor:
-        """As `Transformer.forward`: [B, T] -> [B, T, C]"""
+        """Return the hidden states as `Transformer.forward` does: [B, T] -> [B, T, C]."""
         B, T = ids.shape
         if positions is None:
             positions = next_positions(ids, cache, self.config.n_positions)  # [T]
@@ -109,7 +112,7 @@ class InferenceBlock:
         )
 
     def __call__(self, x: Tensor, B: int, cache: LayerCache | None, mask: Tensor | None) -> Tensor:
-        """[B * T, C] -> [B * T, C]"""
+        """Return the output of `Block.forward` for rows of B sequences: [B * T, C] -> [B * T, C]."""
         N, C = x.shape
         qkv = self.c_attn(self.ln_1(x)).view(B, N // B, 3, self.n_head, C // self.n_head)  # [B, T, 3, H, D]
         q, k, v = qkv.permute(2, 0, 3, 1, 4)  # 3 × [B, H, T, D]
@@ -121,13 +124,13 @@ class InferenceBlock:
 
 
 def norm(layer: nn.LayerNorm) -> Linear:
-    """A layer norm as a plain function."""
+    """Return a layer norm as a plain function."""
     shape, weight, bias, eps = layer.normalized_shape, layer.weight.detach(), layer.bias.detach(), layer.eps
     return lambda x: torch.layer_norm(x, shape, weight, bias, eps)
 
 
 def inference_linear(linear: nn.Linear, dtype: str) -> Linear:
-    """x Wᵀ + b with W packed once, for x of [N, in] in float32; see the module's table."""
+    """Return a function that computes x Wᵀ + b with W packed once, for x [N, in] in float32; see the module's table."""
     weight = linear.weight.detach().float()  # [out, in]
     bias = None if linear.bias is None else linear.bias.detach().float()  # [out]
     if dtype == "float32" and numerics.is_portable():  # oneDNN's blocks of a sum depend on the CPU's caches
@@ -142,7 +145,7 @@ def inference_linear(linear: nn.Linear, dtype: str) -> Linear:
 
 
 def _unpacked(weight: Tensor, bias: Tensor | None, dtype: torch.dtype) -> Linear:
-    """Where PyTorch is built without these libraries, or the bytes must not depend on the CPU."""
+    """Return a layer without packed weights: PyTorch lacks the library, or the bytes must not depend on the CPU."""
     weight, bias = weight.to(dtype), None if bias is None else bias.to(dtype)
     return lambda x: F.linear(x.to(dtype), weight, bias).float()
 
@@ -159,12 +162,12 @@ def _onednn(weight: Tensor, bias: Tensor | None, dtype: torch.dtype) -> Linear:
 
 
 def builtin(op: Callable[..., Tensor]) -> Callable[..., Tensor]:
-    """An operator without the look at its arguments that tracing needs, which takes 5% of an int8 token's time."""
+    """Return an operator without the check of its arguments for tracing, which takes 5% of an int8 token's time."""
     return getattr(op, "_op", op)
 
 
 def _fbgemm_half(weight: Tensor, bias: Tensor | None) -> Linear:
-    """For bfloat16, too: every bfloat16 from 2^-14 to 65,504 is a float16; smaller ones lose at most 2^-25."""
+    """Pack float16 weights, or bfloat16's: those from 2^-14 to 65,504 are float16, smaller ones lose at most 2^-25."""
     op = builtin(torch.ops.quantized.linear_dynamic_fp16.default)
     packed = torch.ops.quantized.linear_prepack_fp16(weight, bias)
     return lambda x: op(x, packed)

@@ -1,4 +1,4 @@
-"""Keys and values of the tokens seen so far, so that generating a token costs one token's work and not the prefix's."""
+"""Keys and values of the tokens so far, so that generating a token does not compute the prefix again."""
 
 from __future__ import annotations
 
@@ -17,25 +17,25 @@ class LayerCache:
         self.length = 0
 
     def append(self, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
-        """Add [B, H, T, D]; give all so far, [B, H, S, D]."""
+        """Add keys and values [B, H, T, D]; return all so far, [B, H, S, D]."""
         start, self.length = self.length, self.length + k.size(-2)
         self.k[:, :, start : self.length] = k
         self.v[:, :, start : self.length] = v
         return self.k[:, :, : self.length], self.v[:, :, : self.length]
 
     def fill(self, other: LayerCache, places: Tensor) -> None:
-        """Begin all sequences with tokens of the other cache's only one, by their places there: [B, T]"""
+        """Start all sequences with tokens [B, T] of the other cache's only one, given by their places there."""
         self.length = places.size(1)
         for own, k_or_v in ((self.k, other.k), (self.v, other.v)):
             own[:, :, : self.length] = k_or_v[0][:, places].transpose(0, 1)  # [H, B, T, D] -> [B, H, T, D]
 
     def keep(self, rows: Tensor) -> None:
-        """Forget all sequences but these: [rows]"""
+        """Drop all sequences except the given rows, which become rows 0, 1, …."""
         for name in ("k", "v"):
             all_rows = getattr(self, name)
-            kept = all_rows[: len(rows)]  # a view: what is forgotten stays allocated, but is copied nowhere
-            kept[:, :, : self.length] = all_rows[rows, :, : self.length]
-            setattr(self, name, kept)
+            first_rows = all_rows[: len(rows)]  # a view: dropped rows stay allocated, but are not copied
+            first_rows[:, :, : self.length] = all_rows[rows, :, : self.length]
+            setattr(self, name, first_rows)
 
 
 class KVCache:
@@ -49,21 +49,21 @@ class KVCache:
         self.max_tokens = max_tokens
 
     def fill(self, other: KVCache, places: Tensor) -> None:
-        """Begin all sequences with tokens of the other cache's only one, by their places there: [B, T]"""
-        for layer, its in zip(self.layers, other.layers, strict=True):
-            layer.fill(its, places)
+        """Start all sequences with tokens [B, T] of the other cache's only one, given by their places there."""
+        for layer, other_layer in zip(self.layers, other.layers, strict=True):
+            layer.fill(other_layer, places)
 
     def cut(self, length: int) -> None:
-        """Forget all but the first `length` tokens."""
+        """Drop all but the first `length` tokens."""
         for layer in self.layers:
             layer.length = min(layer.length, length)
 
     @property
     def length(self) -> int:
-        """Tokens held so far."""
+        """The number of tokens so far."""
         return self.layers[0].length
 
     def keep(self, rows: Tensor) -> None:
-        """Forget all sequences but these, which get the numbers from 0 on: [rows]"""
+        """Drop all sequences except the given rows, which become rows 0, 1, …."""
         for layer in self.layers:
             layer.keep(rows)

@@ -24,7 +24,7 @@ CPU_HEAD_ROWS = 4096
 
 
 def linear_cross_entropy(hidden: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
-    """`F.cross_entropy(hidden @ weight.T, targets, reduction="sum")`, in nats, with its gradients.
+    """Return `F.cross_entropy(hidden @ weight.T, targets, reduction="sum")` in nats, with its gradients.
 
     Under autocast the products are in its dtype, softmax and sum in float32, as PyTorch has it. On CUDA the vocabulary
     is padded inside; the added rows have no probability and no gradient.
@@ -39,7 +39,7 @@ def linear_cross_entropy(hidden: Tensor, weight: Tensor, targets: Tensor) -> Ten
     """
     device = hidden.device.type
     dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else weight.dtype
-    if not torch.is_grad_enabled():  # inside the function that cannot be seen
+    if not torch.is_grad_enabled():  # the function itself cannot see that
         hidden, weight = hidden.detach(), weight.detach()
     with torch.autocast(device, enabled=False):
         multiple = VOCAB_MULTIPLE if hidden.is_cuda else 1
@@ -47,7 +47,7 @@ def linear_cross_entropy(hidden: Tensor, weight: Tensor, targets: Tensor) -> Ten
 
 
 def padded(weight: Tensor, dtype: torch.dtype, multiple: int) -> Tensor:
-    """The head in `dtype` with rows of zeros up to a multiple: [V, C] -> [V padded, C]"""
+    """Return the head in `dtype` with rows of zeros up to a multiple: [V, C] -> [V padded, C]."""
     missing = -len(weight) % multiple
     return F.pad(weight.to(dtype), (0, 0, 0, missing)) if missing else weight.to(dtype)
 
@@ -65,8 +65,8 @@ class _LinearCrossEntropy(torch.autograd.Function):
         rows = max(1, min(len(hidden), CHUNK_LOGITS // V))
         memory = hidden.new_empty(rows, V + -V % VOCAB_MULTIPLE, dtype=dtype)  # one for all chunks
         for start in range(0, len(hidden), rows):
-            some = slice(start, start + rows)
-            x, target = hidden[some].to(dtype), targets[some, None]  # [n, C], [n, 1]
+            chunk = slice(start, start + rows)
+            x, target = hidden[chunk].to(dtype), targets[chunk, None]  # [n, C], [n, 1]
             logits = memory[: len(x), : len(head)]  # [n, V padded]
             for head_part, logits_part in zip(head.split(head_rows), logits.split(head_rows, dim=1), strict=True):
                 torch.mm(x, head_part.T, out=logits_part)
@@ -83,7 +83,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
                 grad[:, :V] = p
             grad[:, V:] = 0
             if grad_hidden is not None:
-                grad_hidden[some] = grad @ head
+                grad_hidden[chunk] = grad @ head
             if grad_weight is not None and dtype == weight.dtype:
                 grad_weight.addmm_(grad[:, :V].T, x)
             elif grad_weight is not None:

@@ -165,7 +165,7 @@ def one_thread() -> Iterator[None]:
 
 
 def _product(a: Tensor, b: Tensor, *, out: Tensor | None = None) -> Tensor:
-    """a @ b of matrices, of vectors, or of batches of matrices. 16-bit floats are multiplied and added in float32."""
+    """Return a @ b of matrices, vectors, or batches of matrices; 16-bit floats are multiplied and added in float32."""
     out = _out(out, a, a.shape[:-1] + b.shape[b.dim() - 1 :] if b.dim() > 1 else a.shape[:-1])
     if a.dtype in HALF:
         return out.copy_(_product(a.float(), b.float()))
@@ -176,7 +176,7 @@ def _product(a: Tensor, b: Tensor, *, out: Tensor | None = None) -> Tensor:
 def _add_product(
     c: Tensor, a: Tensor, b: Tensor, *, beta: float = 1, alpha: float = 1, out: Tensor | None = None
 ) -> Tensor:
-    """beta * c + alpha * (a @ b); with beta = 0, c is not read."""
+    """Return beta * c + alpha * (a @ b); with beta = 0, c is not read."""
     if a.dtype in HALF:
         result = _product(a, b).mul_(alpha)
         if beta != 0:
@@ -218,7 +218,7 @@ def _multiply_here(
 
 
 def _array(tensor: Tensor) -> np.ndarray:
-    """The tensor as an array that BLAS reads as it is: rows or columns without gaps, and not repeated."""
+    """Return a tensor as an array that BLAS reads without a copy: rows or columns without gaps, not repeated."""
     if tensor.dim() > 1:
         (rows, columns), (row_stride, column_stride) = tensor.shape[-2:], tensor.stride()[-2:]
         by_rows = column_stride == 1 and row_stride >= columns
@@ -232,7 +232,7 @@ def _array(tensor: Tensor) -> np.ndarray:
 
 
 def _elementwise(path: str) -> Callable[..., Tensor]:
-    """The kernel of a NumPy or SciPy function, named by its path. SciPy is imported when it is first needed."""
+    """Return the kernel of a NumPy or SciPy function, named by its path; SciPy is imported when it is first needed."""
     module, _, name = path.rpartition(".")
 
     def kernel(tensor: Tensor, *, out: Tensor | None = None) -> Tensor:
@@ -272,7 +272,7 @@ GELU_CHUNK = 1 << 17  # elements that go through all steps while they are in the
 
 
 def _gelu(x: Tensor, *, approximate: str = "none") -> Tensor:
-    """x Φ(x), or with `approximate="tanh"` GPT-2's form of it, on two threads."""
+    """Return x Φ(x), or with `approximate="tanh"` GPT-2's form of it, on two threads."""
     if approximate != "tanh" or x.dtype in HALF:
         return torch.ops.aten.gelu.out(x, approximate=approximate, out=torch.empty_like(x))
     x = x.contiguous()
@@ -289,7 +289,7 @@ def _gelu_into(x: Tensor, out: Tensor) -> None:
 
 
 def _gelu_backward(grad: Tensor, x: Tensor, *, approximate: str = "none") -> Tensor:
-    """The gradient of `_gelu`: σ + x σ (1 - σ) dz/dx, times `grad`."""
+    """Return the gradient of `_gelu`: σ + x σ (1 - σ) dz/dx, times `grad`."""
     if approximate != "tanh" or x.dtype in HALF:
         return torch.ops.aten.gelu_backward.grad_input(grad, x, approximate=approximate, grad_input=torch.empty_like(x))
     grad, x = grad.contiguous(), x.contiguous()
@@ -377,7 +377,7 @@ def _attention_backward(
     grad_out: Tensor, query: Tensor, key: Tensor, value: Tensor, out: Tensor, kept: Tensor,
     dropout_p: float, is_causal: bool, *, attn_mask: Tensor | None = None, scale: float | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
-    """The gradients of query, key and value: [B, H, T or S, D] each."""
+    """Return the gradients of query, key, and value: [B, H, T or S, D] each."""
     (B, H, T, D), S = query.shape, key.shape[2]
     grad, q, k, v = (_wide(tensor) for tensor in (grad_out, query, key, value))
     gradients = q.new_empty(B, H, T, D), q.new_zeros(B, H, S, D), q.new_zeros(B, H, S, D)
@@ -419,7 +419,7 @@ def _for_parts(n_rows: int, n_heads: int, work: Callable[..., None], *arguments:
 
 
 def _blocks(n_queries: int, n_keys: int, is_causal: bool) -> list[_Block]:
-    """All queries at once; of causal attention some at a time, without the keys that come after them."""
+    """Return one block of all queries; for causal attention several, without the keys that come after them."""
     if not is_causal:
         return [_Block(0, n_queries, n_keys)]
     starts = range(0, n_queries, QUERY_BLOCK)
@@ -432,13 +432,13 @@ def _size(block: _Block) -> int:
 
 
 def _weights_of_blocks(kept: Tensor, n_rows: int, n_heads: int, blocks: list[_Block]) -> list[Tensor]:
-    """Views of the weights of each block: [B, H, T of the block, S of the block]."""
+    """Return views of the weights of each block: [B, H, T of the block, S of the block]."""
     parts = kept.split([n_rows * n_heads * _size(block) for block in blocks])
     return [part.view(n_rows, n_heads, b.end - b.start, b.n_keys) for part, b in zip(parts, blocks, strict=True)]
 
 
 def _wide(tensor: Tensor) -> Tensor:
-    """16-bit floats as float32; others as they are."""
+    """Return 16-bit floats as float32, others as they are."""
     return tensor.detach().float() if tensor.dtype in HALF else tensor.detach()
 
 

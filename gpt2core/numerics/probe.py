@@ -60,7 +60,7 @@ def check(with_torch: bool = True) -> None:
 
 
 def hashes(with_torch: bool = True, with_scipy: bool = True) -> dict[str, str]:
-    """The SHA-256 of each operation's result, 16 hexadecimal digits."""
+    """Return the SHA-256 of each operation's result, 16 hexadecimal digits."""
     operations = _numpy_operations()
     if with_scipy:
         operations |= _scipy_operations()

@@ -13,8 +13,6 @@ if TYPE_CHECKING:
 
 TRAININGS = ("pretrain", "finetune_classify", "finetune_instruct")
 
-TRAININGS = ("pretrain", "finetune_classify", "finetune_instruct")
-
 
 def contradictions(params: Params) -> list[str]:
     """Return one line per contradiction, with the key and the remedy. Keys that `params` lacks are skipped."""

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 
-from gpt2core.corpus.shards import Shard, opening
+from gpt2core.corpus.shards import Shard, first_tokens
 from gpt2core.inspect import LanguageModelInspection, inspect
 from gpt2core.model import GPT
 from gpt2core.tokenizer import Tokenizer
@@ -25,7 +25,9 @@ def log_inspection(run: StageRun, model: GPT, tokenizer: Tokenizer, val: Shard) 
 
     @cache
     def inspection() -> LanguageModelInspection:
-        return inspect(model, tokenizer, opening(val, tokenizer.eot_id, min(PROMPT_TOKENS, model.config.n_positions)))
+        return inspect(
+            model, tokenizer, first_tokens(val, tokenizer.eot_id, min(PROMPT_TOKENS, model.config.n_positions))
+        )
 
     run.log_figure("pretrain_attention", _draw_attention, inspection)
     run.log_figure("pretrain_temperature", _draw_temperature, inspection)

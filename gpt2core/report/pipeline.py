@@ -120,13 +120,13 @@ def _inside(root: Path, metrics: Mapping[str, Any]) -> Section | None:
     if not model_dir.exists() or not shard.exists():
         return None
     from gpt2core.checkpoint.model_dir import load
-    from gpt2core.corpus.shards import open_shard, opening
+    from gpt2core.corpus.shards import first_tokens, open_shard
     from gpt2core.inspect import LanguageModelInspection, inspect
 
     model, tokenizer = load(model_dir)
     if tokenizer is None:
         return None
-    ids = opening(open_shard(shard), tokenizer.eot_id, min(PROMPT_TOKENS, model.config.n_positions))
+    ids = first_tokens(open_shard(shard), tokenizer.eot_id, min(PROMPT_TOKENS, model.config.n_positions))
     inspection = inspect(model, tokenizer, ids)
     if not isinstance(inspection, LanguageModelInspection):
         return None

@@ -1,7 +1,7 @@
-"""Bring one file of an asset here, whole and verified, or say in one sentence why not.
+"""Download of one file of an asset, complete and verified, or one sentence that says why it failed.
 
-The mirror in `GPT2CORE_MIRROR` comes first, then the asset's URLs. What a download has so far lies in a `.part` file in
-`$DVC_ROOT/.checkpoints/downloads`, where neither a killed run nor DVC deletes it, and the next try continues there.
+The mirror in `GPT2CORE_MIRROR` comes first, then the asset's URLs. An unfinished download is a `.part` file in
+`$DVC_ROOT/.checkpoints/downloads`, where neither a killed run nor DVC deletes it, and the next try continues it.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ TRANSIENT_STATUS = (408, 425, 429, 500, 502, 503, 504)
 
 @dataclass(frozen=True)
 class Retry:
-    """How often and how patiently one URL is asked. The wait doubles from try to try, up to `longest_wait_s`."""
+    """How often and how patiently one URL is tried; the wait doubles from try to try, up to `longest_wait_s`."""
 
     tries: int = 5
     first_wait_s: float = 0.5
@@ -46,11 +46,11 @@ class Retry:
 
 
 class _Failed(Exception):
-    """This place cannot give the file; another one may."""
+    """A place that cannot give the file; another one may."""
 
 
 class _Transient(_Failed):
-    """Another try at the same place may help, `retry_after_s` from now if the server said so."""
+    """A failure that another try at the same place may fix, `retry_after_s` from now if the server said so."""
 
     def __init__(self, message: str, retry_after_s: float | None = None):
         super().__init__(message)
@@ -58,17 +58,17 @@ class _Transient(_Failed):
 
 
 def downloads_dir() -> Path:
-    """Where unfinished downloads wait: outside every DVC out, and the same for the experiments of a project."""
+    """Return the folder of unfinished downloads: outside every DVC output, and one for all experiments."""
     return config.project_root() / ".checkpoints" / "downloads"
 
 
 def fetch_all(asset: Asset, out_dir: Path, retry: Retry | None = None) -> None:
-    """Bring all files of an asset into `out_dir`, which appears when all are there.
+    """Download all files of an asset into `out_dir`, which appears when all are complete.
 
-    Until then they are in `downloads_dir`: who is killed on the way has not lost those that are finished.
+    Until then they are in `downloads_dir`: a killed run keeps the finished ones.
     """
     alone = _alone(downloads_dir() / f"{asset.name}.all")
-    with alone, disk_errors(out_dir), brought(asset, retry) as folder, files.atomic_dir(out_dir) as out:
+    with alone, disk_errors(out_dir), downloaded(asset, retry) as folder, files.atomic_dir(out_dir) as out:
         link_all(asset, folder, out)
 
 
@@ -80,10 +80,10 @@ def link_all(asset: Asset, folder: Path, out_dir: Path) -> None:
 
 
 @contextlib.contextmanager
-def brought(asset: Asset, retry: Retry | None = None) -> Iterator[Path]:
-    """A folder of all the asset's files. It outlives a block that fails, so that nothing is fetched twice.
+def downloaded(asset: Asset, retry: Retry | None = None) -> Iterator[Path]:
+    """Yield a folder of all the asset's files, which outlives a block that fails, so nothing is fetched twice.
 
-    Assets by their address share the folder of their host, so another block may have removed it.
+    Assets by URL share the folder of their host, so another block may have removed it.
     """
     folder = downloads_dir() / asset.name
     for file in asset.files:
@@ -94,11 +94,11 @@ def brought(asset: Asset, retry: Retry | None = None) -> Iterator[Path]:
 
 
 def fetch(asset: Asset, file: File, out_path: Path, retry: Retry | None = None) -> None:
-    """Bring one file to `out_path`, from the first place that has it. A file already there with its hash is kept.
+    """Download one file to `out_path`, from the first place that has it. A file with the right hash is kept.
 
     Raises:
-        UserError: one sentence that names every place asked and why it failed: wrong hash or size, no connection, a
-            status such as 404, a connection that keeps breaking, a certificate that is not valid; or the disk is full.
+        UserError: one sentence that names every place and its failure: wrong hash or size, no connection, a status such
+            as 404, a connection that keeps breaking, an invalid certificate; or the disk is full.
     """
     if file.sha256 and out_path.is_file() and files.sha256(out_path) == file.sha256:
         return
@@ -134,7 +134,7 @@ def _advice(asset: Asset, file: File) -> str:
 
 
 def _places(asset: Asset, file: File) -> list[Path | str]:
-    """Where to look, in order: paths and URLs."""
+    """Return the paths and URLs to try, in order."""
     if asset.origin == "packaged":
         return [Path(__file__).parents[1] / "assets" / asset.name / file.name]
     mirror = os.environ.get("GPT2CORE_MIRROR")
@@ -182,11 +182,11 @@ def _copy(source: Path, file: File, out_path: Path) -> None:
 
 
 def _verify(path: Path, file: File) -> None:
-    """Hold size and hash against the registry's. Raises _Failed."""
+    """Compare size and hash with the registry's. Raises _Failed."""
     size_bytes, expected = path.stat().st_size, file.size_bytes
-    if file.sha256 and (found := files.sha256(path)) != file.sha256:
+    if file.sha256 and (sha256 := files.sha256(path)) != file.sha256:
         sizes = f" ({size_bytes:,} bytes, expected {expected:,})" if expected is not None else ""
-        raise _Failed(f"wrong content, SHA-256 is {found} and not the expected {file.sha256}{sizes}")
+        raise _Failed(f"wrong content, SHA-256 is {sha256} and not the expected {file.sha256}{sizes}")
     if expected is not None and size_bytes != expected:
         raise _Failed(f"wrong size, {size_bytes:,} bytes and not the expected {expected:,}")
     if not size_bytes:
@@ -194,7 +194,7 @@ def _verify(path: Path, file: File) -> None:
 
 
 def _download(url: str, asset: Asset, file: File, out_path: Path, retry: Retry) -> None:
-    """Download, verify, put in place. A wrong file that was put together from several answers gets one fresh start."""
+    """Download, verify, and move one file. A wrong file assembled from several responses gets one fresh start."""
     is_mirror = url not in file.urls
     if not is_mirror and not url.startswith("https://"):
         raise _Failed("not an https:// URL")
@@ -226,7 +226,7 @@ def _download(url: str, asset: Asset, file: File, out_path: Path, retry: Retry) 
 
 @contextlib.contextmanager
 def _alone(part: Path) -> Iterator[None]:
-    """Hold the part's lock. Two runs that fetch one file would write into each other's part."""
+    """Hold the part's lock, because two runs that fetch one file would write into each other's part."""
     lock = files.lock(part.with_suffix(".lock"))
     try:
         lock.acquire(timeout=1)
@@ -254,7 +254,7 @@ def _extract(archive: Path, file: File, out_path: Path) -> None:
 
 
 class _Part:
-    """An unfinished download with the validator (ETag or Last-Modified) of the version that it is a part of."""
+    """An unfinished download with the validator (ETag or Last-Modified) of its version."""
 
     def __init__(self, path: Path, url: str, pinned: bool):
         self.path, self.url, self.pinned = path, url, pinned
@@ -265,7 +265,7 @@ class _Part:
         self.is_pieced = self.size_bytes > 0
 
     def _read_note(self) -> None:
-        """Go on with what an earlier run left, if it came from the same URL and the rest will fit."""
+        """Continue what an earlier run left, if it came from the same URL and the rest will fit."""
         try:
             note = files.read_json(self.note)
             self.validator = note["validator"]
@@ -281,11 +281,11 @@ class _Part:
 
     @property
     def can_resume(self) -> bool:
-        """Without a validator the rest may be another version's; only a pinned hash would find that out."""
+        """Whether the rest fits: without a validator it may be another version's, which only a hash would detect."""
         return self.pinned or self.validator is not None
 
     def start(self, validator: str | None) -> None:
-        """Begin anew with a version of the file."""
+        """Start again with a version of the file."""
         self.remove()
         self.validator = validator
         files.write_json(self.note, {"url": self.url, "validator": validator})
@@ -298,7 +298,7 @@ class _Part:
 
 
 def _complete(part: _Part, url: str, retry: Retry, title: str) -> None:
-    """Ask until the part is whole. Raises _Transient when the tries are used up, _Failed when asking is no use."""
+    """Request until the part is complete. Raises _Transient after the last try, _Failed when trying is no use."""
     best_bytes, first_try = part.size_bytes, 1
 
     def stop(state: tenacity.RetryCallState) -> bool:
@@ -309,9 +309,9 @@ def _complete(part: _Part, url: str, retry: Retry, title: str) -> None:
 
     def wait_s(state: tenacity.RetryCallState) -> float:
         error = state.outcome.exception() if state.outcome else None
-        asked_s = getattr(error, "retry_after_s", None)
+        server_s = getattr(error, "retry_after_s", None)
         doubled_s = retry.first_wait_s * 2 ** min(state.attempt_number - first_try, 30)
-        return min(retry.longest_wait_s, doubled_s if asked_s is None else asked_s)
+        return min(retry.longest_wait_s, doubled_s if server_s is None else server_s)
 
     def give_up(state: tenacity.RetryCallState) -> None:
         raise _Transient(f"{state.outcome.exception()}, {state.attempt_number} tries")  # type: ignore[union-attr]
@@ -324,7 +324,7 @@ def _complete(part: _Part, url: str, retry: Retry, title: str) -> None:
 
 
 class _Session(requests.Session):
-    """Certificates are verified, and a redirect never leads from https to http."""
+    """A session that verifies certificates, and never follows a redirect from https to http."""
 
     def get_redirect_target(self, response: requests.Response) -> str | None:
         target = super().get_redirect_target(response)
@@ -334,7 +334,7 @@ class _Session(requests.Session):
 
 
 def _ask(session: requests.Session, part: _Part, url: str, timeout_s: tuple[float, float], title: str) -> None:
-    """One request for what the part still lacks."""
+    """Send one request for the rest of the part."""
     headers = {"Accept-Encoding": "identity"}  # ranges count the bytes of the file, not of its compressed form
     have_bytes = part.size_bytes
     if have_bytes and not part.can_resume:
@@ -344,38 +344,45 @@ def _ask(session: requests.Session, part: _Part, url: str, timeout_s: tuple[floa
         headers["Range"] = f"bytes={have_bytes}-"
         if part.validator:
             headers["If-Range"] = part.validator
-    has_begun = False
+    has_begun = False  # whether the status was accepted
     try:
         with session.get(url, headers=headers, stream=True, timeout=timeout_s) as response:
             total_bytes = _begin(response, part, have_bytes)
             has_begun = True
             if total_bytes != part.size_bytes:
                 _receive(response, part, total_bytes, title)
-    except requests.exceptions.SSLError as error:
-        if "CERTIFICATE_VERIFY_FAILED" in str(error):
-            raise _Failed(f"the server's certificate is not valid ({_reason(error)})") from None
-        raise _Transient(f"no secure connection ({_reason(error)})") from None
-    except (requests.exceptions.InvalidURL, requests.exceptions.TooManyRedirects) as error:
-        raise _Failed(_reason(error)) from None
-    except requests.exceptions.ConnectTimeout:
-        raise _Transient("no connection (timed out)") from None
     except requests.exceptions.RequestException as error:
-        if has_begun:
-            raise _Transient(f"the connection was cut after {part.size_bytes:,} bytes") from None
-        if isinstance(error, requests.exceptions.ReadTimeout):
-            raise _Transient("the server does not answer in time") from None
-        raise _Transient(f"no connection ({_reason(error)})") from None
+        raise _failure(error, part.size_bytes if has_begun else None) from None
+
+
+def _failure(error: requests.exceptions.RequestException, received_bytes: int | None) -> _Failed:
+    """Return what an error of requests means for the next try; `received_bytes` is None before the body starts."""
+    reason = _reason(error)
+    match error:
+        case requests.exceptions.SSLError() if "CERTIFICATE_VERIFY_FAILED" in str(error):
+            return _Failed(f"the server's certificate is not valid ({reason})")
+        case requests.exceptions.SSLError():
+            return _Transient(f"no secure connection ({reason})")
+        case requests.exceptions.InvalidURL() | requests.exceptions.TooManyRedirects():
+            return _Failed(reason)
+        case requests.exceptions.ConnectTimeout():
+            return _Transient("no connection (timed out)")
+        case _ if received_bytes is not None:
+            return _Transient(f"the connection was cut after {received_bytes:,} bytes")
+        case requests.exceptions.ReadTimeout():
+            return _Transient("the server does not answer in time")
+    return _Transient(f"no connection ({reason})")
 
 
 def _reason(error: BaseException) -> str:
-    """The first cause, from inside the exceptions that requests and urllib3 wrap around it."""
+    """Return the first cause, from inside the exceptions that requests and urllib3 wrap around it."""
     while inner := next((e for e in (getattr(error, "reason", 0), *error.args) if isinstance(e, BaseException)), None):
         error = inner
     return getattr(error, "strerror", None) or str(error).rsplit(": ", 1)[-1]
 
 
 def _begin(response: requests.Response, part: _Part, have_bytes: int) -> int | None:
-    """Look at status and headers and make the part ready for the body; gives the file's whole length, if known."""
+    """Check status and headers and prepare the part for the body; return the file's length in bytes, if known."""
     status, headers = response.status_code, response.headers
     if status == 200:
         part.start(_validator(headers))
@@ -406,7 +413,7 @@ def _validator(headers: requests.structures.CaseInsensitiveDict[str]) -> str | N
 
 
 def _retry_after_s(value: str | None) -> float | None:
-    """The header's seconds, or the time until its date."""
+    """Return the header's seconds, or the time until its date."""
     if value is None:
         return None
     if value.strip().isdecimal():

@@ -1,8 +1,8 @@
-"""The stage `download-data`: three sources, wherever they come from, in one form that all later stages read.
+"""The stage `download-data`: three sources in the form that all later stages read.
 
 corpus/train/           files of documents (see documents.py); in a text, `<|endoftext|>` separates documents
-corpus/val/             only where the source holds texts out itself
-classification.jsonl    {"label": …, "text": …} a line
+corpus/val/             only if the source has held-out texts
+classification.jsonl    {"label": …, "text": …} per line
 instructions.json       [{"instruction": …, "input": …, "output": …}, …]
 corpus/gpt2-bpe/        encoder.json and vocab.bpe, only for `tokenizer.kind: gpt2`
 """
@@ -22,21 +22,21 @@ from gpt2core.sources.registry import Asset
 from gpt2core.sources.synthetic import generate_instructions, generate_messages
 from gpt2core.tasks import instructions, labeled_texts
 
-OWN_SUFFIXES = {  # what data/own/ may hold for these keys of params.data
+OWN_SUFFIXES = {  # of files in data/own/ for these keys of params.data
     "classification": labeled_texts.SUFFIXES,
     "instructions": (".json",),
 }
 
 
 def prepare_raw(data: Data, tokenizer_kind: str, seed: int, out_dir: Path, own_dir: Path) -> dict[str, Any]:
-    """Bring corpus, messages and instructions into `out_dir`, checked; whole or not at all.
+    """Write corpus, messages, and instructions into `out_dir`, checked; all or nothing.
 
     Args:
-        data: names of the registry, `own/FILE`, or for the corpus also an address, or a list.
-        tokenizer_kind: with `gpt2`, GPT-2's two tokenizer files come too.
+        data: names of the registry, `own/FILE`, or for the corpus also a URL, or a list.
+        tokenizer_kind: `gpt2` adds GPT-2's two tokenizer files.
         seed: decides what the embedded generators write.
-        out_dir: replaced by the new directory when everything in it is there.
-        own_dir: the folder of the person's own files (`data/own`).
+        out_dir: replaced by the new directory when it is complete.
+        own_dir: the folder of the user's own files (`data/own`).
 
     Returns:
         Counts, and size and SHA-256 of each file, for the log.
@@ -54,19 +54,19 @@ def prepare_raw(data: Data, tokenizer_kind: str, seed: int, out_dir: Path, own_d
     if problems:
         raise UserError("\n".join(problems))
     alone = files.lock(download.downloads_dir() / "data.lock")
-    # The downloads are removed when `out_dir` is in its place, and not before: killed until then, nothing is lost.
+    # The downloads are removed when `out_dir` is in its place, and not before: a kill until then loses nothing.
     with alone, contextlib.ExitStack() as downloads, files.atomic_dir(out_dir) as folder:
         labeled_texts.write_jsonl(folder / "classification.jsonl", _messages(labeled, data, seed, downloads))
         files.write_json(folder / "instructions.json", _entries(entries, seed, downloads))
         if tokenizer_kind == "gpt2":
             bpe = registry.find("tokenizer", "gpt2-bpe")
-            download.link_all(bpe, downloads.enter_context(download.brought(bpe)), folder / "corpus" / "gpt2-bpe")
+            download.link_all(bpe, downloads.enter_context(download.downloaded(bpe)), folder / "corpus" / "gpt2-bpe")
         raw_corpus.write_corpus(corpus, seed, folder / "corpus", downloads)
         return _figures(folder)
 
 
 def _resolved(problems: list[str], key: str, resolve: Any, *args: Any) -> Any:
-    """What `resolve` finds; a mistake is noted, so that everything wrong with the names is told at once."""
+    """Resolve a name; an error is collected, so that all wrong names are reported together."""
     try:
         return resolve(*args)
     except UserError as error:
@@ -74,7 +74,7 @@ def _resolved(problems: list[str], key: str, resolve: Any, *args: Any) -> Any:
 
 
 def _table(kind: Literal["classification", "instructions"], name: str, own_dir: Path) -> Asset | Path:
-    """A source of messages or instructions: an asset, or a file in data/own/."""
+    """Return a source of messages or instructions: an asset, or a file in data/own/."""
     if not name.startswith("own/"):
         return registry.find(kind, name)
     parts = PurePosixPath(name).parts[1:]
@@ -82,8 +82,7 @@ def _table(kind: Literal["classification", "instructions"], name: str, own_dir: 
         raise UserError(f"{name!r} must name a file in {own_dir}, such as own/{kind}{OWN_SUFFIXES[kind][0]}")
     path = own_dir.joinpath(*parts)
     if not path.exists():
-        there = ", ".join(f"own/{p.name}" for p in sorted(own_dir.glob("*")) if p.name != "README.md")
-        raise UserError(f"{path}: no such file; in {own_dir} there is: {there or 'nothing yet'}")
+        raise UserError(f"{path}: no such file; {raw_corpus.own_listing(own_dir)}")
     if not path.is_file() or path.suffix.lower() not in OWN_SUFFIXES[kind]:
         allowed = ", ".join(suffix or "no suffix" for suffix in OWN_SUFFIXES[kind])
         raise UserError(f"{path}: must be a file of the kind {allowed}")
@@ -97,7 +96,7 @@ def _messages(
         return labeled_texts.read_table(source, data.classification_label_column, data.classification_text_column)
     if source.origin == "generated":
         return [labeled_texts.Message(label, text) for label, text in generate_messages(seed)]
-    return labeled_texts.read_table(downloads.enter_context(download.brought(source)) / source.files[0].name)
+    return labeled_texts.read_table(downloads.enter_context(download.downloaded(source)) / source.files[0].name)
 
 
 def _entries(source: Asset | Path, seed: int, downloads: contextlib.ExitStack) -> list[Any]:
@@ -105,7 +104,7 @@ def _entries(source: Asset | Path, seed: int, downloads: contextlib.ExitStack) -
         return instructions.read(source)
     if source.origin == "generated":
         return generate_instructions(seed)
-    return instructions.read(downloads.enter_context(download.brought(source)) / source.files[0].name)
+    return instructions.read(downloads.enter_context(download.downloaded(source)) / source.files[0].name)
 
 
 def _figures(folder: Path) -> dict[str, Any]:

@@ -1,6 +1,6 @@
 """The corpus of `download-data`: from names in params to files of documents in `train/` and `val/`.
 
-Plain text gets `\\n` as line end and loses its byte order mark; other files are taken as they are, after a look inside.
+Plain text gets LF line ends and loses its byte order mark; other files are checked and taken unchanged.
 """
 
 from __future__ import annotations
@@ -30,14 +30,14 @@ GUTENBERG = re.compile(
 
 
 class OwnFiles(NamedTuple):
-    """Files of a person's own, and the folder from which their names are told."""
+    """The user's own files, and the folder to which their names are relative."""
 
     paths: list[Path]
     folder: Path
 
 
 def resolve(name: str, own_dir: Path) -> Asset | OwnFiles:
-    """A source by a name of the registry, by its address, or `own/` and a file, folder or glob. Raises UserError."""
+    """Find a source by its registry name, its URL, or `own/` and a file, folder, or glob. Raises UserError."""
     if "://" in name:
         asset = registry.from_url(name)
         _check_format(PurePosixPath(asset.files[0].name))
@@ -51,7 +51,7 @@ def _own(own_dir: Path, name: str) -> OwnFiles:
         raise UserError(f"{name!r} must name a file in {own_dir}, such as own/corpus.txt or own/*.jsonl.zst")
     path = own_dir.joinpath(*pattern)
     if path.is_dir():
-        paths = [found for found in sorted(path.iterdir()) if found.is_file() and documents.format_of(found)]
+        paths = [p for p in sorted(path.iterdir()) if p.is_file() and documents.format_of(p)]
         if not paths:
             raise UserError(f"{path}: no file of documents in this folder ({documents.ALLOWED})")
         return OwnFiles(paths, path)
@@ -59,12 +59,15 @@ def _own(own_dir: Path, name: str) -> OwnFiles:
         _check_format(path)
         return OwnFiles([path], path.parent)
     matches = sorted(own_dir.glob("/".join(pattern)))
-    if paths := [found for found in matches if found.is_file() and documents.format_of(found)]:
+    if paths := [p for p in matches if p.is_file() and documents.format_of(p)]:
         return OwnFiles(paths, own_dir)
-    there = ", ".join(f"own/{p.name}" for p in sorted(own_dir.glob("*")) if p.name != "README.md")
-    raise UserError(
-        f"{path}: no such file of the kind {documents.ALLOWED}; in {own_dir} there is: {there or 'nothing yet'}"
-    )
+    raise UserError(f"{path}: no such file of the kind {documents.ALLOWED}; {own_listing(own_dir)}")
+
+
+def own_listing(own_dir: Path) -> str:
+    """Return the part of a message that lists the user's own files."""
+    names = ", ".join(f"own/{path.name}" for path in sorted(own_dir.glob("*")) if path.name != "README.md")
+    return f"in {own_dir} there is: {names or 'nothing yet'}"
 
 
 def _check_format(path: Path | PurePosixPath) -> None:
@@ -72,15 +75,15 @@ def _check_format(path: Path | PurePosixPath) -> None:
         raise UserError(f"{path}: must be a file of the kind {documents.ALLOWED}, or a folder of such files")
 
 
-def write_corpus(found: list[Asset | OwnFiles], seed: int, folder: Path, downloads: contextlib.ExitStack) -> None:
-    """Write all sources into `folder`; of several, each into a folder of its own within `train/` and `val/`.
+def write_corpus(sources: list[Asset | OwnFiles], seed: int, folder: Path, downloads: contextlib.ExitStack) -> None:
+    """Write all sources into `folder`; if there are several, each into its own folder within `train/` and `val/`.
 
-    A person's own files go first: a mistake in them is found before anything is fetched. What is fetched is kept until
+    The user's own files go first: a mistake in them is found before anything is fetched. Downloads are kept until
     `downloads` is closed.
     """
-    own_first = sorted(enumerate(found), key=lambda item: not isinstance(item[1], OwnFiles))
+    own_first = sorted(enumerate(sources), key=lambda item: not isinstance(item[1], OwnFiles))
     for number, source in own_first:
-        inner = f"{number:03d}" if len(found) > 1 else ""
+        inner = f"{number:03d}" if len(sources) > 1 else ""
         train, val = folder / "train" / inner, folder / "val" / inner
         if isinstance(source, OwnFiles):
             for path in source.paths:
@@ -88,14 +91,14 @@ def write_corpus(found: list[Asset | OwnFiles], seed: int, folder: Path, downloa
         elif source.origin == "generated":
             files.write_text(train / "tales.txt", SEPARATOR.join(generate_tales(seed, EMBEDDED_TALES)))
         else:
-            downloaded = downloads.enter_context(download.brought(source))
+            downloaded = downloads.enter_context(download.downloaded(source))
             for file in source.files:
                 out_dir = val if file.name in source.held_out else train
                 _take(downloaded / file.name, out_dir / file.name, source.cut, may_link=True)
 
 
 def _take(path: Path, out_path: Path, cut: str | None = None, may_link: bool = False) -> None:
-    """Bring one file to `out_path`, checked. `may_link`: nobody will write to it, and it may be large."""
+    """Check a file and copy it to `out_path`; `may_link` if it is never written again, and may be large."""
     plain = documents.format_of(path) in ((".txt", ""), None)
     if plain:
         out_path = out_path.with_suffix(".txt")
@@ -113,9 +116,9 @@ def _take(path: Path, out_path: Path, cut: str | None = None, may_link: bool = F
 
 
 def cut_gutenberg(path: Path) -> str:
-    """What stands between the START and END lines of a Project Gutenberg file, with `\\n` as line end.
+    """Return the text between the START and END lines of a Project Gutenberg file, with LF line ends.
 
-    What is around them is Project Gutenberg's licence, the same in each file: a model would learn it by heart.
+    Around it is Project Gutenberg's license, the same in each file: a model would learn it by heart.
     """
     text = re.sub(r"\r\n?", "\n", files.read_text(path))
     if not (match := GUTENBERG.search(text)) or not match[1].strip():
@@ -124,7 +127,7 @@ def cut_gutenberg(path: Path) -> str:
 
 
 def _copy_text(source: Path, out_path: Path) -> None:
-    """Copy a UTF-8 text of any size with `\\n` as line end and without a byte order mark."""
+    """Copy a UTF-8 text of any size with LF line ends and without a byte order mark."""
     is_empty = True
     try:
         with source.open(encoding="utf-8-sig") as text, out_path.open("w", encoding="utf-8", newline="\n") as copy:

@@ -1,4 +1,4 @@
-"""Instructions with their answers, in Alpaca's form (Taori et al. 2023): read, check, split."""
+"""Instructions with their responses, in Alpaca's form (Taori et al. 2023): read, check, split."""
 
 from __future__ import annotations
 
@@ -24,15 +24,15 @@ class Splits(NamedTuple):
 
 
 def read(path: str | os.PathLike[str]) -> list[Entry]:
-    """Read a JSON list of objects with the keys instruction, input (may be missing) and output; others are dropped.
+    """Read a JSON list of objects with the keys instruction, input (optional), and output; other keys are dropped.
 
     Raises:
         UserError: names file, entry (counted from 1) and key: not a list, empty, a key missing, empty or not a text.
     """
     entries = files.read_json(path)
     if not isinstance(entries, list):
-        found = "an object" if isinstance(entries, dict) else type(entries).__name__
-        raise UserError(f'{path}: must be a list of entries, found {found}; write [{{"instruction": …}}, …]')
+        kind = "an object" if isinstance(entries, dict) else type(entries).__name__
+        raise UserError(f'{path}: must be a list of entries, found {kind}; write [{{"instruction": …}}, …]')
     if not entries:
         raise UserError(f"{path}: the list is empty; it needs entries with instruction, input and output")
     return [_checked(f"{path}, entry {number}", entry) for number, entry in enumerate(entries, start=1)]
@@ -64,10 +64,10 @@ def _text(where: str, entry: dict[str, Any], key: str, may_be_empty: bool = Fals
 
 
 def split(entries: Sequence[Entry], val_fraction: float, test_fraction: float, seed: int) -> Splits:
-    """Split into training, validation and test, so that no input of one split occurs in another.
+    """Split into training, validation, and test, so that no input of one split occurs in another.
 
-    Entries that share an input (or, without one, their instruction) go into the same split: a model could learn the
-    answer for a test entry by heart otherwise.
+    Entries that share an input (or, without one, their instruction) go into the same split: otherwise a model could
+    learn the output of a test entry by heart.
 
     Raises:
         UserError: too few entries to put at least one into each split.

@@ -1,5 +1,7 @@
-"""Labelled texts of any number of classes: read, check, split. The first were the SMS Spam Collection's messages
-(Almeida, Hidalgo and Yamakami 2011)."""
+"""Labeled texts of any number of classes: read, check, split.
+
+The first were the messages of the SMS Spam Collection (Almeida, Hidalgo and Yamakami 2011).
+"""
 
 from __future__ import annotations
 
@@ -16,14 +18,15 @@ from typing import Any, NamedTuple
 from gpt2core import files
 from gpt2core.errors import UserError
 
-# Names of columns that are taken where the params name none; the first of each is taken even where others are there.
+# Columns to use if the params name none; the first of each is preferred to the others.
 LABEL_COLUMNS = ("label", "class", "category", "target")
 TEXT_COLUMNS = ("text", "message", "sentence", "content")
 SUFFIXES = (".tsv", ".csv", ".jsonl", ".parquet", ".txt", "")
-MIN_TEXTS = 3  # of a class: one each for training, validation and test
+MIN_TEXTS = 3  # per class: one each for training, validation and test
 MAX_LISTED = 5  # classes or columns in a message
 
 Row = tuple[int, Any, Any]  # its number, label, text
+Columns = tuple[str | None, str | None]  # names of the columns with labels and texts, where the params name them
 
 
 class Message(NamedTuple):
@@ -38,7 +41,7 @@ class Splits(NamedTuple):
 
 
 def classes(messages: Iterable[Message]) -> tuple[str, ...]:
-    """The labels' names in order, each once: by number where all are whole numbers, else by the alphabet.
+    """Return the distinct labels in order: by number if all are whole numbers, else by the alphabet.
 
     >>> classes([Message("10", "a"), Message("9", "b")]), classes([Message("spam", "a"), Message("ham", "b")])
     (('9', '10'), ('ham', 'spam'))
@@ -52,31 +55,31 @@ def classes(messages: Iterable[Message]) -> tuple[str, ...]:
 def read_table(
     path: str | os.PathLike[str], label_column: str | None = None, text_column: str | None = None
 ) -> list[Message]:
-    """Read labelled texts; the classes are those that the labels name.
+    """Read labeled texts; the classes are the distinct labels.
 
-    `.csv` is read with its quoting and needs a header line; `.jsonl` has an object a line; `.parquet` columns, and the
-    names of numbered classes where the `datasets` library wrote them. Anything else is one `label<TAB>text` a line
-    without quoting (a quotation mark is a character of the text), or has a header line that names its columns.
+    `.csv` is read with its quoting and needs a header line; `.jsonl` has one object per line; `.parquet` has columns,
+    and the names of numbered classes if the `datasets` library wrote them. Other files have one `label<TAB>text` per
+    line without quoting (a quotation mark is a character of the text), and perhaps a header line that names columns.
 
     Args:
         path: the file.
-        label_column: the column or key of the labels; None: the one of a name in `LABEL_COLUMNS`.
-        text_column: that of the texts; None: the one of a name in `TEXT_COLUMNS`.
+        label_column: the column or key of the labels; None: one in `LABEL_COLUMNS`.
+        text_column: the column or key of the texts; None: one in `TEXT_COLUMNS`.
 
     Raises:
         UserError: names file and row: empty file, not UTF-8, damaged, missing or ambiguous column, empty label or text,
             two labels that differ by capitals alone, or a single class.
     """
-    wanted = (label_column, text_column)
+    columns = (label_column, text_column)
     suffix = Path(path).suffix.lower()
     if suffix == ".parquet":
-        rows = _parquet_rows(path, wanted)
+        rows = _parquet_rows(path, columns)
     else:
         table = files.read_text(path).removeprefix("\ufeff")
         if not table.strip():
             raise UserError(f"{path}: the file is empty; it needs rows of label and text")
         read = {".csv": _csv_rows, ".jsonl": _jsonl_rows}.get(suffix, _tsv_rows)
-        rows = read(path, table, wanted)
+        rows = read(path, table, columns)
     messages: list[Message] = []
     first_rows: dict[str, tuple[int, str]] = {}  # by the label in small letters
     for row, label, text in rows:
@@ -87,12 +90,12 @@ def read_table(
         if name != first:
             raise UserError(f"{where}: label {name!r} is {first!r} of row {first_row:,} but for capitals; write one")
     if len(first_rows) < 2:
-        found = f"every row is labelled {messages[0].label!r}" if messages else "there is no row"
-        raise UserError(f"{path}: {found}; texts of two classes at least are needed")
+        rows_have = f"every row is labeled {messages[0].label!r}" if messages else "there is no row"
+        raise UserError(f"{path}: {rows_have}; texts of two classes at least are needed")
     return messages
 
 
-def _tsv_rows(path: str | os.PathLike[str], table: str, wanted: tuple[str | None, str | None]) -> Iterator[Row]:
+def _tsv_rows(path: str | os.PathLike[str], table: str, columns: Columns) -> Iterator[Row]:
     # Only \n and \r\n end a line: str.splitlines would also cut a text at U+0085 or U+2028.
     lines: Iterator[tuple[int, str]] = (
         (row, line.removesuffix("\r")) for row, line in enumerate(table.split("\n"), start=1)
@@ -100,8 +103,8 @@ def _tsv_rows(path: str | os.PathLike[str], table: str, wanted: tuple[str | None
     lines = ((row, line) for row, line in lines if line.strip())
     row, line = next(lines)
     header = [name.strip() for name in line.split("\t")]
-    if any(wanted) or all(any(_is(name, known) for name in header) for known in (LABEL_COLUMNS, TEXT_COLUMNS)):
-        label, text = (header.index(name) for name in _columns(f"{path}, row {row}", header, wanted))
+    if any(columns) or all(any(_is(name, known) for name in header) for known in (LABEL_COLUMNS, TEXT_COLUMNS)):
+        label, text = (header.index(name) for name in _columns(f"{path}, row {row}", header, columns))
     else:
         header, label, text = ["label", "text"], 0, 1
         lines = itertools.chain([(row, line)], lines)
@@ -114,11 +117,11 @@ def _tsv_rows(path: str | os.PathLike[str], table: str, wanted: tuple[str | None
         yield row, cells[label], cells[text]
 
 
-def _csv_rows(path: str | os.PathLike[str], table: str, wanted: tuple[str | None, str | None]) -> Iterator[Row]:
+def _csv_rows(path: str | os.PathLike[str], table: str, columns: Columns) -> Iterator[Row]:
     reader = csv.reader(io.StringIO(table, newline=""), strict=True)
     try:
         header = [name.strip() for name in next(reader)]
-        label, text = (header.index(name) for name in _columns(f"{path}, row 1", header, wanted))
+        label, text = (header.index(name) for name in _columns(f"{path}, row 1", header, columns))
         for cells in reader:
             if not cells:
                 continue
@@ -131,8 +134,8 @@ def _csv_rows(path: str | os.PathLike[str], table: str, wanted: tuple[str | None
         raise UserError(f"{path}, row {reader.line_num:,}: not CSV: {error}; is a quotation mark left open?") from None
 
 
-def _jsonl_rows(path: str | os.PathLike[str], table: str, wanted: tuple[str | None, str | None]) -> Iterator[Row]:
-    columns: tuple[str, str] | None = None
+def _jsonl_rows(path: str | os.PathLike[str], table: str, columns: Columns) -> Iterator[Row]:
+    names: tuple[str, str] | None = None
     for row, line in enumerate(table.split("\n"), start=1):
         if not line.strip():
             continue
@@ -143,19 +146,19 @@ def _jsonl_rows(path: str | os.PathLike[str], table: str, wanted: tuple[str | No
             raise UserError(f"{where}: not JSON: {error.msg}; a row is one object") from None
         if not isinstance(value, dict):
             raise UserError(f'{where}: must be an object such as {{"label": …, "text": …}}, found {line[:60]}')
-        columns = columns or _columns(where, list(value), wanted)
-        if missing := [name for name in columns if name not in value]:
+        names = names or _columns(where, list(value), columns)
+        if missing := [name for name in names if name not in value]:
             raise UserError(f"{where}: has no {' and no '.join(missing)}; it has {_listed(list(value))}")
-        yield row, value[columns[0]], value[columns[1]]
+        yield row, value[names[0]], value[names[1]]
 
 
-def _parquet_rows(path: str | os.PathLike[str], wanted: tuple[str | None, str | None]) -> Iterator[Row]:
+def _parquet_rows(path: str | os.PathLike[str], columns: Columns) -> Iterator[Row]:
     import pyarrow
     import pyarrow.parquet
 
     try:
         file = pyarrow.parquet.ParquetFile(path)
-        label, text = _columns(str(path), file.schema_arrow.names, wanted)
+        label, text = _columns(str(path), file.schema_arrow.names, columns)
         names = _class_names(file.schema_arrow.metadata or {}, label)
         row = 0
         for batch in file.iter_batches(columns=[label, text], use_threads=False):
@@ -169,7 +172,7 @@ def _parquet_rows(path: str | os.PathLike[str], wanted: tuple[str | None, str | 
 
 
 def _class_names(metadata: Mapping[bytes, bytes], column: str) -> list[str]:
-    """The names of numbered classes, which the `datasets` library writes beside the columns; none without it."""
+    """Return the names of numbered classes as the `datasets` library writes them, or an empty list."""
     try:
         feature = json.loads(metadata[b"huggingface"])["info"]["features"][column]
         return [str(name) for name in feature.get("names", [])]
@@ -177,18 +180,18 @@ def _class_names(metadata: Mapping[bytes, bytes], column: str) -> list[str]:
         return []
 
 
-def _columns(where: str, names: Sequence[str], wanted: tuple[str | None, str | None]) -> tuple[str, str]:
-    """The names of the labels' and the texts' column."""
-    found, problems, keys = [], [], []
-    for asked, known, key in zip(
-        wanted,
+def _columns(where: str, names: Sequence[str], columns: Columns) -> tuple[str, str]:
+    """Return the names of the columns with labels and texts."""
+    chosen, problems, keys = [], [], []
+    for column, known, key in zip(
+        columns,
         (LABEL_COLUMNS, TEXT_COLUMNS),
         ("data.classification_label_column", "data.classification_text_column"),
         strict=True,
     ):
-        if asked is not None:
-            fitting = [name for name in names if name == asked]
-            problem = f"no column {asked!r}"
+        if column is not None:
+            fitting = [name for name in names if name == column]
+            problem = f"no column {column!r}"
         else:
             fitting = [name for name in names if _is(name, known[:1])] or [name for name in names if _is(name, known)]
             problem = f"no column {known[0]} (or {', '.join(known[1:])})"
@@ -197,13 +200,13 @@ def _columns(where: str, names: Sequence[str], wanted: tuple[str | None, str | N
         if len(fitting) != 1:
             problems.append(problem)
             keys.append(key)
-        found += fitting[:1]
+        chosen += fitting[:1]
     if problems:
         listed = f"there are: {_listed(names)}; name it by {' and '.join(keys)} in params.yaml"
         raise UserError(f"{where}: {' and '.join(problems)}; {listed}")
-    if found[0] == found[1]:
-        raise UserError(f"{where}: column {found[0]!r} cannot be both the label and the text")
-    return found[0], found[1]
+    if chosen[0] == chosen[1]:
+        raise UserError(f"{where}: column {chosen[0]!r} cannot be both the label and the text")
+    return chosen[0], chosen[1]
 
 
 def _is(name: str, known: Sequence[str]) -> bool:
@@ -228,12 +231,12 @@ def _checked(where: str, label: object, text: object) -> Message:
     try:
         f"{label}{text}".encode()
     except UnicodeEncodeError:
-        raise UserError(f"{where}: half of a surrogate pair, which no text has; mend or leave out this row") from None
+        raise UserError(f"{where}: half of a surrogate pair, which no text has; fix or remove this row") from None
     return Message(label, text)
 
 
 def write_jsonl(path: str | os.PathLike[str], messages: Iterable[Message]) -> None:
-    """Write one `{"label", "text"}` a line, atomically; `read_table` reads it."""
+    """Write one `{"label", "text"}` per line, atomically; `read_table` reads it."""
     files.write_text(path, "".join(json.dumps(m._asdict(), ensure_ascii=False) + "\n" for m in messages))
 
 
@@ -246,18 +249,18 @@ def split(
     balance: bool = True,
     drop_duplicates: bool = True,
 ) -> Splits:
-    """Split into training, validation and test; each has its share of every class, and one text of it at least.
+    """Split into training, validation, and test; each has its fraction of every class, and at least one text of it.
 
-    A text that occurs several times is in one split alone, or the test set would leak into training. The same seed
-    gives the same splits.
+    A text that occurs several times is in one split only, or the test set would leak into training. The splits depend
+    on the seed alone.
 
     Args:
-        messages: of two classes or more.
-        val_fraction: of the different texts of each class.
-        test_fraction: likewise.
-        seed: of the draw.
-        balance: whether the more frequent classes are sampled down to the least frequent one.
-        drop_duplicates: whether repeats of a text are left out; the first one's label counts.
+        messages: texts of two or more classes.
+        val_fraction: fraction of the distinct texts of each class.
+        test_fraction: fraction of the distinct texts of each class.
+        seed: random seed of the draw.
+        balance: whether to sample the more frequent classes down to the least frequent one.
+        drop_duplicates: whether to drop repeats of a text; the first one's label counts.
 
     Raises:
         UserError: a class has fewer than `MIN_TEXTS` different texts.
@@ -269,18 +272,19 @@ def split(
     by_class: dict[str, list[list[Message]]] = {label: [] for label in classes(messages)}
     for group in groups.values():
         by_class[group[0].label].append(group[:1] if drop_duplicates else group)
-    if few := sorted((len(found), label) for label, found in by_class.items() if len(found) < MIN_TEXTS):
+    if small := sorted((len(texts), label) for label, texts in by_class.items() if len(texts) < MIN_TEXTS):
         raise UserError(
-            f"too few messages to split: class {_listed([f'{label!r} has {n}' for n, label in few])}, without repeats; "
-            f"each of the {len(by_class):,} classes needs {MIN_TEXTS}, for training, validation and test; add some, or "
-            "rename or remove the class, or name another column by data.classification_label_column"
+            f"too few messages to split: class {_listed([f'{label!r} has {n}' for n, label in small])}, without "
+            f"repeats; each of the {len(by_class):,} classes needs {MIN_TEXTS}, for training, "
+            "validation and test; add some, or rename or remove the class, or name another column by "
+            "data.classification_label_column"
         )
     least = min(map(len, by_class.values()))
     splits = Splits([], [], [])
-    for found in by_class.values():
-        n = least if balance else len(found)
+    for texts in by_class.values():
+        n = least if balance else len(texts)
         n_test, n_val = max(1, round(n * test_fraction)), max(1, round(n * val_fraction))
-        drawn = rng.sample(found, n)
+        drawn = rng.sample(texts, n)
         cuts = (drawn[n_test + n_val :], drawn[n_test : n_test + n_val], drawn[:n_test])
         for part, groups_of_part in zip(splits, cuts, strict=True):
             part.extend(message for group in groups_of_part for message in group)

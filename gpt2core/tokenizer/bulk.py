@@ -1,10 +1,10 @@
-"""The same ids as `Tokenizer.encode`, faster: for corpora, many pieces of documents in one call, as an array.
+"""The same ids as `Tokenizer.encode`, faster: many pieces of documents in one call, as an array.
 
-Most of tiktoken's time goes into cutting words, and most of that into one alternative of GPT-2's pattern: `\\s+(?!\\S)`
-leaves the last white space of a run to the word behind it, and a pattern that looks ahead is matched by backtracking.
-Without it, the pattern is matched by a finite automaton, almost twice as fast. So the runs are cut before the matching:
-a mark is set before the last white space of each run that a word follows. The marks are special tokens, whose ids are
-then removed; another mark stands for the end of a document.
+Most of tiktoken's time goes into cutting words, and most of that into one alternative of GPT-2's pattern: it leaves the
+last white space of a run to the word after it by a negative lookahead, and a pattern that looks ahead is matched by
+backtracking. Without it, the pattern is matched by a finite automaton, almost twice as fast. So the runs are cut before
+the matching: a mark is set before the last white space of each run that a word follows. The marks are special tokens,
+whose ids are then removed; another mark is the end of a document.
 """
 
 from __future__ import annotations
@@ -17,16 +17,16 @@ import tiktoken
 
 from gpt2core.tokenizer.byte_pair import Tokenizer
 
-WORDS = r"""'(?:[sdmt]|ll|ve|re)| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+"""  # WORD_PATTERN that does not look ahead
+WORDS = r"""'(?:[sdmt]|ll|ve|re)| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+"""  # WORD_PATTERN without lookahead
 
-CUT, END = "\x00", "\x01"  # control characters that texts do without
+CUT, END = "\x00", "\x01"  # control characters that texts do not contain
 IS_SPACE = np.isin(np.arange(256), np.frombuffer(b"\t\n\v\f\r ", np.uint8))
-# The white space that the pattern's \s knows beyond ASCII: a text with one of these takes the slow way.
+# The white space that the pattern's \s knows beyond ASCII: a text with one of these is encoded by `Tokenizer`.
 OTHER_SPACE = "\x85\xa0\u1680\u2028\u2029\u202f\u205f\u3000" + "".join(map(chr, range(0x2000, 0x200B)))
 
 
 class BulkEncoder:
-    """Encodes many pieces of text at once.
+    """Encoder of many pieces of text in one call.
 
     >>> BulkEncoder(tokenizer).encode([("One day", False), (" it rained.", True)])  # doctest: +SKIP
     array([3198, 1110, 340, 6290, 276, 13, 50256], dtype=uint32)
@@ -45,11 +45,14 @@ class BulkEncoder:
         )
 
     def encode(self, pieces: Sequence[tuple[str, bool]]) -> np.ndarray:
-        """The ids of all pieces in a row, with the end-of-text id behind each that ends its document: [n] uint32
+        """Return the ids of all pieces in a row, with the end-of-text id after each that ends its document.
 
         Args:
             pieces: text, and whether the document ends with it. A document is cut into pieces only where no token is
                 (`gpt2core.corpus.documents.SAFE_CUT`).
+
+        Returns:
+            [n] uint32.
 
         Raises:
             UserError: as `Tokenizer.encode`.

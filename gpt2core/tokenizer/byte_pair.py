@@ -1,7 +1,7 @@
 """A byte-level BPE tokenizer: a table of tokens, encoded by `tiktoken`, kept in GPT-2's own two files.
 
 The three kinds of the pipeline differ only in the table: `train.py` learns it, GPT-2's comes from OpenAI's files, and
-one token a character is a table whose merges only join the bytes of a character.
+one token per character is a table whose merges only join the bytes of a character.
 """
 
 from __future__ import annotations
@@ -27,14 +27,14 @@ WORD_PATTERN = r"""'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|
 
 @functools.cache
 def printable_bytes() -> dict[int, str]:
-    """GPT-2's way to write any byte as a printable character, so that a vocabulary can be JSON.
+    """Return GPT-2's printable character for each byte, so that a vocabulary can be JSON.
 
-    Printable Latin-1 stays as it is, the other 68 bytes move to U+0100 and on: a space is written Ġ. The order of this
-    dict is the order of GPT-2's first 256 ids.
+    Printable Latin-1 stays as it is, the other 68 bytes move to U+0100 and above: a space is written Ġ. The order of
+    this dict is the order of GPT-2's first 256 ids.
     """
-    kept = [*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)]
-    moved = [byte for byte in range(256) if byte not in kept]
-    return {byte: chr(byte) for byte in kept} | {byte: chr(256 + i) for i, byte in enumerate(moved)}
+    printable = [*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)]
+    moved = [byte for byte in range(256) if byte not in printable]
+    return {byte: chr(byte) for byte in printable} | {byte: chr(256 + i) for i, byte in enumerate(moved)}
 
 
 def _to_printable(token: bytes) -> str:
@@ -54,8 +54,8 @@ class Tokenizer:
     """Text to ids and back.
 
     Args:
-        ranks: each token's bytes with its id; of two possible merges the one with the lower id is made first.
-        merges: the pairs of tokens in the order in which they were learned; what `merges.txt` holds.
+        ranks: each token's bytes with its id; of two possible merges the one with the lower id is applied first.
+        merges: pairs of tokens in the order in which they were learned, as in `merges.txt`.
         eot_id: the id of `<|endoftext|>`, which separates documents and is never found in plain text.
     """
 
@@ -75,31 +75,31 @@ class Tokenizer:
         )
 
     def encode(self, text: str, *, allow_special: bool = False) -> list[int]:
-        """Ids of a text. `<|endoftext|>` in it is plain text, unless `allow_special` makes it the separator.
+        """Return the ids of a text; `<|endoftext|>` is plain text, unless `allow_special` makes it the separator.
 
         Raises:
             UserError: a character tokenizer meets a character that its corpus did not have.
         """
         if self._foreign:
             plain = text.replace(END_OF_TEXT, "") if allow_special else text
-            if found := self._foreign.search(plain):
+            if unknown := self._foreign.search(plain):
                 raise UserError(
-                    f"the tokenizer knows only the characters of its corpus, and {found.group()!r} is not one of them; "
-                    "leave it out, or train with tokenizer.kind: bpe"
+                    f"the tokenizer knows only the characters of its corpus, and {unknown.group()!r} is not one "
+                    "of them; leave it out, or train with tokenizer.kind: bpe"
                 )
         if allow_special:
             return self._encoding.encode(text, allowed_special={END_OF_TEXT})
         return self._encoding.encode_ordinary(text)
 
     def decode(self, ids: list[int]) -> str:
-        """The text of ids; bytes that are not UTF-8 become U+FFFD. Raises UserError on an id outside the vocabulary."""
+        """Return the text of ids; bytes that are not UTF-8 become U+FFFD. Raises UserError on an unknown id."""
         try:
             return self._encoding.decode(ids)
         except KeyError as error:
             raise UserError(f"token id {error} is not in this vocabulary of {self.vocab_size}") from None
 
     def token_bytes(self, token_id: int) -> bytes:
-        """The bytes of one token."""
+        """Return the bytes of one token."""
         return self._encoding.decode_single_token_bytes(token_id)
 
     @functools.cached_property
@@ -153,7 +153,7 @@ class Tokenizer:
 
     @staticmethod
     def is_in(folder: str | os.PathLike[str]) -> bool:
-        """Whether a directory has the files of a tokenizer."""
+        """Return whether a directory has the files of a tokenizer."""
         names = {path.name for path in Path(folder).iterdir()}
         return {"vocab.json", "merges.txt"} <= names or TOKENIZER_JSON in names
 
@@ -198,7 +198,7 @@ class Tokenizer:
         vocab_path: str | os.PathLike[str],
         merges_path: str | os.PathLike[str],
     ) -> Tokenizer:
-        """From tokens in printable form with their ids, and pairs of tokens, each with its place in the file."""
+        """Build a tokenizer from printable tokens with ids, and pairs of tokens with their places in the file."""
         if not isinstance(vocab, dict) or END_OF_TEXT not in vocab:
             raise UserError(f"{vocab_path}: must be a JSON object of tokens and ids with {END_OF_TEXT!r} among them")
         if set(map(type, vocab.values())) != {int} or sorted(vocab.values()) != list(range(len(vocab))):

@@ -1,4 +1,4 @@
-"""Learn a vocabulary from a corpus: byte-pair encoding (Sennrich et al. 2016), or one token a character."""
+"""Learning of a vocabulary: byte-pair encoding (Sennrich et al. 2016), or one token per character."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def train_bpe(documents: Iterable[str], vocab_size: int) -> Tokenizer:
 
 
 def count_words(documents: Iterable[str]) -> Counter[str]:
-    """How often each word of GPT-2's pattern occurs: all that the merges depend on."""
+    """Count the words of GPT-2's pattern: all that the merges depend on."""
     pattern = regex.compile(WORD_PATTERN)
     words: Counter[str] = Counter()
     for document in documents:
@@ -59,7 +59,7 @@ def merge_words(words: Counter[str], vocab_size: int) -> Tokenizer:
         if count == 0:
             raise UserError(
                 f"tokenizer.vocab_size: {vocab_size} is more than this corpus gives; "
-                f"it has at most {len(tokens) + 1} tokens: lower vocab_size or bring more text"
+                f"it has at most {len(tokens) + 1} tokens: lower vocab_size or add text"
             )
         new = len(tokens)
         merges.append((tokens[pair[0]], tokens[pair[1]]))
@@ -67,16 +67,16 @@ def merge_words(words: Counter[str], vocab_size: int) -> Tokenizer:
         changed: set[Pair] = set()
         for index in words_with.pop(pair):
             old, ids = spelled[index], _merge(spelled[index], pair, new)
-            for neighbours in zip(old, old[1:], strict=False):
-                counts[neighbours] -= frequency[index]
-                changed.add(neighbours)
-            for neighbours in zip(ids, ids[1:], strict=False):
-                counts[neighbours] += frequency[index]
-                words_with[neighbours].add(index)
-                changed.add(neighbours)
+            for neighbors in zip(old, old[1:], strict=False):
+                counts[neighbors] -= frequency[index]
+                changed.add(neighbors)
+            for neighbors in zip(ids, ids[1:], strict=False):
+                counts[neighbors] += frequency[index]
+                words_with[neighbors].add(index)
+                changed.add(neighbors)
             spelled[index] = ids
-        for neighbours in changed:
-            heapq.heappush(heap, (-counts[neighbours], neighbours))
+        for neighbors in changed:
+            heapq.heappush(heap, (-counts[neighbors], neighbors))
 
     return Tokenizer({token: i for i, token in enumerate(tokens)}, merges, eot_id=len(tokens))
 
@@ -104,10 +104,10 @@ def _merge(ids: list[int], pair: Pair, new: int) -> list[int]:
 
 
 def train_char(documents: Iterable[str]) -> Tokenizer:
-    """One token for each character of the corpus, in code point order, then `<|endoftext|>`.
+    """Return one token per character of the corpus, in code point order, then `<|endoftext|>`.
 
-    A character outside ASCII has several bytes: their singles and prefixes are tokens too (behind the characters, in
-    the order in which they must merge), which no encoded text ever shows.
+    A character outside ASCII has several bytes. Its bytes and prefixes are tokens too, after the characters and in the
+    order in which they must merge; no encoded text contains them.
     """
     characters = sorted({character for document in documents for character in set(document)})
     if not characters:

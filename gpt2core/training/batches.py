@@ -176,7 +176,7 @@ def next_token_batch(ids: Sequence[Sequence[int]], targets: Sequence[Sequence[in
         pad_id: pads the shorter rows.
 
     Returns:
-        ids [B, T]; the positions [n] in the flattened [B * T] that have a target; and these targets [n]. See `GPT.loss`.
+        ids [B, T]; the positions [n] in the flattened [B * T] with a target; and these targets [n]; see `GPT.loss`.
     """
     flat = pad(targets, IGNORE).flatten()  # [B * T]
     # Not on the device: there, everything would wait for the number of positions.

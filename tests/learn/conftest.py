@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator
 
 import pytest
 import torch
+
+from tests.conftest import ROOT
+
+sys.path.insert(0, str(ROOT / "tools" / "docs"))  # its scripts import each other
 
 
 @pytest.fixture(autouse=True)

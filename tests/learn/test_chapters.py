@@ -6,10 +6,12 @@ import re
 import xml.etree.ElementTree as ET
 from pathlib import Path
 
+import chapters
+import diagrams
+import pictures
 import pytest
 
 from gpt2core.errors import UserError
-from gpt2core.learn import chapters, diagrams
 from tests.conftest import ROOT
 
 FOLDER = ROOT / "docs" / "learn"
@@ -42,9 +44,9 @@ def test_a_chapter_runs_and_makes_its_pictures(path: Path, tmp_path: Path, monke
 @pytest.mark.parametrize("path", PAGES, ids=lambda path: path.stem)
 def test_a_chapter_shows_the_packages_source_and_committed_pictures(path: Path) -> None:
     text = path.read_text(encoding="utf-8")
-    assert chapters.with_sources(text) == text, "run: python -m gpt2core.learn.chapters docs/learn"
-    for picture in PICTURE.findall(text):
-        assert (FOLDER / picture).is_file()
+    assert chapters.with_sources(text) == text, "run: python tools/docs/chapters.py docs/learn"
+    for name in PICTURE.findall(text):
+        assert (FOLDER / name).is_file()
 
 
 def test_no_picture_is_left_over() -> None:
@@ -85,8 +87,6 @@ def test_sources_are_filled_in_and_unknown_ones_refused() -> None:
 
 
 def test_the_same_picture_has_the_same_bytes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from gpt2core.learn import pictures
-
     monkeypatch.chdir(tmp_path)
     matrix = [[0.1 * i * j for i in range(5)] for j in range(4)]
     for name in ("a", "b"):
@@ -102,7 +102,7 @@ def test_the_same_picture_has_the_same_bytes(tmp_path: Path, monkeypatch: pytest
 def test_a_diagram_says_the_same_in_every_form(name: str) -> None:
     diagram = diagrams.DIAGRAMS[name]
     tex = (FOLDER / "tikz" / f"{name}.tex").read_text(encoding="utf-8")
-    assert tex == diagrams.tikz(diagram), "run: python -m gpt2core.learn.chapters docs/learn"
+    assert tex == diagrams.tikz(diagram), "run: python tools/docs/chapters.py docs/learn"
     svg = (FOLDER / "img" / f"{name}.svg").read_text(encoding="utf-8")
     mermaid = diagrams.mermaid(diagram)
     for node in diagram.nodes.values():

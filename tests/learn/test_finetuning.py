@@ -81,7 +81,7 @@ def test_instructions_become_the_pipelines_batches(tokenizer: Tokenizer) -> None
     assert torch.equal(targets.flatten()[target_positions], batch.targets)
 
 
-def test_a_detour_is_the_sum_of_two_matrices_forward_and_backward() -> None:
+def test_an_adapter_is_the_sum_of_two_matrices_forward_and_backward() -> None:
     ours = random_weights(LinearWithLoRA(nn.Linear(6, 4), rank=2, alpha=3))
     A, B = ours.lora.A, ours.lora.B
     x = torch.randn(5, 6, dtype=torch.float64)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
@@ -9,8 +10,11 @@ import pytest
 pytest.importorskip("jupytext")
 nbclient = pytest.importorskip("nbclient")
 
+import chapters  # noqa: E402
+import notebooks  # noqa: E402
+
 from gpt2core.errors import UserError  # noqa: E402
-from gpt2core.learn import chapters, notebooks  # noqa: E402
+from tests.conftest import ROOT  # noqa: E402
 from tests.learn.test_chapters import PAGES, PICTURE  # noqa: E402
 
 
@@ -27,6 +31,7 @@ def test_a_notebook_has_the_chapters_code_and_nothing_of_the_page(path: Path) ->
 @pytest.mark.parametrize("path", PAGES, ids=lambda path: path.stem)
 def test_a_notebook_runs_from_top_to_bottom(path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    monkeypatch.setenv("PYTHONPATH", str(ROOT / "tools" / "docs"), prepend=os.pathsep)
     made = notebooks.notebook(path)
     nbclient.NotebookClient(made, timeout=300, resources={"metadata": {"path": tmp_path}}).execute()
     for picture in PICTURE.findall(path.read_text(encoding="utf-8")):
@@ -36,7 +41,7 @@ def test_a_notebook_runs_from_top_to_bottom(path: Path, tmp_path: Path, monkeypa
 def test_the_same_page_makes_the_same_bytes(tmp_path: Path) -> None:
     for name in ("a", "b"):
         notebooks.main(str(PAGES[0].parent), str(tmp_path / name))
-    made = sorted((tmp_path / "a").iterdir())
+    made = sorted((tmp_path / "a").glob("*.ipynb"))
     assert [path.stem for path in made] == sorted(path.stem for path in PAGES)
     for path in made:
         assert path.read_bytes() == (tmp_path / "b" / path.name).read_bytes()

@@ -259,7 +259,7 @@ def test_a_text_longer_than_a_block_is_copied_whole(project: Path, monkeypatch: 
             "corpus",
             "a.pdf",
             "text",
-            "a.pdf: must be a file of the kind .txt, .jsonl (both also with .gz or .zst behind) or .parquet",
+            "a.pdf: must be a file of the kind .txt, .jsonl (both also with .gz or .zst appended) or .parquet",
         ),
         ("corpus", "a.jsonl", "\n\n", "a.jsonl: the file is empty"),
         ("corpus", "a.jsonl", '{"body": "text"}', "a.jsonl, row 1: must be a JSON object with the document under"),

@@ -35,7 +35,7 @@ def test_every_size_that_params_allow_has_an_asset_of_seven_files() -> None:
 @pytest.mark.parametrize("asset", PUBLIC, ids=lambda asset: asset.name)
 def test_public_files_come_over_https_and_data_is_pinned(asset: Asset) -> None:
     assert asset.files
-    assert asset.licence
+    assert asset.license
     for file in asset.files:
         assert file.urls
         assert all(url.startswith("https://") for url in file.urls)

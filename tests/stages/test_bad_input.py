@@ -437,7 +437,7 @@ def jsonl(rows: list[Any]) -> str:
         (jsonl([*MESSAGES, {"label": "ham", "text": ""}]), ["row 81", "empty"]),
         (jsonl(MESSAGES[:4]), ["too few messages"]),
         (jsonl([MESSAGES[0], MESSAGES[1]] * 500), ["too few messages"]),
-        (jsonl(MESSAGES[::2]), ["every row is labelled 'ham'"]),
+        (jsonl(MESSAGES[::2]), ["every row is labeled 'ham'"]),
     ],
 )
 def test_finetune_classify_messages(with_models: Folder, fails: Stage, content: Any, words: list[str]) -> None:

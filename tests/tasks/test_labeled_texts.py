@@ -108,7 +108,7 @@ def test_parquet_is_read_and_the_names_of_its_numbered_classes(tmp_path: Path) -
         ("a.tsv", "ham\thi\nspam win\n", "row 2: 'spam win' has no tab"),
         ("a.tsv", "ham\thi\n\nHam\twin\n", "row 3: label 'Ham' is 'ham' of row 1 but for capitals"),
         ("a.tsv", "ham\thi\nspam\t \n", "row 2: the text is empty"),
-        ("a.tsv", "ham\thi\nham\tho\n", "every row is labelled 'ham'; texts of two classes at least are needed"),
+        ("a.tsv", "ham\thi\nham\tho\n", "every row is labeled 'ham'; texts of two classes at least are needed"),
         ("a.tsv", "label\ttext\n", "there is no row"),
         ("a.tsv", "id\tlabel\ttext\n1\tham\n", "row 2: 2 column(s), the header has 3"),
         (

@@ -14,7 +14,8 @@ from typing import Any
 import pytest
 import yaml
 
-from gpt2core.config import Mlflow, Params
+from gpt2core.config.mlflow import Mlflow
+from gpt2core.params import Params
 from gpt2core.tracking import track_stage
 from gpt2core.tracking.sync import sync
 

@@ -1,14 +1,14 @@
-"""The flow of the forward pass and of the training step: one description, written as Mermaid, as SVG and as TikZ."""
+"""The flow of the forward pass and of the training step as Mermaid, SVG, and TikZ, from one description."""
 
 from __future__ import annotations
 
 from typing import NamedTuple
 
-from gpt2core.learn.pictures import COLORS, picture
+from pictures import COLORS, picture
 
 
 class Node(NamedTuple):
-    """A box. x to the right and y downwards, in boxes."""
+    """A box at x (to the right) and y (downwards), in boxes."""
 
     text: str
     x: float
@@ -16,7 +16,7 @@ class Node(NamedTuple):
 
 
 class Edge(NamedTuple):
-    """An arrow; a bent one goes around what lies between."""
+    """An arrow; a bent one goes around the boxes in between."""
 
     start: str
     end: str
@@ -24,7 +24,7 @@ class Edge(NamedTuple):
 
 
 class Diagram(NamedTuple):
-    """Boxes by name, arrows, and the boxes that a frame holds together, with the frame's title."""
+    """Boxes by name, arrows, and the boxes inside a frame with a title."""
 
     nodes: dict[str, Node]
     edges: tuple[Edge, ...]
@@ -33,7 +33,7 @@ class Diagram(NamedTuple):
 
 
 def chain(*names: str) -> tuple[Edge, ...]:
-    """Arrows from each to the next."""
+    """Return arrows from each box to the next."""
     return tuple(Edge(start, end) for start, end in zip(names, names[1:], strict=False))
 
 
@@ -75,7 +75,7 @@ DIAGRAMS = {"forward-pass": FORWARD_PASS, "training-step": TRAINING_STEP}
 
 
 def mermaid(diagram: Diagram) -> str:
-    """Mermaid places the boxes itself."""
+    """Return the Mermaid source; Mermaid places the boxes itself."""
 
     def box(name: str) -> str:
         text = diagram.nodes[name].text
@@ -89,7 +89,7 @@ def mermaid(diagram: Diagram) -> str:
 
 
 def tikz(diagram: Diagram) -> str:
-    """A LaTeX document of its own, for `pdflatex`."""
+    """Return a LaTeX document for `pdflatex`."""
     lines = [
         r"\documentclass{article}",
         r"\usepackage{tikz}",
@@ -112,7 +112,7 @@ def tikz(diagram: Diagram) -> str:
 
 
 def _around(diagram: Diagram, edge: Edge) -> str:
-    """Of a bent arrow the two corners."""
+    """Return the two corners of a bent arrow."""
     if not edge.bent:
         return ""
     return "".join(f"({AROUND}, {diagram.nodes[name].y:g}) -- " for name in edge[:2])
@@ -138,7 +138,7 @@ def svg(name: str) -> None:
         for edge in diagram.edges:
             (x0, y0), (x1, y1) = (diagram.nodes[name][1:] for name in edge[:2])
             patches = dict(patchB=boxes[edge.end].get_bbox_patch(), shrinkB=1)
-            if edge.bent:  # behind the boxes, whose white hides what lies under them
+            if edge.bent:  # under the boxes, whose white background hides it
                 axes.plot([x0, AROUND, AROUND], [y0, y0, y1], color="black", lw=0.9, zorder=0)
                 x0, y0 = AROUND, y1
             else:

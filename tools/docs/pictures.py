@@ -1,6 +1,6 @@
-"""The pictures of the chapters. The same numbers give the same bytes, in colours that colour-blind people tell apart.
+"""Pictures of the chapters: each function writes `img/NAME.svg` in the working directory.
 
-Each function writes `img/NAME.svg` in the working directory.
+The same numbers give the same bytes, in colors that color-blind people can tell apart.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ Matrix = Sequence[Sequence[float]]  # [rows, columns]
 
 @contextlib.contextmanager
 def picture(name: str, inches: tuple[float, float] = (6.4, 3.6)) -> Iterator[Figure]:
-    """A figure to draw on; afterwards it is written, whole or not at all."""
+    """Yield a figure to draw on, then write it, whole or not at all."""
     with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=inches, layout="constrained")
         FigureCanvasSVG(figure)
@@ -49,7 +49,7 @@ def picture(name: str, inches: tuple[float, float] = (6.4, 3.6)) -> Iterator[Fig
 def heatmaps(
     name: str, maps: Mapping[str, Matrix], rows: Sequence[str] = (), columns: Sequence[str] = (), low: float = 0.0
 ) -> None:
-    """Matrices side by side, [rows, columns] each, on one scale from `low` to their largest value; titles are keys."""
+    """Draw matrices [rows, columns] next to each other, on one scale from `low` to their maximum; keys are titles."""
     matrices = {title: np.asarray(matrix, dtype=float) for title, matrix in maps.items()}
     high = max(matrix.max() for matrix in matrices.values())
     with picture(name, (1.2 + 3.2 * len(maps), 3.6)) as figure:
@@ -67,7 +67,7 @@ def heatmaps(
 
 
 def surface(name: str, matrix: Matrix, x: str, y: str, z: str) -> None:
-    """A matrix [rows, columns] as a landscape: rows along y, columns along x, values up."""
+    """Draw a matrix [rows, columns] as a surface: rows along y, columns along x, values along z."""
     heights = np.asarray(matrix, dtype=float)
     columns, rows = np.meshgrid(np.arange(heights.shape[1]), np.arange(heights.shape[0]))
     with picture(name, (5.6, 4.4)) as figure:
@@ -80,7 +80,7 @@ def surface(name: str, matrix: Matrix, x: str, y: str, z: str) -> None:
 
 
 def curves(name: str, lines: Mapping[str, Curve], x: str, y: str, log: str = "") -> None:
-    """Lines over common axes; labels are keys. log: the axes that are logarithmic, such as "xy"."""
+    """Draw lines over common axes; keys are labels, and `log` names the logarithmic axes, such as "xy"."""
     with picture(name) as figure:
         axes = figure.subplots()
         for (label, (xs, ys)), style in zip(lines.items(), ("-", "--", "-.", ":", (0, (5, 1)), "-"), strict=False):
@@ -94,7 +94,7 @@ def curves(name: str, lines: Mapping[str, Curve], x: str, y: str, log: str = "")
 def bars(
     name: str, groups: Mapping[str, Mapping[str, float]], y: str, log: bool = False, stacked: bool = False
 ) -> None:
-    """Bars by group (the outer keys, the legend) over common labels (the inner keys, the x axis)."""
+    """Draw bars by group (the outer keys, the legend) over common labels (the inner keys, the x axis)."""
     labels = list(next(iter(groups.values())))
     with picture(name) as figure:
         axes = figure.subplots()

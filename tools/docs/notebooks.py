@@ -1,20 +1,21 @@
-"""Each page of docs/learn that has code as a Jupyter notebook, from the same text.
+"""Write each page of docs/learn that has code as a Jupyter notebook.
 
-`python -m gpt2core.learn.notebooks docs/learn build/notebooks` writes them; they are made, not kept.
+python tools/docs/notebooks.py docs/learn build/notebooks
 """
 
 from __future__ import annotations
 
 import re
+import shutil
 import sys
 from pathlib import Path
 
+import chapters
 import jupytext
 from nbformat import NotebookNode
 
 from gpt2core import files
 from gpt2core.errors import UserError
-from gpt2core.learn import chapters
 
 # What a page needs and a notebook does not: the marks of shown source, and what folds a solution away.
 MARKS = re.compile(r"^<!-- (?:source|diagram): .* -->\n", re.MULTILINE)
@@ -22,23 +23,25 @@ FOLD = re.compile(r"^<details .*<summary>(.*)</summary>$", re.MULTILINE)
 
 
 def notebook(path: Path) -> NotebookNode:
-    """A page as a notebook; its blocks become cells, in the same order."""
+    """Return a page as a notebook whose cells are its blocks, in the same order."""
     text = FOLD.sub(r"**\1.**", MARKS.sub("", files.read_text(path))).replace("</details>\n", "")
-    made = jupytext.reads(text, fmt="md")
-    for number, cell in enumerate(made.cells):
+    page = jupytext.reads(text, fmt="md")
+    for number, cell in enumerate(page.cells):
         cell.id = f"cell-{number}"  # random otherwise
     kernel = {"name": "python3", "display_name": "Python 3", "language": "python"}
-    made.metadata = NotebookNode(kernelspec=kernel, language_info={"name": "python"})
-    return made
+    page.metadata = NotebookNode(kernelspec=kernel, language_info={"name": "python"})
+    return page
 
 
 def main(folder: str, out: str) -> None:
-    """Write a notebook for every page in `folder` that has code."""
+    """Write a notebook for every page in `folder` that has code, and the modules that draw their pictures."""
     pages = [path for path in sorted(Path(folder).glob("*.md")) if any(chapters.blocks(path))]
     if not pages:
         raise UserError(f"{folder}: holds no chapter; give docs/learn")
     for path in pages:
         files.write_text(Path(out) / f"{path.stem}.ipynb", jupytext.writes(notebook(path), fmt="ipynb"))
+    for name in ("pictures.py", "diagrams.py"):
+        shutil.copyfile(Path(__file__).with_name(name), Path(out) / name)
 
 
 if __name__ == "__main__":

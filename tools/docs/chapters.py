@@ -1,6 +1,6 @@
-"""The chapters of docs/learn: their code blocks run in order, and the source they show is this package's.
+"""Run the code blocks of the chapters in docs/learn, and fill in the package's source that they show.
 
-`python -m gpt2core.learn.chapters docs/learn` brings the shown source up to date and makes every picture again.
+python tools/docs/chapters.py docs/learn
 """
 
 from __future__ import annotations
@@ -14,13 +14,13 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import diagrams
 import torch
 
 from gpt2core import files
 from gpt2core.errors import UserError
-from gpt2core.learn import diagrams
 
-# A fenced block of Python, and the mark that may stand in the line before it: <!-- source: losses.softmax -->
+# A fenced block of Python, and the mark that may be in the line before it: <!-- source: losses.softmax -->
 BLOCK = re.compile(
     r"(?:^<!-- source: (?P<source>[\w.]+) -->\n)?^```python\n(?P<code>.*?)^```$", re.DOTALL | re.MULTILINE
 )
@@ -36,17 +36,14 @@ class Block(NamedTuple):
 
 
 def blocks(path: Path) -> Iterator[Block]:
-    """The Python blocks of a chapter, in order."""
+    """Yield the Python blocks of a chapter, in order."""
     text = files.read_text(path)
     for match in BLOCK.finditer(text):
         yield Block(text.count("\n", 0, match.start("code")) + 1, match["code"], match["source"])
 
 
 def run(path: Path) -> dict[str, Any]:
-    """Run a chapter's blocks in one namespace, in the working directory. Returns the namespace.
-
-    What a block raises names the chapter's own line.
-    """
+    """Run a chapter's blocks in one namespace, which is returned; a traceback has the chapter's line numbers."""
     namespace: dict[str, Any] = {"__name__": "__main__"}
     for block in blocks(path):
         code = "\n" * (block.line - 1) + block.code
@@ -55,17 +52,17 @@ def run(path: Path) -> dict[str, Any]:
 
 
 def source(name: str) -> str:
-    """The source of `module.name` in `gpt2core.learn`, or of a whole module. Raises UserError if there is none."""
+    """Return the source of `module.name` in `gpt2core.learn`, or of a whole module; UserError if there is none."""
     module, _, attribute = name.partition(".")
     try:
-        found = importlib.import_module(f"gpt2core.learn.{module}")
-        return inspect.getsource(getattr(found, attribute) if attribute else found)
+        shown: Any = importlib.import_module(f"gpt2core.learn.{module}")
+        return inspect.getsource(getattr(shown, attribute) if attribute else shown)
     except (ImportError, AttributeError):
         raise UserError(f"<!-- source: {name} -->: gpt2core.learn has no {name}") from None
 
 
 def with_sources(text: str) -> str:
-    """A chapter's text, its marked blocks filled with the present source or diagram."""
+    """Return a chapter's text with the present source or diagram in its marked blocks."""
 
     def fill(match: re.Match[str]) -> str:
         if not match["source"]:
@@ -79,7 +76,7 @@ def with_sources(text: str) -> str:
 
 
 def main(folder: str) -> None:
-    """Fill in the sources of all chapters in a folder, run them there, and write the diagrams' TikZ."""
+    """Fill in the source in all chapters of a folder, run them there, and write the diagrams' TikZ."""
     chapters = sorted(Path(folder).resolve().glob("*.md"))
     if not chapters:
         raise UserError(f"{folder}: holds no chapter; give docs/learn")
