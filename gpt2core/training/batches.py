@@ -153,11 +153,11 @@ class Epochs:
         return self._order(epoch)[number]
 
     def is_end(self, step: int) -> bool:
-        """Return whether an epoch, or the training, ends after so many steps."""
+        """Return whether an epoch, or the training, ends after `step` steps."""
         return step % self.steps_per_epoch == 0 or step == self.max_steps
 
     def position(self, step: int) -> dict[str, float]:
-        """Return epochs and examples after so many steps; an epoch that was cut short counts."""
+        """Return epochs and examples after `step` steps; an epoch that was cut short counts."""
         epoch = -(-step // self.steps_per_epoch)
         return {"epoch": epoch, "examples": min(step * self._step_size, self._n_all)}
 

@@ -69,7 +69,9 @@ def test_it_keeps_values_and_comments_and_adds_what_is_missing(old_file: Path) -
 
     lines = list(difflib.ndiff(edited().splitlines(), text.splitlines()))
     removed = [line[2:].split(":")[0].strip() for line in lines if line.startswith("- ")]
-    assert removed == ["sms", "sms_label_column", "sms_text_column", "init"], "all other lines stay as they are"
+    assert removed == ["sms", "sms_label_column", "sms_text_column", "init", "patience_epochs"], (
+        "all other lines stay as they are"
+    )
     added = {line.split(":")[0].removeprefix("added ") for line in changes if line.startswith("added")}
     assert added == {name for name in _names(params) - _names(before) if not name.startswith("data.classification")}
     renamed = {line.split(":")[0].removeprefix("renamed ") for line in changes if line.startswith("renamed")}
