@@ -19,6 +19,7 @@ from pydantic import ValidationError
 
 from gpt2core.errors import UserError
 from gpt2core.params import Params
+from gpt2core.params.load import missing
 from gpt2core.tracking import pending, revisions, store
 from gpt2core.tracking.flatten import flatten, numbers
 from gpt2core.tracking.pending import Note
@@ -189,7 +190,9 @@ class _Parent:
 
 
 def _resolved(params: dict[str, Any]) -> dict[str, Any]:
-    """As a stage logs them; those of an older commit, which this version does not take, as they stand."""
+    """Return params as a stage logs them; those of an older commit, which lack keys or have old names, unchanged."""
+    if missing(params):
+        return params
     try:
         return Params.model_validate(params).model_dump()
     except ValidationError:
