@@ -18,6 +18,7 @@ from pydantic import ValidationError
 from gpt2core.config.mlflow import Mlflow
 from gpt2core.errors import UserError
 from gpt2core.params import Params
+from gpt2core.params.load import missing
 from gpt2core.tracking import pending, revisions, store
 from gpt2core.tracking.find_runs import find_runs
 from gpt2core.tracking.inputs import folder_md5
@@ -155,7 +156,9 @@ def _curve(child: RunWriter, stage: str, revision: Revision) -> Iterator[Point]:
 
 
 def _resolved(params: dict[str, Any]) -> dict[str, Any]:
-    """Return the params as a stage logs them; those of an older commit that this version rejects, unchanged."""
+    """Return params as a stage logs them; those of an older commit, which lack keys or have old names, unchanged."""
+    if missing(params):
+        return params
     try:
         return Params.model_validate(params).model_dump()
     except ValidationError:
