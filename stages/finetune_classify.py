@@ -68,7 +68,7 @@ def main() -> None:
             "truncated_messages": result.truncated,
             "trainable_parameters": result.trainable_parameters,
         }
-        calibration, areas = results.calibration(), results.areas()
+        calibration, auc = results.calibration(), results.auc()
         files.write_csv(CURVE, ("seed", *COLUMNS), curve)
         results.write_tables(PLOTS)
         files.write_json("metrics/finetune_classify.json", metrics)
@@ -76,10 +76,10 @@ def main() -> None:
         run.log_figure("classify_accuracy", plots.accuracy_curve, CURVE)
         run.log_figure("classify_confusion", plots.confusion_matrix, metrics["confusion_matrix"], labels)
         run.log_figure("classify_reliability", plots.reliability, calibration.bins, calibration.ece, labels)
-        run.log_figure("classify_roc", plots.roc_curves, results.roc, areas["roc_auc"])
+        run.log_figure("classify_roc", plots.roc_curves, results.roc, auc["roc_auc"])
         run.log_figure(
             "classify_precision_recall", plots.precision_recall_curves, results.precision_recall,
-            areas["average_precision"],
+            auc["average_precision"],
         )  # fmt: skip
         run.finish(metrics)
         run.log_model("classifier", MODEL, metrics)

@@ -37,7 +37,7 @@ def main() -> None:
             test, train, judges, judge.bootstrap_samples, params.seed, pairwise=judge.pairwise
         )
         table = compare_checkpoints(RESPONSES, test, judges[0], judge.bootstrap_samples, params.seed)
-        metrics = evaluation.metrics() | (table.metrics() if table else {})
+        metrics = evaluation.metrics | (table.metrics() if table else {})
         if tasks:
             from gpt2core.evaluation.harness import task_metrics  # an extra
 
@@ -46,7 +46,7 @@ def main() -> None:
         files.write_json(METRICS, metrics)
         run.log_artifact(SCORES)
         others = {name: metrics[f"{name}_score"] for name in ("base", "echo", "nearest")}
-        run.log_figure("judge_scores", plots.score_histogram, evaluation.reports[0].model, others)
+        run.log_figure("judge_scores", plots.score_histogram, evaluation.scores["score"], others)
         run.finish(metrics)
     print(*evaluation.lines(), sep="\n")
     if table:

@@ -1,4 +1,4 @@
-"""`gpt2core doctor`"""
+"""`gpt2core doctor`: checks of the machine and the project."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ if TYPE_CHECKING:
     from gpt2core.doctor import Finding
 
 
-@click.command(short_help="Whether this machine is fit to run params.yaml.")
-@click.option("--measure/--no-measure", default=True, help="Take some training steps, for memory and time.")
+@click.command(short_help="Check whether this machine can run params.yaml.")
+@click.option("--measure/--no-measure", default=True, help="Run some training steps to measure memory and time.")
 @options.as_json
 def doctor(measure: bool, as_json: bool) -> None:
-    """Examine Python, torch, the machine, params.yaml, Git, DVC, MLflow and the sources.
+    """Check Python, torch, the machine, params.yaml, Git, DVC, MLflow, and the sources.
 
-    Each finding comes with what to do about it. Memory and time are of some short training steps, which take half a
-    minute, for the large sizes two. Ends with 1 if something would stop a run.
+    Each finding names a remedy. Memory and time are estimated from some short training steps, which take half a minute,
+    or two minutes for large models. The exit code is 1 if a problem would stop a run.
     """
     from gpt2core.doctor import examine
 

@@ -87,7 +87,7 @@ def test_the_report_has_the_pictures_of_all_classes(project: Project) -> None:
     project.python("-m", "gpt2core", "report", "--out", "report/index.html", timeout_s=120)
     page = Page((project.root / "report/index.html").read_text(encoding="utf-8"))
     alts = " ".join(image["alt"] for image in page.all("img"))
-    assert "ROC: finds by false alarms, each class against the rest" in alts
+    assert "ROC: true positives by false positives, each class against the rest" in alts
     assert "Precision by recall, each class against the rest" in alts
     assert "Which of 3 classes" in page.text and "F1, mean of the classes" in page.text
     summary = json.loads(project.python("-m", "gpt2core", "summary", "--json", timeout_s=120).stdout)
