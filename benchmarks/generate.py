@@ -27,7 +27,7 @@ from torch import Tensor, nn
 
 import gpt2core
 from benchmarks.machine import GB, description, memory_bandwidth_gb_s
-from gpt2core.checkpoint.names import head_name, to_hf
+from gpt2core.checkpoint.names import to_hf
 from gpt2core.config.presets import PRESETS
 from gpt2core.corpus.shards import open_shard
 from gpt2core.inference import generate
@@ -95,8 +95,7 @@ def transformers_peer(model: GPT) -> Any:
     config = {key: value for key, value in model.config.to_dict().items() if key != "qkv_bias"}
     with torch.device("meta"):
         peer: Any = transformers.GPT2LMHeadModel(transformers.GPT2Config(**config))
-    head = head_name(model.config, is_classifier=False)
-    peer.load_state_dict(to_hf(model.state_dict(), model.config, head), strict=False, assign=True)
+    peer.load_state_dict(to_hf(model.state_dict(), model.config, None), strict=False, assign=True)
     peer.tie_weights()
     return peer.eval()
 

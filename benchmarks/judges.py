@@ -82,10 +82,10 @@ def table(judged: dict[str, Scores], gpt4: Scores) -> list[str]:
         }
         for responses, part in parts.items():
             found = agreement(scores[part], gpt4[part])
-            correlations = (found.pearson, found.spearman, found.kendall)
+            correlations = (found[key] for key in ("pearson", "spearman", "kendall"))
             cells = ["-" if value is None else f"{value:.3f}" for value in correlations]
             cells += [f"{mean(scores[part]):.1f}", f"{mean(gpt4[part]):.1f}"]
-            lines.append(f"| {name} | {responses} | {found.n} | {' | '.join(cells)} |")
+            lines.append(f"| {name} | {responses} | {found['n']} | {' | '.join(cells)} |")
     return lines
 
 

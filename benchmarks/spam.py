@@ -109,7 +109,7 @@ def row(name: str, scores: Sequence[float], times_s: Sequence[float] = ()) -> st
     """
     line = f"{name:<32}  {100 * statistics.mean(scores):.1f}"
     if len(scores) > 1:
-        sd, low, high = (100 * value for value in mean_std_ci(scores))
+        _, sd, low, high = (100 * value for value in mean_std_ci(scores))
         line += f" ± {sd:.1f} ({low:.1f} to {min(100.0, high):.1f})"
     line += "  " + ", ".join(f"{100 * score:.1f}" for score in scores)
     return line + (f"  {statistics.median(times_s):.0f} s a seed" if times_s else "")

@@ -18,7 +18,8 @@ from pathlib import Path
 import numpy as np
 
 from gpt2core import files
-from gpt2core.checkpoint.openai import CHECKPOINT_PREFIX, Row, table, write_bpe, write_hparams
+from gpt2core.checkpoint.names import Row, table
+from gpt2core.checkpoint.openai import CHECKPOINT_PREFIX, write_bpe, write_hparams
 from gpt2core.checkpoint.tf_writer import write_checkpoint, write_saver_files
 from gpt2core.config.presets import PRESETS
 from gpt2core.errors import UserError

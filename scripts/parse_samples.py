@@ -23,11 +23,11 @@ def main(model_dir: Path, texts: int, seed: int) -> None:
     numerics.start("portable")
     import torch
 
-    from gpt2core.cli.options import load_language_model
+    from gpt2core.checkpoint.decoding import load_for_decoding
     from gpt2core.inference import generate
     from gpt2core.sources.synthetic import parses_sentence, split_sentences
 
-    model, tokenizer = load_language_model(model_dir)
+    model, tokenizer = load_for_decoding(model_dir)
     eot_id = tokenizer.eot_id
     starts = torch.full((texts, 1), eot_id)
     ids = generate(model, starts, model.config.n_positions - 1, temperature=1.0, seed=seed, eos_id=eot_id)

@@ -42,7 +42,7 @@ def main() -> None:
     with track_stage("llm-judge-eval", params, sections=("numerics", "judge", "evaluate"), inputs=inputs) as run:
         evaluation = evaluate_responses(test, train, judges, judge.bootstrap_samples, top.seed, pairwise=judge.pairwise)
         table = compare_checkpoints(RESPONSES, test, judges[0], judge.bootstrap_samples, top.seed)
-        metrics = evaluation.metrics() | (table.metrics() if table else {})
+        metrics = evaluation.metrics | (table.metrics() if table else {})
         if tasks:
             from gpt2core.evaluation.harness import task_metrics  # an extra
 

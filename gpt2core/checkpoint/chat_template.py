@@ -1,4 +1,4 @@
-"""Which prompt a model directory was tuned with, by the chat template that it keeps."""
+"""The prompt template that a model directory was tuned with, from its chat template."""
 
 from __future__ import annotations
 
@@ -9,9 +9,14 @@ from gpt2core.prompts import Prompt
 
 
 def prompt_of(path: Path) -> Prompt | None:
-    """One of `prompts.PROMPTS`; None where the directory has no chat template, or another's."""
+    """Return one of `prompts.PROMPTS`, or None if the directory has no chat template or an unknown one."""
     own_file, config = path / "chat_template.jinja", path / "tokenizer_config.json"
     if own_file.exists():  # where transformers 5 writes it
         return prompts.of_chat_template(files.read_text(own_file))
     content = files.read_json(config) if config.exists() else None
     return prompts.of_chat_template(content.get("chat_template")) if isinstance(content, dict) else None
+
+
+def instruction_prompt(path: Path) -> Prompt:
+    """Return the prompt that a model directory was tuned with; Alpaca's if it has no known chat template."""
+    return prompt_of(path) or prompts.alpaca

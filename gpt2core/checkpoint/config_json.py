@@ -1,10 +1,10 @@
-"""`config.json` of a model directory, in both directions: the keys of transformers' GPT2Config, and our `qkv_bias`.
+"""Reading and writing `config.json` of a model directory: the keys of transformers' GPT2Config, and our `qkv_bias`.
 
-What transformers' GPT-2 cannot express gets a `model_type` that transformers does not know, so that it refuses the
-directory instead of computing something else. So far that is a classifier that reads another position than the last.
+A model that transformers' GPT-2 cannot express (a classifier that reads another position than the last) gets our own
+`model_type`, so that transformers refuses the directory instead of computing something else.
 
-Versions of this project: what an older one wrote is read as it stands (tests/checkpoint/older). A newer one adds what
-this one cannot compute under `model_type` gpt2core alone, where an unknown key or value is refused as newer.
+Files of older versions of this project are read unchanged (tests/checkpoint/older). Newer versions may add features
+under our own `model_type` only, where this version refuses unknown keys and values.
 """
 
 from __future__ import annotations
@@ -27,15 +27,15 @@ MAX_LAYERS = 10_000
 
 @dataclass(frozen=True)
 class Described:
-    """What a `config.json` describes.
+    """The content of a `config.json`.
 
     Args:
         config: the transformer's sizes.
         labels: a classifier's classes in the order of its logits; None for a language model.
-        position: where a classifier reads: at the last token that is no padding, at the first, or the mean of all.
-        dtype: of the weights in the file, where it says so.
-        special_ids: bos, eos and pad, those that are given.
-        model_type: `gpt2` where transformers can open the directory.
+        position: input of a classifier's head: the last token that is not padding, the first token, or the mean of all.
+        dtype: of the weights in the file, or None.
+        special_ids: ids of bos, eos, and pad, if given.
+        model_type: `gpt2` if transformers can open the directory.
     """
 
     config: GPTConfig
@@ -47,6 +47,7 @@ class Described:
 
     @property
     def is_classifier(self) -> bool:
+        """Whether the model is a classifier."""
         return self.labels is not None
 
 
@@ -58,7 +59,7 @@ def config_json(
     position: str = "last",
     dtype: str = "float32",
 ) -> dict[str, Any]:
-    """The content of `config.json`; see `Described` for the arguments. `eot_id` is `<|endoftext|>`."""
+    """Return the content of `config.json`; see `Described` for the arguments. `eot_id` is the id of `<|endoftext|>`."""
     is_own = position != "last"
     content = {
         "model_type": OWN_TYPE if is_own else TRANSFORMERS_TYPE,
@@ -89,8 +90,8 @@ def read_config_json(path: Path, dropout: float | None = None) -> Described:
         dropout: replaces its three dropout rates.
 
     Raises:
-        UserError: it describes no GPT-2, one that this model cannot compute, or one of a newer version of this project;
-            the message names the key.
+        UserError: it does not describe a GPT-2 that we can compute, or is of a newer version of this project; the
+            message names the key.
     """
     hf = files.read_json(path)
     if isinstance(hf, dict) and str(hf.get("model_type")).startswith(OWN_TYPE):
@@ -127,7 +128,7 @@ def read_config_json(path: Path, dropout: float | None = None) -> Described:
 
 
 def _refuse_newer(hf: dict[str, Any], path: Path) -> None:
-    """Raises UserError if a directory of our own type says what this version does not know."""
+    """Raise UserError if a `config.json` of our own type has keys or values that this version does not know."""
     known = config_json(GPTConfig(vocab_size=1), 0, labels=("",), position="mean").keys()
     unknown = [f"the key {key!r}" for key in sorted(hf.keys() - known)]
     architectures = hf.get("architectures")
@@ -157,13 +158,13 @@ def _sizes(hf: dict[str, Any], path: Path, dropout: float | None) -> GPTConfig:
         config = GPTConfig(**values)
     except (TypeError, ValueError, UserError) as error:
         raise UserError(f"{path}: {error}") from None
-    if config.n_layer > MAX_LAYERS:  # before a table of so many blocks is made
+    if config.n_layer > MAX_LAYERS:  # before a table of all blocks is created
         raise UserError(f"{path}: n_layer {config.n_layer} is more than {MAX_LAYERS}")
     return config
 
 
 def _labels(hf: dict[str, Any], path: Path) -> tuple[str, ...]:
-    """The classes in the order of their ids. transformers leaves its default out of the file: LABEL_0 and LABEL_1."""
+    """Return the classes in the order of their ids; transformers omits its default, LABEL_0 and LABEL_1."""
     id2label = hf.get("id2label") or {str(i): f"LABEL_{i}" for i in range(2)}
     if not isinstance(id2label, dict) or set(id2label) != {str(i) for i in range(len(id2label))}:
         raise UserError(f"{path}: id2label must map 0, 1, … to the classes' names, found {id2label!r}")

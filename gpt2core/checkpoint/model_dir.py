@@ -1,4 +1,4 @@
-"""Model directories: `config.json`, `model.safetensors` and the tokenizer, as transformers reads them. No pickle."""
+"""Model directories: `config.json`, `model.safetensors`, and the tokenizer, as transformers reads them. No pickle."""
 
 from __future__ import annotations
 
@@ -20,32 +20,34 @@ from gpt2core.tokenizer import Tokenizer
 
 Model = GPT | GPTClassifier
 WEIGHTS = "model.safetensors"
-SHARDS = "model.safetensors.index.json"  # where transformers has split the weights, says which file holds a tensor
+SHARDS = "model.safetensors.index.json"  # names the file of each tensor, if transformers has split the weights
 
 
 def save_model(
     path: str | os.PathLike[str], model: Model, tokenizer: Tokenizer, *, chat_template: str | None = None
 ) -> None:
-    """Write a model directory, whole or not at all; same weights, same bytes.
+    """Write a model directory, atomically; the same weights give the same bytes.
 
     Args:
-        path: the directory; one that is there is replaced.
+        path: the directory; an existing one is replaced.
         model: its weights are written in float32.
-        tokenizer: the one it was trained with.
-        chat_template: the Jinja form of its prompt, for an instruction-tuned model.
+        tokenizer: of the model.
+        chat_template: Jinja template of the prompt of an instruction-tuned model.
+
+    Raises:
+        UserError: model and tokenizer have different vocabularies.
     """
     if tokenizer.vocab_size != model.config.vocab_size:
         raise UserError(f"{path}: the tokenizer has {tokenizer.vocab_size} tokens, the model {model.config.vocab_size}")
-    head_keys: dict[str, Any] = {}
-    if is_classifier := isinstance(model, GPTClassifier):
-        head_keys = {"labels": model.labels, "position": model.position}
-    head = names.head_name(model.config, is_classifier)
+    head: dict[str, Any] = {}
+    if isinstance(model, GPTClassifier):
+        head = {"labels": model.labels, "position": model.position}
     state = {name: tensor.float().cpu() for name, tensor in model.state_dict().items()}
     with files.atomic_dir(path) as folder:
-        tensors = names.to_hf(state, model.config, head)
+        tensors = names.to_hf(state, model.config, head.get("labels"))
         with files.atomic_path(folder / WEIGHTS) as file:  # for its mode: safetensors gives 0600
             safetensors.torch.save_file(tensors, file, metadata={"format": "pt"})
-        files.write_json(folder / "config.json", config_json(model.config, tokenizer.eot_id, **head_keys))
+        files.write_json(folder / "config.json", config_json(model.config, tokenizer.eot_id, **head))
         extra = {"chat_template": chat_template} if chat_template else None
         tokenizer.save(folder, model_max_length=model.config.n_positions, extra=extra)
 
@@ -58,39 +60,34 @@ def load(
     dropout: float | None = None,
     frozen_dtype: QuantizedDtype | None = None,
 ) -> tuple[Model, Tokenizer | None]:
-    """Read a model directory, ours or one that transformers saved, into a model in eval mode.
+    """Load a model directory, ours or one that transformers saved.
 
     Args:
         path: the directory.
-        device: where the weights go.
-        dtype: what they become.
+        device: of the weights.
+        dtype: of the weights.
         dropout: replaces the directory's three dropout rates.
-        frozen_dtype: the dtype of the frozen linear layers of the blocks (see `model/quantized.py`);
-            one at a time, so that no copy of all of them in float32 is made.
+        frozen_dtype: dtype of the frozen linear layers of the blocks (see `model/quantized.py`). They are converted one
+            at a time, so that there is no float32 copy of all of them.
 
     Returns:
-        The model (a `GPTClassifier` where `config.json` says so, else a `GPT`), and its tokenizer (None without one).
+        The model in eval mode (a `GPTClassifier` if `config.json` says so, otherwise a `GPT`), and its tokenizer (None
+        without one).
 
     Raises:
-        UserError: something is missing, damaged, or no GPT-2; the message names file and key or tensor.
+        UserError: something is missing, damaged, or not GPT-2; the message names file and key or tensor.
     """
     path = Path(path)
     described = read_described(path, dropout)
     config = described.config
-    state, where = read_state(path, described)
+    state, _ = read_state(path, described)
 
-    with torch.device("meta"):  # no memory for initial weights that would be thrown away
+    with torch.device("meta"):  # no memory for initial weights
         model: Model
         if described.labels is not None:
             model = GPTClassifier(config, described.labels, described.position)
         else:
             model = GPT(config)
-    expected = model.state_dict()
-    for name, tensor in state.items():
-        if tensor.shape != expected[name].shape:
-            raise UserError(
-                f"{where}: {name} is {list(tensor.shape)}, config.json makes it {list(expected[name].shape)}"
-            )
     if isinstance(model, GPT) and config.tie_word_embeddings:
         state["lm_head.weight"] = state["transformer.wte.weight"]
     if frozen_dtype:
@@ -171,33 +168,36 @@ def require_classifier(model: Model, where: str) -> GPTClassifier:
 
 
 def read_state(path: Path, described: Described | None = None) -> tuple[dict[str, torch.Tensor], str]:
-    """A model directory's weights under our names, as views of its files, and the path that messages name.
+    """Return a model directory's weights under our names, as views of its files, and the file for messages.
 
     Raises:
         UserError: as `load`.
     """
     described = described or read_described(path)
     tensors, where = read_tensors(path)
-    head = names.head_name(described.config, described.is_classifier)
-    return names.from_hf(tensors, described.config, head, where), where
+    return names.from_hf(tensors, described.config, described.labels, where), where
 
 
 def read_described(path: Path, dropout: float | None = None) -> Described:
-    """What a model directory's `config.json` says. Raises UserError if there is none."""
+    """Read a model directory's `config.json`.
+
+    Raises:
+        UserError: there is none, or it does not describe a model that we can compute.
+    """
     if not path.is_dir():
         raise UserError(f"{path}: no such model directory; `dvc repro` makes models/pretrained and others")
     if (path / "adapter_config.json").exists() and not (path / "config.json").exists():
-        raise UserError(f"{path}: is a LoRA adapter, which PEFT reads; the merged model is beside it: models/instruct")
+        raise UserError(f"{path}: is a LoRA adapter, which PEFT reads; the merged model is next to it: models/instruct")
     if not (path / "config.json").exists():
         raise UserError(f"{path}: not a model directory, it has no config.json")
     return read_config_json(path / "config.json", dropout)
 
 
 def read_tensors(path: Path) -> tuple[dict[str, torch.Tensor], str]:
-    """The tensors of a model directory, as views of its files, and the path that messages name.
+    """Return the tensors of a model directory, as views of its files, and the file for messages.
 
     Raises:
-        UserError: a file is missing or damaged, or the index of several files does not fit them.
+        UserError: a file is missing or damaged, or does not match the index of several files.
     """
     if (path / WEIGHTS).exists() or not (path / SHARDS).exists():
         return _read_safetensors(path / WEIGHTS), str(path / WEIGHTS)

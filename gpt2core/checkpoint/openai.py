@@ -5,21 +5,20 @@ from __future__ import annotations
 import json
 import os
 import re
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 from safetensors import SafetensorError, TensorSpec, serialize_file
 
 from gpt2core import files, runtime
+from gpt2core.checkpoint import names
 from gpt2core.checkpoint.config_json import config_json
 from gpt2core.checkpoint.tf_checkpoint import TFCheckpoint
 from gpt2core.errors import UserError
 from gpt2core.model import GPTConfig
 from gpt2core.tokenizer import Tokenizer
 
-# What OpenAI publishes for each size. `checkpoint` and `.meta` are TensorFlow's own; converting does not read them.
+# The files of each size at OpenAI. `checkpoint` and `.meta` are TensorFlow's own; converting does not read them.
 FILES = (
     "checkpoint",
     "encoder.json",
@@ -31,7 +30,7 @@ FILES = (
 )
 CHECKPOINT_PREFIX = "model.ckpt"
 
-# What weights may be; OpenAI's are float32.
+# Dtypes that weights may have; OpenAI's are float32.
 FLOATS = ("float32", "float16", "bfloat16")
 
 # hparams.json's keys and GPT2Config's.
@@ -43,70 +42,25 @@ HPARAMS = {
     "n_layer": "n_layer",
 }
 
-# Of each block: OpenAI's name, transformers' name, and the shape in units of the width C.
-BLOCK: tuple[tuple[str, str, tuple[int, ...]], ...] = (
-    ("ln_1/g", "ln_1.weight", (1,)),
-    ("ln_1/b", "ln_1.bias", (1,)),
-    ("attn/c_attn/w", "attn.c_attn.weight", (1, 3)),
-    ("attn/c_attn/b", "attn.c_attn.bias", (3,)),
-    ("attn/c_proj/w", "attn.c_proj.weight", (1, 1)),
-    ("attn/c_proj/b", "attn.c_proj.bias", (1,)),
-    ("ln_2/g", "ln_2.weight", (1,)),
-    ("ln_2/b", "ln_2.bias", (1,)),
-    ("mlp/c_fc/w", "mlp.c_fc.weight", (1, 4)),
-    ("mlp/c_fc/b", "mlp.c_fc.bias", (4,)),
-    ("mlp/c_proj/w", "mlp.c_proj.weight", (4, 1)),
-    ("mlp/c_proj/b", "mlp.c_proj.bias", (1,)),
-)
-
-
-@dataclass(frozen=True)
-class Row:
-    """One tensor under both names. Layouts agree, but OpenAI's matrices are convolutions of width 1: [1, in, out]."""
-
-    openai: str
-    hf: str
-    openai_shape: tuple[int, ...]
-    hf_shape: tuple[int, ...]
-
-
-def table(config: GPTConfig) -> list[Row]:
-    """All tensors of a GPT-2 of this shape, in the order of the model. Used in both directions."""
-    V, T, C = config.vocab_size, config.n_positions, config.n_embd
-    rows = [
-        Row("model/wte", "transformer.wte.weight", (V, C), (V, C)),
-        Row("model/wpe", "transformer.wpe.weight", (T, C), (T, C)),
-    ]
-    for layer in range(config.n_layer):
-        for openai, hf, factors in BLOCK:
-            shape = tuple(factor * C for factor in factors)
-            openai_shape = (1, *shape) if openai.endswith("/w") else shape
-            rows.append(Row(f"model/h{layer}/{openai}", f"transformer.h.{layer}.{hf}", openai_shape, shape))
-    return [
-        *rows,
-        Row("model/ln_f/g", "transformer.ln_f.weight", (C,), (C,)),
-        Row("model/ln_f/b", "transformer.ln_f.bias", (C,), (C,)),
-    ]
-
 
 def from_openai(checkpoint: TFCheckpoint, config: GPTConfig) -> tuple[dict[str, np.ndarray], dict[str, str]]:
-    """OpenAI's tensors under transformers' names and shapes: views of the memory map, their checksums proven.
+    """Return OpenAI's tensors under transformers' names and shapes: views of the memory map, with checked checksums.
 
     Returns:
         The arrays (bfloat16 as uint16, its bits), and the dtype of each.
 
     Raises:
-        UserError: a tensor is unknown, missing, damaged, or not of the shape that `config` gives it.
+        UserError: a tensor is unknown, missing, damaged, or of another shape than `config` says.
     """
-    # First, because it says more than the hundreds of names that would be missing (and bounds the table).
+    # This message says more than a list of missing names, and the check bounds the table.
     layers = {match[1] for name in checkpoint if (match := re.match(r"model/h(\d+)/", name))}
     if len(layers) != config.n_layer:
         raise UserError(
             f"{checkpoint.index_path}: has {len(layers)} blocks, hparams.json says n_layer {config.n_layer}"
         )
-    rows = table(config)
-    found = {name: entry.shape for name, entry in checkpoint.entries.items()}
-    check_shapes(found, {row.openai: row.openai_shape for row in rows}, checkpoint.index_path)
+    rows = names.table(config)
+    shapes = {name: entry.shape for name, entry in checkpoint.entries.items()}
+    names.check_shapes(shapes, {row.openai: row.openai_shape for row in rows}, checkpoint.index_path)
     for name, entry in checkpoint.entries.items():
         if entry.dtype not in FLOATS:
             raise UserError(
@@ -114,34 +68,15 @@ def from_openai(checkpoint: TFCheckpoint, config: GPTConfig) -> tuple[dict[str, 
             )
     dtypes = {row.hf: checkpoint.entries[row.openai].dtype for row in rows}
     verified = runtime.progress(rows, what="verify", unit="tensor")
-    return {row.hf: checkpoint[row.openai].reshape(row.hf_shape) for row in verified}, dtypes
-
-
-def check_shapes(
-    found: Mapping[str, tuple[int, ...]], expected: Mapping[str, tuple[int, ...]], where: str | os.PathLike[str]
-) -> None:
-    """Raise UserError if tensors are missing or surplus, or have other shapes; `where` names their file."""
-    if missing := expected.keys() - found.keys():
-        raise UserError(f"{where}: missing tensors: {_some(missing)}")
-    if surplus := found.keys() - expected.keys():
-        raise UserError(f"{where}: tensors that are not part of this GPT-2: {_some(surplus)}")
-    for name, shape in expected.items():
-        if tuple(found[name]) != shape:
-            raise UserError(
-                f"{where}: tensor {name!r} has shape {list(found[name])}, the model's sizes make it {list(shape)}; "
-                "weights and sizes (hparams.json, config.json) are not of one model"
-            )
-
-
-def _some(names: Iterable[str], limit: int = 3) -> str:
-    """The first few names, and how many more."""
-    names = sorted(names)
-    more = f" and {len(names) - limit} more" if len(names) > limit else ""
-    return ", ".join(repr(name) for name in names[:limit]) + more
+    return {row.hf: checkpoint[row.openai].reshape(row.shape) for row in verified}, dtypes
 
 
 def read_hparams(path: str | os.PathLike[str]) -> GPTConfig:
-    """Read OpenAI's `hparams.json`; dropout and the rest are the paper's. Raises UserError that names the key."""
+    """Read OpenAI's `hparams.json`; dropout and the rest are the paper's.
+
+    Raises:
+        UserError: names the key that is missing or wrong.
+    """
     hparams = files.read_json(path)
     if not isinstance(hparams, dict):
         raise UserError(f"{path}: must be a JSON object with {', '.join(HPARAMS)}")
@@ -171,14 +106,14 @@ def write_bpe(folder: str | os.PathLike[str], tokenizer: Tokenizer) -> None:
 
 
 def convert(src_dir: str | os.PathLike[str], out_dir: str | os.PathLike[str]) -> None:
-    """Turn an OpenAI directory into a model directory, whole or not at all; same input, same bytes.
+    """Convert an OpenAI directory to a model directory, atomically; the same input gives the same bytes.
 
     Every tensor's CRC-32C is checked. The weights go from map to file without a copy in memory. Each keeps its dtype;
-    where they differ, `config.json` says float32, which transformers then makes of all.
+    if dtypes differ, `config.json` says float32, to which transformers then converts them.
 
     Args:
         src_dir: holds OpenAI's `FILES`.
-        out_dir: becomes the model directory; a model directory that is there is replaced.
+        out_dir: becomes the model directory; an existing model directory is replaced.
 
     Raises:
         UserError: a file is missing or damaged, or the files are not of one model.
@@ -214,13 +149,16 @@ def convert(src_dir: str | os.PathLike[str], out_dir: str | os.PathLike[str]) ->
 
 
 def check_out_dir(src: Path, out: Path, kind: str, marker: str) -> None:
-    """Refuse an output that holds its source, or takes the place of somebody's folder of other things.
+    """Check that writing `out` would not delete its source or an unrelated folder.
 
     Args:
-        src: what is read.
-        out: what will be written.
-        kind: of what `out` becomes, which may be there already.
-        marker: the file by which that is known.
+        src: directory that is read.
+        out: directory that will be written.
+        kind: what `out` will be, for messages; an existing directory of this kind may be replaced.
+        marker: file that a directory of this kind has.
+
+    Raises:
+        UserError: `out` contains `src`, or exists and is of another kind.
     """
     if out.resolve() == src.resolve() or out.resolve() in src.resolve().parents:
         raise UserError(f"{out}: holds the source {src}, which writing would delete; choose another directory")

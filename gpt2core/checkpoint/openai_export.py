@@ -1,4 +1,4 @@
-"""The way back from a model directory to OpenAI's format, which TensorFlow and OpenAI's own code read."""
+"""Export of a model directory to OpenAI's format, which TensorFlow and OpenAI's own code read."""
 
 from __future__ import annotations
 
@@ -12,32 +12,32 @@ from gpt2core import files, runtime
 from gpt2core.checkpoint import names
 from gpt2core.checkpoint.config_json import Described
 from gpt2core.checkpoint.model_dir import read_described, read_tensors
-from gpt2core.checkpoint.openai import CHECKPOINT_PREFIX, check_out_dir, check_shapes, table, write_bpe, write_hparams
+from gpt2core.checkpoint.openai import CHECKPOINT_PREFIX, check_out_dir, write_bpe, write_hparams
 from gpt2core.checkpoint.tf_writer import write_checkpoint, write_saver_files
 from gpt2core.errors import UserError
 from gpt2core.model import GPTConfig
 from gpt2core.tokenizer import Tokenizer
 
-EPSILON = 1e-5  # of the layer norms; OpenAI's code has it written in
+EPSILON = 1e-5  # of the layer norms, a constant in OpenAI's code
 
 
 def export(model_dir: str | os.PathLike[str], out_dir: str | os.PathLike[str]) -> None:
-    """Write OpenAI's seven files of a language model, whole or not at all; one tensor in memory at a time.
+    """Write OpenAI's seven files of a language model, atomically; one tensor in memory at a time.
 
-    The weights become float32, as OpenAI's are. `model.ckpt.meta` holds no graph. Converting what is written gives the
-    same `model.safetensors` and tokenizer again; dropout rates are not part of OpenAI's format.
+    The weights become float32, like OpenAI's. `model.ckpt.meta` has no graph. Converting the result gives the same
+    `model.safetensors` and tokenizer again; dropout rates are not part of OpenAI's format.
 
     Args:
         model_dir: ours, or one that transformers saved, with a tokenizer.
-        out_dir: becomes OpenAI's directory; one that is there is replaced.
+        out_dir: becomes OpenAI's directory; an existing one is replaced.
 
     Raises:
-        UserError: the model directory is damaged, or holds what OpenAI's format cannot express.
+        UserError: the model directory is damaged, or OpenAI's format cannot express the model.
     """
     src, out = Path(model_dir), Path(out_dir)
     described = read_described(src)
     check_out_dir(src, out, "directory in OpenAI's format", marker="hparams.json")
-    _refuse_what_has_no_place(src, described)
+    _check_expressible(src, described)
     tokenizer = Tokenizer.load(src)
     if tokenizer.vocab_size != described.config.vocab_size:
         raise UserError(
@@ -56,21 +56,21 @@ def export(model_dir: str | os.PathLike[str], out_dir: str | os.PathLike[str]) -
 
 
 def openai_tensors(model_dir: Path, config: GPTConfig) -> Iterator[tuple[str, np.ndarray]]:
-    """The weights of a language model under OpenAI's names and shapes, in float32, drawn one by one.
+    """Return the weights of a language model under OpenAI's names and shapes, in float32, one at a time.
 
     Raises:
-        UserError: tensors are missing, surplus or of other shapes; at once, not when drawn.
+        UserError: tensors are missing, unknown, or of other shapes. Raised by the call, not by the iterator.
     """
     tensors, where = read_tensors(model_dir)
-    tensors = names.canonical(tensors, head=None)
-    rows = table(config)
-    found = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
-    check_shapes(found, {row.hf: row.hf_shape for row in rows}, where)
+    rows = names.table(config)
+    tensors = names.canonical(tensors, rows)
+    shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
+    names.check_shapes(shapes, {row.hf: row.shape for row in rows}, where)
     written = runtime.progress(rows, what="export", unit="tensor")
     return ((row.openai, tensors[row.hf].float().reshape(row.openai_shape).numpy()) for row in written)
 
 
-def _refuse_what_has_no_place(src: Path, described: Described) -> None:
+def _check_expressible(src: Path, described: Described) -> None:
     where = src / "config.json"
     if described.is_classifier:
         raise UserError(f"{where}: a classifier; OpenAI's format holds language models only")

@@ -1,4 +1,4 @@
-"""LoRA adapters as PEFT reads them: adapter_config.json and adapter_model.safetensors beside a model's directory."""
+"""LoRA adapters as PEFT reads them: adapter_config.json and adapter_model.safetensors in their own directory."""
 
 from __future__ import annotations
 
@@ -26,7 +26,13 @@ NONE = "No adapter: the last fine-tuning was without one. `finetune_instruct.tra
 
 @dataclass(frozen=True)
 class Adapter:
-    """The detours of a model, and what PEFT must know of them; `targets` are names of layers in a block."""
+    """A LoRA adapter.
+
+    Args:
+        tensors: its matrices, under PEFT's names.
+        rank, alpha, dropout: hyperparameters of LoRA.
+        targets: names of the adapted layers in a block.
+    """
 
     tensors: dict[str, Tensor]
     rank: int
@@ -36,7 +42,7 @@ class Adapter:
 
 
 def adapter_tensors(model: nn.Module) -> dict[str, Tensor]:
-    """A, [rank, in], and B, [out, rank], of each detour, copied, under PEFT's names."""
+    """Return copies of A, [rank, in], and B, [out, rank], of each adapted layer, under PEFT's names."""
     tensors = {}
     for name, layer in lora_layers(model):
         for key in ("lora_A", "lora_B"):
@@ -45,12 +51,12 @@ def adapter_tensors(model: nn.Module) -> dict[str, Tensor]:
 
 
 def save_adapter(path: str | os.PathLike[str], adapter: Adapter | None, base: str) -> None:
-    """Write the adapter's directory, whole or not at all; of None one that says that there is none.
+    """Write the adapter's directory, atomically.
 
     Args:
-        path: the directory; one that is there is replaced.
-        adapter: what was learned.
-        base: the directory of the model that it belongs to, as PEFT will look for it.
+        path: the directory; an existing one is replaced.
+        adapter: the adapter; None writes a README that says that there is none.
+        base: path of the base model's directory, as PEFT will look for it.
     """
     with files.atomic_dir(path) as folder:
         if adapter is None:

@@ -42,17 +42,17 @@ NUMPY_DTYPES = dict(DTYPES.values())
 
 
 class CheckpointError(UserError):
-    """A checkpoint that is missing, damaged or of an unsupported kind. The message names file, tensor and reason."""
+    """A checkpoint is missing, damaged, or of an unsupported format. The message names file, tensor, and reason."""
 
 
 class _Damaged(ValueError):
-    """The reason alone; whoever knows the file makes a CheckpointError of it."""
+    """The reason why a file is damaged, without its name; a caller that knows the file raises CheckpointError."""
 
 
 def masked_crc32c(data: bytes | np.ndarray) -> int:
-    """The CRC-32C as LevelDB stores it: rotated right by 15 bits, plus a constant.
+    """Return the CRC-32C as LevelDB stores it: rotated right by 15 bits, plus a constant.
 
-    Stored among the data, a plain CRC would make the CRC of the whole a weak one.
+    The CRC of data that contains a plain CRC would be weak.
 
     >>> hex(masked_crc32c(b""))
     '0xa282ead8'
@@ -63,7 +63,7 @@ def masked_crc32c(data: bytes | np.ndarray) -> int:
 
 @dataclass(frozen=True)
 class TensorEntry:
-    """What the index says of one tensor: its bytes are [offset_bytes, offset_bytes + size_bytes) of a data shard."""
+    """The index entry of a tensor: its bytes are [offset_bytes, offset_bytes + size_bytes) of a data shard."""
 
     dtype: str
     shape: tuple[int, ...]
@@ -76,8 +76,8 @@ class TensorEntry:
 class TFCheckpoint(Mapping[str, np.ndarray]):
     """A checkpoint as a mapping from a tensor's name to its values.
 
-    Opening reads the index and holds it against the sizes of the data shards. `checkpoint[name]` maps the tensor into
-    memory, checks its CRC-32C and returns a read-only array; nothing is copied. bfloat16 comes as uint16, its bits.
+    Opening reads the index and compares it with the sizes of the data shards. `checkpoint[name]` maps the tensor into
+    memory, checks its CRC-32C, and returns a read-only array; nothing is copied. bfloat16 is returned as uint16 bits.
 
     Args:
         prefix: the path up to `.index`, such as `data/openai/124M/model.ckpt`.
@@ -101,9 +101,9 @@ class TFCheckpoint(Mapping[str, np.ndarray]):
             raise CheckpointError(f"{self.index_path}: {error}") from None
         self.entries: dict[str, TensorEntry] = {}
         for key, value in table.items():
-            # A part of a sliced variable has the key "\0NAME\0…"; the name is for the message that refuses it.
-            whole = key.split(b"\0")[1] if key.startswith(b"\0") else key
-            name = whole.decode("utf-8", errors="backslashreplace")
+            # The key of a part of a sliced variable is "\0NAME\0…". Its name is for the error message.
+            name_bytes = key.split(b"\0")[1] if key.startswith(b"\0") else key
+            name = name_bytes.decode("utf-8", errors="backslashreplace")
             try:
                 self.entries[name] = _parse_entry(key, value, self._n_shards)
             except _Damaged as error:
@@ -114,7 +114,7 @@ class TFCheckpoint(Mapping[str, np.ndarray]):
         entry = self.entries[name]
         end = entry.offset_bytes + entry.size_bytes
         data = self._shard(entry.shard)[entry.offset_bytes : end]
-        # Once more: the file may have been cut since it was opened.
+        # Check the size again: the file may have been truncated after it was opened.
         if len(data) != entry.size_bytes or masked_crc32c(data) != entry.crc32c:
             raise CheckpointError(
                 f"{self.shard_path(entry.shard)}: tensor {name!r}: damaged, bytes {entry.offset_bytes} to {end} do not "
@@ -137,7 +137,7 @@ class TFCheckpoint(Mapping[str, np.ndarray]):
             self[name]
 
     def shard_path(self, shard: int) -> Path:
-        """The data file of a shard, counted from 0."""
+        """Return the data file of a shard, counted from 0."""
         return Path(f"{self.prefix}.data-{shard:05d}-of-{self._n_shards:05d}")
 
     def _check_sizes(self) -> None:
@@ -157,7 +157,7 @@ class TFCheckpoint(Mapping[str, np.ndarray]):
                 )
 
     def _shard(self, shard: int) -> np.ndarray:
-        """A data shard's bytes, read-only [size] uint8; the map lives as long as an array that looks into it."""
+        """Return a data shard's bytes, read-only [size] uint8; the map lives as long as an array that refers to it."""
         if shard not in self._shards:
             path = self.shard_path(shard)
             try:
@@ -201,7 +201,7 @@ def _read_handle(reader: _Reader) -> tuple[int, int]:
 
 
 def _read_block(data: bytes, offset: int, size: int) -> bytes:
-    """The block at [offset, offset + size), its checksum proven."""
+    """Return the block at [offset, offset + size) after checking its checksum."""
     end = offset + size
     if end + TRAILER_BYTES > len(data) - FOOTER_BYTES:
         raise _Damaged(f"block at {offset} of {size} bytes lies beyond the end of the file; truncated or damaged")
@@ -216,7 +216,7 @@ def _read_block(data: bytes, offset: int, size: int) -> bytes:
 
 
 def _pairs(block: bytes) -> Iterator[tuple[bytes, bytes]]:
-    """The key-value pairs of a block; each key gives only what differs from the key before it."""
+    """Yield the key-value pairs of a block, in which each key shares a prefix with the key before it."""
     n_restarts = int.from_bytes(block[-4:], "little")  # offsets of whole keys, for a binary search
     end = len(block) - 4 * (n_restarts + 1)
     if end < 0:
@@ -232,22 +232,24 @@ def _pairs(block: bytes) -> Iterator[tuple[bytes, bytes]]:
 
 
 class _Reader:
-    """A cursor over bytes that never goes past their end."""
+    """A cursor over bytes that checks for their end."""
 
     def __init__(self, data: bytes):
         self.data, self.position = data, 0
 
     def left(self) -> int:
+        """Return the number of bytes after the cursor."""
         return len(self.data) - self.position
 
     def take(self, count: int) -> bytes:
+        """Return the next bytes."""
         if count > self.left():
             raise _Damaged(f"{count} bytes announced, {self.left()} there")
         self.position += count
         return self.data[self.position - count : self.position]
 
     def varint(self) -> int:
-        """Seven bits a byte, the lowest first; the high bit says that more follow."""
+        """Return the next integer: seven bits per byte, the lowest first; the high bit says that more follow."""
         value = 0
         for shift in range(0, 70, 7):
             byte = self.take(1)[0]
@@ -276,7 +278,7 @@ DIM = {"size": (1, VARINT)}
 
 
 class _Message:
-    """A protobuf message by field name. Fields that the schema does not have are passed over; zeros are left out."""
+    """A protobuf message by field name. Fields that are not in the schema are ignored; absent numbers are zero."""
 
     def __init__(self, data: bytes, schema: dict[str, tuple[int, int]]):
         by_number = {number: (name, wire) for name, (number, wire) in schema.items()}
@@ -302,12 +304,15 @@ class _Message:
             self.fields[name].append(value)
 
     def many(self, name: str) -> list[Any]:
+        """Return all values of a repeated field."""
         return self.fields[name]
 
     def number(self, name: str) -> int:
+        """Return the value of an integer field."""
         return self._one(name, 0)
 
     def bytes(self, name: str) -> bytes:
+        """Return the value of a field of bytes."""
         return self._one(name, b"")
 
     def _one(self, name: str, default: Any) -> Any:
@@ -317,7 +322,7 @@ class _Message:
 
 
 def _parse_header(data: bytes) -> int:
-    """The number of data shards."""
+    """Return the number of data shards."""
     header = _Message(data, HEADER)
     if header.number("endianness") != 0:
         raise _Damaged("was written on a big-endian machine, which is not supported")
@@ -348,7 +353,7 @@ def _parse_entry(key: bytes, data: bytes, n_shards: int) -> TensorEntry:
         raise _Damaged("has no shape")
     shape = tuple(_Message(dim, DIM).number("size") for dim in shape_message.many("dim"))
     itemsize = np.dtype(numpy_dtype).itemsize
-    # Zeros aside, as NumPy multiplies; this also refuses negative sizes, which are near 2**64 here.
+    # Without zeros, as NumPy multiplies; this also refuses negative sizes, which are near 2**64 here.
     if len(shape) > MAX_DIMENSIONS or math.prod(max(dim, 1) for dim in shape) * itemsize >= 1 << 63:
         raise _Damaged(f"impossible shape {list(shape)}")
     size_bytes = entry.number("size")

@@ -1,4 +1,4 @@
-"""The other direction of `tf_checkpoint`: writes what TensorFlow reads, one tensor in memory at a time."""
+"""Writing TensorFlow checkpoints without TensorFlow, one tensor in memory at a time; see `tf_checkpoint`."""
 
 from __future__ import annotations
 
@@ -31,9 +31,9 @@ def write_checkpoint(
     """Write `PREFIX.index` and `PREFIX.data-00000-of-00001`.
 
     Args:
-        prefix: the path without the endings; its directory must exist.
-        tensors: names and arrays (float32, float16, int32 or int64), drawn one by one.
-        dtype: what all of them are, where NumPy has no word for it: arrays of bfloat16's bits.
+        prefix: the path without suffixes; its directory must exist.
+        tensors: names and arrays (float32, float16, int32, or int64).
+        dtype: "bfloat16" if all arrays are bits of bfloat16, which NumPy does not have.
     """
     numbers = {np.dtype(numpy_dtype): n for n, (name, numpy_dtype) in DTYPES.items() if name != "bfloat16"}
     given = next((n for n, (name, _) in DTYPES.items() if name == dtype), None)
@@ -48,15 +48,15 @@ def write_checkpoint(
 
 
 def write_saver_files(folder: str | os.PathLike[str], prefix: str, tag: str) -> None:
-    """Write what `tf.train.Saver` puts beside a checkpoint: `checkpoint` and `PREFIX.meta`.
+    """Write the other files of `tf.train.Saver`: `checkpoint` and `PREFIX.meta`.
 
-    The latter is a sound MetaGraphDef, but without a graph, which only TensorFlow could make. Restoring the weights
-    needs none.
+    The latter is a valid MetaGraphDef without a graph, which only TensorFlow could create. Restoring weights does not
+    need it.
 
     Args:
-        folder: where to.
-        prefix: the checkpoint's file names without the endings.
-        tag: says in the MetaGraphDef where it is from.
+        folder: of the checkpoint.
+        prefix: the checkpoint's file name without suffixes.
+        tag: origin of the checkpoint, for the MetaGraphDef.
     """
     meta = message({"meta_info_def": (1, BYTES)}, meta_info_def=message({"tags": (4, BYTES)}, tags=[tag.encode()]))
     Path(folder, f"{prefix}.meta").write_bytes(meta)
@@ -65,21 +65,21 @@ def write_saver_files(folder: str | os.PathLike[str], prefix: str, tag: str) -> 
 
 
 def entry(dtype: int, shape: Iterable[int], data: bytes | np.ndarray, **fields: int) -> bytes:
-    """A BundleEntryProto for `data`; `fields` are what follows from no other argument (`offset`, `shard_id`)."""
+    """Return a BundleEntryProto for `data`; `fields` are `offset` and `shard_id`."""
     dims = [message(DIM, size=size) for size in shape]
     fields = {"size": len(data), "crc32c": masked_crc32c(data)} | fields
     return message(ENTRY, dtype=dtype, shape=message(SHAPE, dim=dims), **fields)
 
 
 def table(entries: Mapping[bytes, bytes]) -> bytes:
-    """A LevelDB table with one block of data."""
+    """Return a LevelDB table with one block of data."""
     data = with_trailer(block(sorted(entries.items())))
-    # The index's key is any that is not below the last one of its block.
+    # The key in the index may be any that is not smaller than the last one of its block.
     return table_of_blocks([(max(entries), data)])
 
 
 def table_of_blocks(blocks: Iterable[tuple[bytes, bytes]]) -> bytes:
-    """A LevelDB table of finished blocks, each with the key that ends it."""
+    """Return a LevelDB table of finished blocks, each with its last key."""
     out, index = b"", []
     for last_key, data in blocks:
         index.append((last_key, _handle(len(out), len(data))))
@@ -90,12 +90,13 @@ def table_of_blocks(blocks: Iterable[tuple[bytes, bytes]]) -> bytes:
 
 
 def block(pairs: Iterable[tuple[bytes, bytes]]) -> bytes:
-    """A block of key-value pairs in the order of their keys, each key whole, with one restart point."""
+    """Return a block of sorted key-value pairs, with complete keys and one restart point."""
     entries = (varint(0) + varint(len(key)) + varint(len(value)) + key + value for key, value in pairs)
     return b"".join(entries) + (0).to_bytes(4, "little") + (1).to_bytes(4, "little")
 
 
 def with_trailer(data: bytes, compression: int = 0) -> bytes:
+    """Return a block with its compression type and checksum."""
     data += bytes([compression])
     return data + masked_crc32c(data).to_bytes(4, "little")
 
@@ -105,10 +106,10 @@ def _handle(offset: int, size_with_trailer: int) -> bytes:
 
 
 def message(schema: dict[str, tuple[int, int]], **fields: int | bytes | list[bytes]) -> bytes:
-    """A protobuf message; zeros are left out, as proto3 does."""
+    """Return a protobuf message; zeros are omitted, as in proto3."""
     out = b""
     for name, (number, wire) in schema.items():
-        values: Any = fields.pop(name, None) or []  # of the type that `wire` tells
+        values: Any = fields.pop(name, None) or []  # of the type of `wire`
         for value in values if isinstance(values, list) else [values]:
             out += varint(number << 3 | wire)
             if wire == BYTES:
@@ -121,7 +122,7 @@ def message(schema: dict[str, tuple[int, int]], **fields: int | bytes | list[byt
 
 
 def varint(value: int) -> bytes:
-    """Seven bits a byte, the lowest first."""
+    """Return an integer as a varint: seven bits per byte, the lowest first."""
     out = bytearray()
     while value >= 0x80:
         out.append(value & 0x7F | 0x80)

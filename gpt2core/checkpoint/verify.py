@@ -1,11 +1,11 @@
-"""What a directory is, and whether it is whole: every tensor, every shape, every number, and the tokenizer's fit."""
+"""Verification of a model directory or OpenAI's checkpoint: tensors, shapes, values, and the tokenizer."""
 
 from __future__ import annotations
 
 import hashlib
 import math
 import os
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -14,7 +14,7 @@ from torch import Tensor
 
 from gpt2core import runtime
 from gpt2core.checkpoint import names, openai
-from gpt2core.checkpoint.config_json import TRANSFORMERS_TYPE, Described
+from gpt2core.checkpoint.config_json import TRANSFORMERS_TYPE
 from gpt2core.checkpoint.model_dir import read_described, read_tensors
 from gpt2core.checkpoint.tf_checkpoint import CheckpointError, TFCheckpoint
 from gpt2core.errors import UserError
@@ -24,30 +24,29 @@ from gpt2core.tokenizer import END_OF_TEXT, Tokenizer
 LANGUAGE_MODEL, CLASSIFIER, OPENAI = "language model", "classifier", "OpenAI checkpoint"
 LORA, UNKNOWN = "LoRA adapter", "unknown"
 GPT2_BPE, BPE, CHARACTERS = "GPT-2's byte-level BPE", "byte-level BPE", "characters"
-# Of vocab.bpe as OpenAI published it.
+# SHA-256 of OpenAI's vocab.bpe.
 GPT2_MERGES_SHA256 = "1ce1664773c50f3e0cc8842619a93edc4624525b728b188a9e0be33b7726adc5"
 PROBE = "Hello there, it's 12 o'clock!\n\n\tÜber 東京 🙂 "
-MAX_LISTED = 5  # of the tensors with the same trouble
 
 
 @dataclass
 class Report:
-    """What `verify` found. What could not be read is None; whole is what has no problems.
+    """The result of `verify`. Values that could not be read are None.
 
     Args:
         path: of the directory.
-        kind: language model, classifier, OpenAI checkpoint, LoRA adapter or unknown.
-        parameters: how many, the tied head counted once.
-        layers: blocks.
-        width: channels.
-        heads: of attention, in each block.
-        context: positions.
-        vocabulary: tokens that the model knows.
-        dtype: of the weights; several where they differ.
-        tokenizer: its kind, None without one.
-        labels: a classifier's.
-        transformers: whether transformers can open the directory as it stands.
-        problems: what is missing, damaged or does not fit, a sentence each.
+        kind: language model, classifier, OpenAI checkpoint, LoRA adapter, or unknown.
+        parameters: their number; a tied head counts once.
+        layers: number of blocks.
+        width: hidden size.
+        heads: attention heads per block.
+        context: number of positions.
+        vocabulary: number of tokens of the model.
+        dtype: of the weights; several if they differ.
+        tokenizer: its type, None without one.
+        labels: the classes of a classifier.
+        transformers: whether transformers can open the directory.
+        problems: a sentence for each part that is missing, damaged, or inconsistent.
     """
 
     path: str
@@ -66,15 +65,17 @@ class Report:
 
     @property
     def is_whole(self) -> bool:
+        """Whether there are no problems."""
         return not self.problems
 
     def set_sizes(self, config: GPTConfig) -> None:
+        """Set the sizes of the model."""
         self.layers, self.width, self.heads = config.n_layer, config.n_embd, config.n_head
         self.context, self.vocabulary = config.n_positions, config.vocab_size
 
 
 def verify(path: str | os.PathLike[str]) -> Report:
-    """Read all of a directory and report. Raises UserError only if there is no such directory."""
+    """Read everything in a directory and report. Raises UserError only if the directory does not exist."""
     path = Path(path)
     if not path.is_dir():
         raise UserError(f"{path}: no such directory")
@@ -101,19 +102,15 @@ def _verify_model_dir(path: Path, report: Report) -> None:
     report.labels = list(described.labels) if described.labels is not None else None
     report.transformers = described.model_type == TRANSFORMERS_TYPE
     report.set_sizes(described.config)
-    head = names.head_name(described.config, described.is_classifier)
     try:
         tensors, where = read_tensors(path)
     except UserError as error:
         report.problems.append(str(error))
     else:
-        tensors = names.canonical(tensors, head)
-        _check_tensors(tensors, _expected_shapes(described, head), where, report)
-        if not described.config.qkv_bias:
-            bad = [name for name, tensor in tensors.items() if name.endswith("attn.c_attn.bias") and tensor.any()]
-            report.problems += _listed(
-                bad, f"{where}: tensor {{}} is not zero, though config.json says qkv_bias: false"
-            )
+        rows = names.table(described.config, described.labels)
+        tensors = names.canonical(tensors, rows)
+        _check_tensors(tensors, {row.hf: row.shape for row in rows}, where, report)
+        report.problems += names.nonzero_biases(tensors, described.config, where)
     if not Tokenizer.is_in(path):
         report.problems += [
             f"{path / name}: no such file, though {other} is here; the tokenizer is not whole"
@@ -127,58 +124,30 @@ def _verify_model_dir(path: Path, report: Report) -> None:
             report.problems.append(str(error))
 
 
-def _expected_shapes(described: Described, head: str | None) -> dict[str, tuple[int, ...]]:
-    """What `config.json` makes of every tensor, the head among them."""
-    shapes = {row.hf: row.hf_shape for row in openai.table(described.config)}
-    if head:
-        rows = len(described.labels) if described.labels is not None else described.config.vocab_size
-        shapes[head] = (rows, described.config.n_embd)
-    return shapes
-
-
 def _check_tensors(
     tensors: Mapping[str, Tensor], expected: Mapping[str, tuple[int, ...]], where: str, report: Report
 ) -> None:
-    """Hold tensors against the shapes expected, look for NaN and infinity, and note count and dtype."""
+    """Compare tensors with the expected shapes, look for NaN and infinity, and set number of parameters and dtype."""
     shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
-    report.problems += _differences(shapes, expected, where)
+    report.problems += names.differences(shapes, expected, where)
     read = runtime.progress(tensors.items(), what="read", unit="tensor")
     bad = [name for name, tensor in read if not _is_finite(tensor)]
-    report.problems += _listed(bad, f"{where}: tensor {{}} has NaN or infinity")
+    report.problems += names.listed(bad, f"{where}: tensor {{}} has NaN or infinity")
     report.parameters = sum(tensor.numel() for tensor in tensors.values())
     report.dtype = ", ".join(sorted({str(tensor.dtype).removeprefix("torch.") for tensor in tensors.values()}))
 
 
 def _is_finite(tensor: Tensor) -> bool:
-    """No NaN, no infinity; by the extremes, which takes no memory (NaN is both)."""
+    """Return whether a tensor has no NaN or infinity, by its extremes, which needs no memory (NaN is both)."""
     if not tensor.is_floating_point() or not tensor.numel():
         return True
     return all(math.isfinite(extreme.item()) for extreme in tensor.aminmax())
 
 
-def _differences(
-    found: Mapping[str, tuple[int, ...]], expected: Mapping[str, tuple[int, ...]], where: str | Path
-) -> Iterator[str]:
-    yield from _listed(sorted(expected.keys() - found.keys()), f"{where}: tensor {{}} is missing")
-    yield from _listed(sorted(found.keys() - expected.keys()), f"{where}: tensor {{}} is not part of this GPT-2")
-    for name in sorted(expected.keys() & found.keys()):
-        if found[name] != expected[name]:
-            yield f"{where}: tensor {name!r} has shape {list(found[name])}, must have {list(expected[name])}"
-
-
-def _listed(tensor_names: Iterable[str], sentence: str) -> Iterator[str]:
-    """The sentence for the first few names, and how many more there are."""
-    tensor_names = list(tensor_names)
-    for name in tensor_names[:MAX_LISTED]:
-        yield sentence.format(repr(name))
-    if more := tensor_names[MAX_LISTED:]:
-        yield sentence.format(f"{len(more)} more: the last") + f" is {more[-1]!r}"
-
-
 def _check_tokenizer(
     tokenizer: Tokenizer, vocab_size: int, special_ids: Mapping[str, int], path: Path, report: Report
 ) -> None:
-    """Ids within the model's vocabulary, special tokens where the model has them, and every text there and back."""
+    """Check that ids are in the model's vocabulary, special tokens agree, and encoded text is decoded unchanged."""
     report.tokenizer = tokenizer_kind(tokenizer)
     if tokenizer.vocab_size > vocab_size:  # fewer are fine: vocabularies are padded to round numbers
         report.problems.append(f"{path}: the tokenizer has {tokenizer.vocab_size} tokens, the model {vocab_size}")
@@ -199,7 +168,7 @@ def _check_tokenizer(
 
 
 def tokenizer_kind(tokenizer: Tokenizer) -> str:
-    """GPT-2's own, another byte-level BPE, or one token a character."""
+    """Return the type of a tokenizer: GPT-2's, another byte-level BPE, or one token per character."""
     if not any(len(_text(token)) > 1 for token in tokenizer.ranks):
         return CHARACTERS
     printable = tokenizer.id_to_token
@@ -209,7 +178,7 @@ def tokenizer_kind(tokenizer: Tokenizer) -> str:
 
 
 def _text(token: bytes) -> str:
-    """A token's characters; none if it is only a part of one."""
+    """Return a token's characters, or an empty text if it is a part of a character."""
     return token.decode(errors="ignore")
 
 
@@ -237,14 +206,14 @@ def _verify_openai(path: Path, report: Report) -> None:
 
 
 def _check_checkpoint(checkpoint: TFCheckpoint, config: GPTConfig | None, report: Report) -> None:
-    """Checksums, numbers and (where the sizes are known) shapes."""
+    """Check checksums, values, and, if the sizes are known, shapes."""
     entries = checkpoint.entries
     report.parameters = sum(math.prod(entry.shape) for entry in entries.values())
     report.dtype = ", ".join(sorted({entry.dtype for entry in entries.values()}))
-    if config is not None and config.n_layer <= len(entries):  # an absurd number of layers would make a huge table
-        expected = {row.openai: row.openai_shape for row in openai.table(config)}
-        found = {name: entry.shape for name, entry in entries.items()}
-        report.problems += _differences(found, expected, checkpoint.index_path)
+    if config is not None and config.n_layer <= len(entries):  # a wrong number of layers may need a huge table
+        expected = {row.openai: row.openai_shape for row in names.table(config)}
+        shapes = {name: entry.shape for name, entry in entries.items()}
+        report.problems += names.differences(shapes, expected, checkpoint.index_path)
     elif config is not None:
         report.problems.append(f"{checkpoint.index_path}: has {len(entries)} tensors for {config.n_layer} layers")
     for name, entry in runtime.progress(entries.items(), what="verify", unit="tensor"):
@@ -254,12 +223,12 @@ def _check_checkpoint(checkpoint: TFCheckpoint, config: GPTConfig | None, report
             report.problems.append(str(error))
             continue
         if entry.dtype == "bfloat16":
-            array = (array.astype(np.uint32) << 16).view(np.float32)  # which it is the upper half of
+            array = (array.astype(np.uint32) << 16).view(np.float32)  # bfloat16 is its upper half
         if array.size and not (np.isfinite(array.min()) and np.isfinite(array.max())):
             report.problems.append(f"{checkpoint.shard_path(entry.shard)}: tensor {name!r} has NaN or infinity")
 
 
 def _add(report: Report, error: UserError) -> None:
-    """A problem, unless it is the missing file that is listed already."""
+    """Add a problem, unless it is the missing file that is listed already."""
     if str(error) not in report.problems:
         report.problems.append(str(error))

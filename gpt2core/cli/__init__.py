@@ -1,6 +1,6 @@
-"""The command `gpt2core`: one file a subcommand.
+"""The command `gpt2core`, with one module per subcommand.
 
-Exit codes: 0 done, 1 a mistake in what was given, 2 a mistake in how the command was written, 130 Ctrl-C.
+Exit codes: 0 success, 1 an error in the input, 2 an error in the command line, 130 Ctrl-C.
 """
 
 from __future__ import annotations
@@ -32,9 +32,10 @@ from gpt2core.runtime import interrupted, stage_main
 
 
 class Commands(click.Group):
-    """Ctrl-C while a command works; click itself would say `Aborted!` and exit with 1."""
+    """A group whose commands handle Ctrl-C; click would print `Aborted!` and exit with 1."""
 
     def invoke(self, ctx: click.Context) -> Any:
+        """Run a command."""
         try:
             return super().invoke(ctx)
         except KeyboardInterrupt as error:
@@ -44,7 +45,7 @@ class Commands(click.Group):
 @click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
 @click.version_option(__version__, prog_name="gpt2core")
 def cli() -> None:
-    """GPT-2 from scratch: use the models that the pipeline made. `dvc repro` makes them."""
+    """Use the models of the pipeline (GPT-2 from scratch). `dvc repro` trains them."""
 
 
 COMMANDS = (
@@ -56,5 +57,5 @@ for command in COMMANDS:
 
 
 def main() -> None:
-    """Entry point of the console script."""
+    """Run the command; entry point of the console script."""
     stage_main(lambda: cli.main(prog_name="gpt2core"))

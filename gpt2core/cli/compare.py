@@ -1,4 +1,4 @@
-"""`gpt2core compare`"""
+"""`gpt2core compare`: several instruction-tuned models on one test set."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from gpt2core import config, prompts, runtime
+from gpt2core import config, runtime
 from gpt2core.cli import options
 from gpt2core.errors import UserError
 from gpt2core.params import load_params
@@ -14,19 +14,19 @@ from gpt2core.params import load_params
 RESPONSES = Path("data/responses")
 
 
-@click.command(short_help="Instruction-tuned models side by side.")
-@click.argument("model_dirs", metavar="MODEL_DIR...", nargs=-1, required=True, type=click.Path(path_type=Path))
+@click.command(short_help="Compare instruction-tuned models.")
+@click.argument("model_dirs", metavar="MODEL_DIR...", nargs=-1, required=True, type=options.PATH)
 @click.option(
-    "--responses", "folder", type=click.Path(path_type=Path), default=RESPONSES, show_default=True,
+    "--responses", "folder", type=options.PATH, default=RESPONSES, show_default=True,
     help="The folder of finetune-instruct whose test set is answered.",
 )  # fmt: skip
 @click.option(
-    "--params", "params_file", type=click.Path(path_type=Path),
-    help="Score by the first judge of this file, such as params.yaml; without it by chrF++.",
+    "--params", "params_file", type=options.PATH,
+    help="Use the first judge of this file, such as params.yaml; the default is chrF++.",
 )  # fmt: skip
-@click.option("--limit", type=click.IntRange(min=1), help="Only the first so many entries.")
-@click.option("--max-new-tokens", type=click.IntRange(min=1), default=256, show_default=True, help="Longest response.")
-@click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Of the bootstrap.")
+@options.limit
+@options.max_new_tokens(256, "Maximum length of a response.")
+@options.seed("the bootstrap")
 @options.as_json
 def compare(
     model_dirs: tuple[Path, ...],
@@ -37,13 +37,15 @@ def compare(
     seed: int,
     as_json: bool,
 ) -> None:
-    """Each model answers the test set, in the form that it was tuned with: loss and perplexity on the reference
+    """Compare models on the test set.
+
+    Each model answers with the prompt that it was tuned with. The table has loss and perplexity on the reference
     responses and the judge's score, with 95% intervals, and the differences to the first model, entry by entry.
 
-    The models must share their tokenizer. Seeds and checkpoints of one run: the params finetune_instruct.seeds and
-    checkpoint_steps.
+    The models must have the same tokenizer. To compare seeds and checkpoints of one run, set the params
+    finetune_instruct.seeds and checkpoint_steps.
     """
-    from gpt2core.checkpoint.chat_template import prompt_of
+    from gpt2core.checkpoint.chat_template import instruction_prompt
     from gpt2core.checkpoint.model_dir import load_language_model
     from gpt2core.evaluation.comparison import Answers, compare_models
     from gpt2core.evaluation.judges import Judge, make_judges
@@ -61,11 +63,11 @@ def compare(
     models = []
     for path in model_dirs:
         model, tokenizer = load_language_model(path, device=runtime.device())
-        form = prompt_of(path) or prompts.alpaca
+        form = instruction_prompt(path)
         examples = [make_example(entry, tokenizer, model.config.n_positions, True, form) for entry in entries]
         own = [example.n_target_tokens for example in examples]
         if own != (tokens := tokens or own):
-            raise UserError(f"{path}: has other tokens than {model_dirs[0]}: a loss a token cannot be compared")
+            raise UserError(f"{path}: has other tokens than {model_dirs[0]}: losses per token cannot be compared")
         nats = entry_nats(model, examples, tokenizer.eot_id)
         models.append(Answers(str(path), nats, respond(model, tokenizer, entries, max_new_tokens, form=form)))
     samples = section.bootstrap_samples if section else 1000

@@ -1,4 +1,4 @@
-"""`gpt2core convert`"""
+"""`gpt2core convert`: OpenAI's checkpoint to a model directory."""
 
 from __future__ import annotations
 
@@ -9,15 +9,15 @@ import click
 from gpt2core.cli import options
 
 
-@click.command(short_help="OpenAI's checkpoint to a model directory.")
-@click.argument("src_dir", type=click.Path(path_type=Path))
-@click.argument("out_dir", type=click.Path(path_type=Path))
+@click.command(short_help="Convert OpenAI's checkpoint to a model directory.")
+@click.argument("src_dir", type=options.PATH)
+@click.argument("out_dir", type=options.PATH)
 @options.as_json
 def convert(src_dir: Path, out_dir: Path, as_json: bool) -> None:
     """Convert OpenAI's GPT-2 checkpoint in SRC_DIR to a model directory OUT_DIR.
 
-    SRC_DIR holds OpenAI's files (hparams.json, model.ckpt.index, ...). TensorFlow is not needed; every tensor's
-    checksum is verified. OUT_DIR is opened by this program and by transformers.
+    SRC_DIR has OpenAI's files (hparams.json, model.ckpt.index, ...). TensorFlow is not needed; every tensor's checksum
+    is verified. This program and transformers can open OUT_DIR.
     """
     from gpt2core.checkpoint import openai
 

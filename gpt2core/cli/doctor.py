@@ -1,4 +1,4 @@
-"""`gpt2core doctor`"""
+"""`gpt2core doctor`: checks of the machine and the project."""
 
 from __future__ import annotations
 
@@ -15,13 +15,12 @@ if TYPE_CHECKING:
     from gpt2core.doctor import Finding
 
 
-@click.command(short_help="Whether this machine is fit to run params.yaml.")
+@click.command(short_help="Check whether this machine can run params.yaml.")
 @options.as_json
 def doctor(as_json: bool) -> None:
-    """Examine Python, torch, the machine, params.yaml, Git, DVC, MLflow, and the sources.
+    """Check Python, torch, the machine, params.yaml, Git, DVC, MLflow, and the sources.
 
-    Each finding comes with its remedy. Memory is estimated from the params. The exit status is 1 if something would
-    stop a run.
+    Each finding names a remedy. Memory is estimated from the params. The exit code is 1 if a problem would stop a run.
     """
     from gpt2core.doctor import examine
 

@@ -1,4 +1,4 @@
-"""`gpt2core export-openai`"""
+"""`gpt2core export-openai`: a model directory to OpenAI's checkpoint."""
 
 from __future__ import annotations
 
@@ -9,15 +9,15 @@ import click
 from gpt2core.cli import options
 
 
-@click.command("export-openai", short_help="A model directory to OpenAI's checkpoint.")
+@click.command("export-openai", short_help="Export a model directory to OpenAI's format.")
 @options.model_dir
-@click.argument("out_dir", type=click.Path(path_type=Path))
+@click.argument("out_dir", type=options.PATH)
 @options.as_json
 def export_openai(model_dir: Path, out_dir: Path, as_json: bool) -> None:
     """Write the language model in MODEL_DIR in OpenAI's TensorFlow format to OUT_DIR.
 
-    TensorFlow is not needed, and reads what is written; so does `gpt2core convert`. model.ckpt.meta is there, but holds
-    no graph. A classifier or a head of its own has no place in that format and is refused.
+    TensorFlow is not needed; it can read the result, as can `gpt2core convert`. model.ckpt.meta has no graph. That
+    format has no classifiers and no untied heads; they are refused.
     """
     from gpt2core.checkpoint.openai_export import export
 

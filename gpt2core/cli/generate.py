@@ -1,4 +1,4 @@
-"""`gpt2core generate`"""
+"""`gpt2core generate`: continuations of a text."""
 
 from __future__ import annotations
 
@@ -18,42 +18,30 @@ if TYPE_CHECKING:
 
     from gpt2core.inference import Sampling, TextStream
 
-INTERRUPTED = 130  # what a shell reports after Ctrl-C
-SAMPLES_AT_ONCE = 32  # each holds keys and values of its own: 74 KB a token with GPT-2 124M
+INTERRUPTED = 130  # exit code of a shell after Ctrl-C
+SAMPLES_PER_BATCH = 32  # each has its own keys and values: 74 KB per token with GPT-2 124M
 
 
 @click.command(short_help="Continue a text.")
 @options.model_dir
-@click.option("--prompt", default="", help="How the text begins; empty starts a new document.")
+@click.option("--prompt", default="", help="The start of the text; empty starts a new document.")
 @click.option(
-    "--prompt-file",
-    type=click.File("rb"),
-    help="A UTF-8 file that holds the prompt, without its last line break; - is standard input.",
-)
-@click.option(
-    "--max-new-tokens",
-    type=click.IntRange(1, 1_000_000),
-    default=100,
-    show_default=True,
-    help="How many tokens to add at most.",
-)
+    "--prompt-file", type=click.File("rb"),
+    help="A UTF-8 file with the prompt, without its last line break; - is standard input.",
+)  # fmt: skip
+@options.max_new_tokens(100, "Maximum number of tokens to add.")
 @options.sampling
-@options.seed
+@options.seed("sampling")
 @click.option("--stop", "stops", multiple=True, metavar="TEXT", help="End before this text. May be given repeatedly.")
 @click.option(
-    "--num-samples",
-    type=click.IntRange(1, 10_000),
-    default=1,
-    show_default=True,
-    help="Several continuations at once; the first draws with --seed, the next with --seed + 1, and so on.",
-)
-@click.option("--stream/--no-stream", default=None, help="Print the text as it comes; the default on a terminal.")
+    "--num-samples", type=click.IntRange(1, 10_000), default=1, show_default=True,
+    help="Number of continuations; the first uses --seed, the next --seed + 1, and so on.",
+)  # fmt: skip
+@click.option("--stream/--no-stream", default=None, help="Print the text while it is generated; default on a terminal.")
 @click.option(
-    "--lookup/--no-lookup",
-    default=True,
-    show_default=True,
-    help="With --temperature 0: guess tokens from the text so far and check several in one pass, which is faster.",
-)
+    "--lookup/--no-lookup", default=True, show_default=True,
+    help="With --temperature 0: draft tokens from the text so far and check several in one pass, which is faster.",
+)  # fmt: skip
 @options.dtype
 @options.as_json
 def generate(
@@ -72,38 +60,35 @@ def generate(
 ) -> None:
     """Continue a text with the language model in MODEL_DIR.
 
-    Ends at the end of a document, before a --stop text, after --max-new-tokens, or at Ctrl-C with what came so far.
-    With --json there is one object a sample, each on a line of its own.
+    Ends at the end of a document, before a --stop text, after --max-new-tokens, or at Ctrl-C with the text so far. With
+    --json, each sample is an object on its own line.
     """
     if prompt_file:
         if prompt:
             raise click.UsageError("give either --prompt or --prompt-file")
         prompt = _read_prompt(prompt_file)
     if stream and (as_json or num_samples > 1):
-        raise click.UsageError("--stream prints one text as it comes: leave out --json and --num-samples")
+        raise click.UsageError("--stream prints one text while it is generated: leave out --json and --num-samples")
     if stream is None:
         stream = not as_json and num_samples == 1 and sys.stdout.isatty()
 
-    from gpt2core import inference as engine
+    from gpt2core import inference
+    from gpt2core.checkpoint.decoding import load_for_decoding
 
-    model, tokenizer = options.load_language_model(model_dir, dtype)
-    texts = [engine.TextStream(tokenizer.token_bytes, tokenizer.eot_id, stops) for _ in range(num_samples)]
+    model, tokenizer = load_for_decoding(model_dir, dtype)
+    texts = [inference.TextStream(tokenizer.token_bytes, tokenizer.eot_id, stops) for _ in range(num_samples)]
     ids = tokenizer.encode(prompt) or [tokenizer.eot_id]
-    if stream:
-        click.echo(prompt, nl=False)
-    for start in range(0, num_samples, SAMPLES_AT_ONCE):
-        rows = texts[start : start + SAMPLES_AT_ONCE]
-        columns = engine.stream(model, [ids] * len(rows), max_new_tokens, sampling, seed + start, lookup=lookup)
+    click.echo(prompt if stream else "", nl=False)
+    for start in range(0, num_samples, SAMPLES_PER_BATCH):
+        rows = texts[start : start + SAMPLES_PER_BATCH]
+        columns = inference.stream(model, [ids] * len(rows), max_new_tokens, sampling, seed + start, lookup=lookup)
         if not stream:
             columns = runtime.progress(columns, what="generate", unit="token", total=max_new_tokens)
-        completed = _take(columns, rows, echo=stream)
-        if not completed:
+        is_complete = _fill(rows, columns, echo=stream)
+        if not is_complete:
             break
-    if stream:
-        click.echo()
-    else:
-        _print(prompt, texts, seed, as_json)
-    if not completed:
+    _print(prompt, texts, seed, stream, as_json)
+    if not is_complete:
         sys.exit(INTERRUPTED)
 
 
@@ -115,14 +100,14 @@ def _read_prompt(file: BinaryIO) -> str:
     return text.removesuffix("\n").removesuffix("\r")
 
 
-def _take(columns: Iterable[Tensor], texts: Sequence[TextStream], *, echo: bool) -> bool:
-    """Fill each row's text until all have ended. False if Ctrl-C came first."""
+def _fill(texts: Sequence[TextStream], columns: Iterable[Tensor], *, echo: bool) -> bool:
+    """Add columns of tokens to the texts until all have ended. Return False after Ctrl-C."""
 
     def show(piece: str) -> None:
         if echo and piece:
             click.echo(piece, nl=False)
 
-    completed = True
+    is_complete = True
     try:
         for column in columns:
             for text, token_id in zip(texts, column.tolist(), strict=True):
@@ -130,19 +115,23 @@ def _take(columns: Iterable[Tensor], texts: Sequence[TextStream], *, echo: bool)
             if all(text.finished for text in texts):
                 break
     except KeyboardInterrupt:
-        completed = False
+        is_complete = False
     for text in texts:
         show(text.close())
-    return completed
+    return is_complete
 
 
-def _print(prompt: str, texts: Sequence[TextStream], seed: int, as_json: bool) -> None:
+def _print(prompt: str, texts: Sequence[TextStream], seed: int, is_streamed: bool, as_json: bool) -> None:
+    """Print the texts, or the end of a text that was streamed."""
+    if is_streamed:
+        click.echo()
+        return
     for row, text in enumerate(texts):
         if as_json:
             options.print_json({"prompt": prompt, "text": text.text, "new_tokens": text.n_tokens, "seed": seed + row})
-        else:
-            if row > 0:
-                click.echo()
-            if len(texts) > 1:
-                click.echo(f"--- seed {seed + row} ---")
-            click.echo(prompt + text.text)
+            continue
+        if row > 0:
+            click.echo()
+        if len(texts) > 1:
+            click.echo(f"--- seed {seed + row} ---")
+        click.echo(prompt + text.text)

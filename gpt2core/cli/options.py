@@ -1,10 +1,11 @@
-"""What several commands share."""
+"""Options, checks, and output that several commands share."""
 
 from __future__ import annotations
 
 import functools
 import importlib.util
 import json
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,25 +15,44 @@ from gpt2core.errors import UserError
 from gpt2core.runtime import DECODING_DTYPES
 
 if TYPE_CHECKING:
-    from gpt2core.model import GPT, GPTClassifier
-    from gpt2core.model.inference import Packed
-    from gpt2core.tokenizer import Tokenizer
+    from rich.text import Text
 
-model_dir = click.argument("model_dir", type=click.Path(path_type=Path))
+PATH = click.Path(path_type=Path)
+POSITIVE = click.IntRange(min=1)
+
+model_dir = click.argument("model_dir", type=PATH)
 as_json = click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of text.")
-seed = click.option("--seed", type=click.IntRange(0, 2**63 - 1), default=0, show_default=True, help="Of the draws.")
-
+limit = click.option("--limit", type=POSITIVE, help="Maximum number of entries, the first ones.")
+open_browser = click.option("--open", "open_browser", is_flag=True, help="Also open the page in the browser.")
 dtype = click.option(
-    "--dtype",
-    type=click.Choice(DECODING_DTYPES),
-    default="float32",
-    show_default=True,
-    help="Of the weights: smaller ones are read faster; `gpt2core perplexity` tells what they cost.",
-)
+    "--dtype", type=click.Choice(DECODING_DTYPES), default="float32", show_default=True,
+    help="Weight precision. Smaller dtypes are faster; `gpt2core perplexity` shows their loss.",
+)  # fmt: skip
+
+
+def seed(use: str) -> Callable[..., Any]:
+    """Return the option `--seed`; `use` says for what."""
+    return click.option(
+        "--seed", type=click.IntRange(0, 2**63 - 1), default=0, show_default=True, help=f"Random seed for {use}."
+    )
+
+
+def max_new_tokens(default: int, text: str) -> Callable[..., Any]:
+    """Return the option `--max-new-tokens`."""
+    return click.option(
+        "--max-new-tokens", type=click.IntRange(1, 1_000_000), default=default, show_default=True, help=text
+    )
+
+
+def port(default: int) -> Callable[..., Any]:
+    """Return the option `--port`."""
+    return click.option(
+        "--port", type=click.IntRange(0, 65535), default=default, show_default=True, help="0 takes a free port."
+    )
 
 
 def sampling(command: Any) -> Any:
-    """The options of `Sampling`, given to the command as one argument `sampling`."""
+    """Add the options of `Sampling` to a command, which gets them as one argument `sampling`."""
 
     @functools.wraps(command)
     def with_sampling(
@@ -50,48 +70,22 @@ def sampling(command: Any) -> Any:
     probability = click.FloatRange(min=0, max=1, min_open=True)
     options = (
         click.option("--temperature", type=click.FloatRange(min=0), default=1.0, show_default=True,
-                     help="0 takes the likeliest token each time; higher is more varied."),
-        click.option("--top-k", type=click.IntRange(min=1), help="Draw from the k likeliest tokens only."),
+                     help="0 takes the most likely token; higher values give more varied text."),
+        click.option("--top-k", type=POSITIVE, help="Sample from the k most likely tokens only."),
         click.option("--top-p", type=probability,
-                     help="Draw from the smallest set of likeliest tokens that holds this probability."),
+                     help="Sample from the smallest set of most likely tokens with this total probability."),
         click.option("--min-p", type=probability,
-                     help="Draw from the tokens at least this share as likely as the likeliest."),
+                     help="Sample from tokens with at least this fraction of the highest probability."),
         click.option("--repetition-penalty", type=click.FloatRange(min=0, min_open=True), default=1.0,
-                     show_default=True, help="Above 1 makes tokens that were there before less likely."),
+                     show_default=True, help="Above 1, tokens that are already in the text become less likely."),
     )  # fmt: skip
     for option in reversed(options):
         with_sampling = option(with_sampling)
     return with_sampling
 
 
-def load_language_model(path: Path, dtype: str = "float32") -> tuple[Packed, Tokenizer]:
-    """Load a language model, ready for decoding, with its tokenizer. Raises UserError if it is something else."""
-    from gpt2core import runtime
-    from gpt2core.checkpoint import model_dir
-    from gpt2core.model.inference import pack
-
-    model, tokenizer = model_dir.load_language_model(path, device=runtime.device())
-    return pack(model, dtype), tokenizer
-
-
-def load_classifier(path: Path) -> tuple[GPTClassifier, Tokenizer]:
-    """Load a classifier with its tokenizer. Raises UserError if it is something else."""
-    from gpt2core import runtime
-    from gpt2core.checkpoint import model_dir
-
-    return model_dir.load_classifier(path, device=runtime.device())
-
-
-def load_any(path: Path) -> tuple[GPT | GPTClassifier, Tokenizer]:
-    """Load a model of either kind with its tokenizer. Raises UserError if it has none."""
-    from gpt2core import runtime
-    from gpt2core.checkpoint import model_dir
-
-    return model_dir.load_with_tokenizer(path, device=runtime.device())
-
-
-def needs(extra: str, *modules: str) -> None:
-    """Raises UserError that says what to install, if a module of an extra is not there."""
+def require_extra(extra: str, *modules: str) -> None:
+    """Raise UserError that says what to install, if a module of an extra is missing."""
     missing = [name for name in modules if importlib.util.find_spec(name) is None]
     if missing:
         command = click.get_current_context().command.name
@@ -99,4 +93,52 @@ def needs(extra: str, *modules: str) -> None:
 
 
 def print_json(value: Any) -> None:
+    """Print a value as one line of JSON."""
     click.echo(json.dumps(value, ensure_ascii=False, allow_nan=False))
+
+
+def print_table(
+    title: str, columns: Sequence[str], rows: Iterable[Sequence[str | Text] | None], n_text_columns: int = 1
+) -> None:
+    """Print a table.
+
+    Args:
+        title: above the table; may be empty.
+        columns: their names.
+        rows: cells of each row; None starts a new section.
+        n_text_columns: number of columns that are aligned left; the others, numbers, are aligned right.
+    """
+    from rich import box
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(title=title or None, title_justify="left", title_style="bold", box=box.SIMPLE_HEAD, pad_edge=False)
+    for number, column in enumerate(columns):
+        table.add_column(column, justify="left" if number < n_text_columns else "right", overflow="fold")
+    for row in rows:
+        if row is None:
+            table.add_section()
+        else:
+            table.add_row(*row)
+    Console(highlight=False, markup=False, emoji=False).print(table)  # names and texts may look like markup
+
+
+def serve_page(app: Any, host: str, port: int, lines: Iterable[str], *, open_browser: bool) -> None:
+    """Serve a page until Ctrl-C.
+
+    Args:
+        app: the FastAPI application.
+        host: the address.
+        port: 0 takes a free one.
+        lines: printed above the page's address when it is ready.
+        open_browser: also open the page.
+    """
+    from gpt2core.ui.serving import serve
+
+    def on_ready(address: str) -> None:
+        for line in (*lines, f"{address}  (Ctrl-C ends it)"):
+            click.echo(line)
+        if open_browser:
+            click.launch(address)
+
+    serve(app, host, port, on_ready)

@@ -1,8 +1,10 @@
-"""`gpt2core rate`"""
+"""`gpt2core rate`: people's ratings of responses."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import csv
+import io
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,22 +20,22 @@ if TYPE_CHECKING:
 HOST = "127.0.0.1"
 
 
-@click.command(short_help="Rate responses blindly on a page in the browser; sum the ratings up.")
-@click.argument("responses_file", metavar="RESPONSES", type=click.Path(path_type=Path))
+@click.command(short_help="Rate responses blindly on a page in the browser; summarize the ratings.")
+@click.argument("responses_file", metavar="RESPONSES", type=options.PATH)
 @click.option(
-    "--ratings", "ratings_file", type=click.Path(path_type=Path),
-    help="The CSV that keeps them. The default is RESPONSES.ratings.csv beside RESPONSES, or beside the output of the "
-    "pipeline in which that lies, since DVC replaces those.",
+    "--ratings", "ratings_file", type=options.PATH,
+    help="The CSV file of the ratings. The default is RESPONSES.ratings.csv next to RESPONSES, or next to the DVC "
+    "output that contains it, because DVC replaces outputs.",
 )  # fmt: skip
 @click.option("--model", "models", multiple=True, help="Only the responses under this key; may be repeated.")
-@click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Of the order.")
-@click.option("--port", type=click.IntRange(0, 65535), default=7861, show_default=True, help="0 takes a free one.")
-@click.option("--open", "open_browser", is_flag=True, help="Also open the page in the browser.")
-@click.option("--summary", is_flag=True, help="No page: print each model's means, and how far raters and judges agree.")
+@options.seed("the order of the texts")
+@options.port(7861)
+@options.open_browser
+@click.option("--summary", is_flag=True, help="Print each model's means, and the agreement of raters and judges.")
 @click.option(
-    "--scores", "scores_file", type=click.Path(path_type=Path),
-    help="With --summary: the judges' scores of the same entries, as metrics/plots/judge_scores.csv; without it they "
-    "are compared with chrF++.",
+    "--scores", "scores_file", type=options.PATH,
+    help="With --summary: the judges' scores of the same entries, such as metrics/plots/judge_scores.csv; the default "
+    "is to compare with chrF++.",
 )  # fmt: skip
 @options.as_json
 def rate(
@@ -49,57 +51,51 @@ def rate(
 ) -> None:
     """Serve a page on this machine to rate RESPONSES, correctness, helpfulness and safety from 1 to 5. Ctrl-C ends it.
 
-    RESPONSES is JSON (or CSV) of entries with instruction, input, output and one or more keys that end with "response",
-    such as data/responses/test.json. Raters give a name and go on where they stopped; who wrote a text is not shown.
-    Each answer is written to the ratings' CSV at once. --summary reads that file and tells what it holds.
+    RESPONSES is JSON (or CSV) of entries with instruction, input, output, and one or more keys that end with
+    "response", such as data/responses/test.json. Raters enter a name and can continue later; they do not see which
+    model wrote a text. Each answer is immediately written to the CSV file. --summary reads that file.
     """
     from gpt2core.evaluation.rating.ratings import Ratings, read_responses
 
     responses = read_responses(responses_file, models)
     ratings = Ratings(ratings_file or default_ratings_file(responses_file))
-    given = ratings.read()
+    by_rater = ratings.read()
     if summary:
         from gpt2core.evaluation.rating.statistics import summarize
 
-        if not given:
+        if not by_rater:
             raise UserError(f"{ratings.path}: no ratings yet; make some with: gpt2core rate {responses_file}")
-        judges = _scores(scores_file, responses) if scores_file else _chrf(responses)
-        found = summarize(responses, given, judges, seed)
-        if as_json:
-            options.print_json(found)
-        else:
-            _print_summary(found)
+        judges = _read_scores(scores_file, responses) if scores_file else _chrf(responses)
+        statistics = summarize(responses, by_rater, judges, seed)
+        (options.print_json if as_json else _print_summary)(statistics)
         return
     if scores_file or as_json:
         raise UserError("--scores and --json go with --summary")
 
-    options.needs("ui", "fastapi", "uvicorn")
+    options.require_extra("ui", "fastapi", "uvicorn")
     from gpt2core.ui.rating import make_app
-    from gpt2core.ui.serving import serve
 
-    def on_ready(address: str) -> None:
-        texts = responses.distinct()
-        click.echo(f"{len(texts)} texts to rate, of {', '.join(responses.by_model)}; ratings in {ratings.path}")
-        for rater, rated in given.items():
-            click.echo(f"{rater}: {len(rated.keys() & texts.keys())} begun")
-        click.echo(f"{address}  (Ctrl-C ends it)")
-        if open_browser:
-            click.launch(address)
-
-    serve(make_app(responses, ratings, seed), HOST, port, on_ready)
+    texts = responses.distinct()
+    lines = [
+        f"{len(texts)} texts to rate, of {', '.join(responses.by_model)}; ratings in {ratings.path}",
+        *(f"{rater}: {len(scores.keys() & texts.keys())} begun" for rater, scores in by_rater.items()),
+    ]
+    options.serve_page(make_app(responses, ratings, seed), HOST, port, lines, open_browser=open_browser)
 
 
 def default_ratings_file(responses_file: Path) -> Path:
-    """Beside the responses; where these lie in an out of the dvc.yaml above them, beside that out, which DVC deletes
-    before its stage runs."""
+    """Return the ratings file next to the responses, or next to the DVC output that contains them.
+
+    DVC deletes an output of the dvc.yaml above it before its stage runs.
+    """
     path = responses_file.absolute()
     project = next((folder for folder in path.parents if (folder / "dvc.yaml").exists()), None)
     outs = [project / out for out in _outs(project / "dvc.yaml")] if project else []
     replaced = next((out for out in outs if path.is_relative_to(out)), None)
     if not replaced:
         return responses_file.with_name(f"{responses_file.stem}.ratings.csv")
-    kept = replaced.with_name(f"{replaced.stem}.ratings.csv")
-    return kept.relative_to(Path.cwd()) if kept.is_relative_to(Path.cwd()) else kept
+    ratings_file = replaced.with_name(f"{replaced.stem}.ratings.csv")
+    return ratings_file.relative_to(Path.cwd()) if ratings_file.is_relative_to(Path.cwd()) else ratings_file
 
 
 def _outs(dvc_yaml: Path) -> list[str]:
@@ -110,7 +106,7 @@ def _outs(dvc_yaml: Path) -> list[str]:
 
 
 def _chrf(responses: Responses) -> dict[str, dict[str, float]]:
-    """chrF++ of every text that has a reference, by item."""
+    """Return chrF++ of every text that has a reference, by item."""
     from gpt2core.evaluation.judges import Item
     from gpt2core.evaluation.judges.chrf import ChrfJudge
 
@@ -122,11 +118,8 @@ def _chrf(responses: Responses) -> dict[str, dict[str, float]]:
     return {judge.name: {item: score for item, score in zip(texts, scores, strict=True) if score is not None}}
 
 
-def _scores(path: Path, responses: Responses) -> dict[str, dict[str, float]]:
-    """Judges' scores by item: the columns `score` (with `base`, of base_response) and those behind `nearest`."""
-    import csv
-    import io
-
+def _read_scores(path: Path, responses: Responses) -> dict[str, dict[str, float]]:
+    """Read judges' scores by item: `score` (and `base`, of base_response), and the columns after `nearest`."""
     rows = list(csv.DictReader(io.StringIO(files.read_text(path), newline="")))
     first = next(iter(responses.by_model.values()))
     if not rows or len(rows) > len(first) or "score" not in rows[0]:
@@ -137,54 +130,38 @@ def _scores(path: Path, responses: Responses) -> dict[str, dict[str, float]]:
             continue
         name, model = ("score", "base_response") if column == "base" else (column, "response")
         for number, row in enumerate(rows):
-            said = responses.by_model.get(model)
-            if said is None or not row[column]:
+            if model not in responses.by_model or not row[column]:
                 continue
             try:
-                judges.setdefault(name, {})[said[number].item] = float(row[column])
+                judges.setdefault(name, {})[responses.by_model[model][number].item] = float(row[column])
             except ValueError:
                 raise UserError(f"{path}, row {number + 2}: {column}: {row[column]!r:.40} is no number") from None
     return judges
 
 
-def _print_summary(found: Mapping[str, Any]) -> None:
-    from rich import box
-    from rich.console import Console
-    from rich.table import Table
+def _print_summary(statistics: Mapping[str, Any]) -> None:
+    def cells(row: Mapping[str, Any], *keys: str) -> list[str]:
+        return [*("" if row[key] is None else f"{row[key]:.2f}" for key in keys), str(row["n"])]
 
-    console = Console(highlight=False, markup=False, emoji=False)  # a rater's name is no markup
-
-    def show(title: str, columns: Sequence[str], n_texts: int, rows: Sequence[Sequence[str]]) -> None:
-        table = Table(title=title, title_justify="left", box=box.SIMPLE)
-        for i, column in enumerate(columns):
-            table.add_column(column, justify="left" if i < n_texts else "right")
-        for row in rows:
-            table.add_row(*row)
-        console.print(table)
-
-    def number(value: float | None) -> str:
-        return "" if value is None else f"{value:.2f}"
-
-    rated = ", ".join(f"{rater} {n}" for rater, n in found["raters"].items())
-    click.echo(f"{found['texts']} texts; rated in full: {rated}")
-    show(
+    raters = ", ".join(f"{rater} {n}" for rater, n in statistics["raters"].items())
+    click.echo(f"{statistics['texts']} texts; rated in full: {raters}")
+    options.print_table(
         "Means, 1 to 5, with 95% intervals",
         ("model", "question", "mean", "from", "to", "texts"),
-        2,
         [
-            (model, question, *(number(figures[key]) for key in ("mean", "ci_low", "ci_high")), str(figures["n"]))
-            for model, questions in found["models"].items()
-            for question, figures in questions.items()
+            (model, question, *cells(row, "mean", "ci_low", "ci_high"))
+            for model, questions in statistics["models"].items()
+            for question, row in questions.items()
         ],
+        n_text_columns=2,
     )
-    if found["agreement"]:
-        keys = ("kappa", "pearson", "spearman", "kendall")
-        show(
+    if statistics["agreement"]:
+        options.print_table(
             "Agreement; kappa with quadratic weights",
             ("between", "question", "kappa", "Pearson", "Spearman", "Kendall", "texts"),
-            2,
             [
-                (" and ".join(row["between"]), row["question"], *(number(row[key]) for key in keys), str(row["n"]))
-                for row in found["agreement"]
+                (" and ".join(row["between"]), row["question"], *cells(row, "kappa", "pearson", "spearman", "kendall"))
+                for row in statistics["agreement"]
             ],
+            n_text_columns=2,
         )

@@ -1,4 +1,4 @@
-"""`gpt2core report`"""
+"""`gpt2core report`: the results of the pipeline as a page."""
 
 from __future__ import annotations
 
@@ -9,19 +9,17 @@ import click
 from gpt2core import config, files
 
 
-@click.command(short_help="Everything the pipeline made, as one page.")
+@click.command(short_help="Write the results of the pipeline as one page.")
 @click.option(
-    "--out",
-    type=click.Path(path_type=Path, dir_okay=False),
-    default=Path("report/index.html"),
-    show_default=True,
+    "--out", type=click.Path(path_type=Path, dir_okay=False), default=Path("report/index.html"), show_default=True,
     help="The file to write.",
-)
+)  # fmt: skip
 def report(out: Path) -> None:
-    """Write one self-contained HTML page of what the pipeline made.
+    """Write one self-contained HTML page with the results of the pipeline.
 
-    Curves, texts through training, what goes on inside the pretrained model, tables of before and after, answers with
-    their scores, and links to the MLflow runs. It opens offline and shows what lies in the project now.
+    It has curves, texts during training, a look inside the pretrained model, tables of results before and after
+    fine-tuning, responses with their scores, and links to the MLflow runs. It opens offline and shows the files that
+    are in the project now.
     """
     from gpt2core.report.pipeline import report_page
 

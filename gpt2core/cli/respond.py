@@ -1,4 +1,4 @@
-"""`gpt2core respond`"""
+"""`gpt2core respond`: the response to an instruction."""
 
 from __future__ import annotations
 
@@ -11,23 +11,20 @@ from gpt2core.cli import options
 
 @click.command(short_help="Answer an instruction.")
 @options.model_dir
-@click.option("--instruction", required=True, help="What to do.")
-@click.option("--input", "input_text", default="", help="What to do it with, where the instruction needs something.")
-@click.option(
-    "--max-new-tokens", type=click.IntRange(1, 1_000_000), default=256, show_default=True, help="Longest response."
-)
+@click.option("--instruction", required=True, help="The task.")
+@click.option("--input", "input_text", default="", help="The input of the task, if it has one.")
+@options.max_new_tokens(256, "Maximum length of the response.")
 @options.dtype
 @options.as_json
 def respond(model_dir: Path, instruction: str, input_text: str, max_new_tokens: int, dtype: str, as_json: bool) -> None:
-    """Answer an instruction with the instruction-tuned model in MODEL_DIR, in the form that it was tuned with."""
-    from gpt2core import prompts
-    from gpt2core.checkpoint.chat_template import prompt_of
+    """Answer an instruction with the instruction-tuned model in MODEL_DIR, with the prompt that it was tuned with."""
+    from gpt2core.checkpoint.chat_template import instruction_prompt
+    from gpt2core.checkpoint.decoding import load_for_decoding
     from gpt2core.inference.respond import respond as answer
 
-    model, tokenizer = options.load_language_model(model_dir, dtype)
+    model, tokenizer = load_for_decoding(model_dir, dtype)
     entry = {"instruction": instruction, "input": input_text}
-    form = prompt_of(model_dir) or prompts.alpaca
-    (response,) = answer(model, tokenizer, [entry], max_new_tokens, form=form)
+    (response,) = answer(model, tokenizer, [entry], max_new_tokens, form=instruction_prompt(model_dir))
     if as_json:
         options.print_json({**entry, "response": response})
     else:

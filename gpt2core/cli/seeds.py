@@ -7,8 +7,6 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import click
-from rich.console import Console
-from rich.table import Table
 
 from gpt2core import config
 from gpt2core.cli import options
@@ -58,14 +56,17 @@ def with_headlines(group: SeedGroup) -> SeedGroup:
 
 def print_groups(groups: Sequence[SeedGroup]) -> None:
     """Print a table for each group."""
-    console = Console(highlight=False)
     for group in groups:
         params = ", ".join(f"{name}={value}" for name, value in group.params.items())
-        table = Table(title=f"seeds {', '.join(map(str, group.seeds))}; {params}".rstrip("; "), title_justify="left")
-        table.add_column("metric", overflow="fold")
-        for column in ("n", "mean", "deviation", "95% interval"):
-            table.add_column(column, justify="right")
-        for figure in group.figures:
-            interval = f"{figure.ci_low:.4g} to {figure.ci_high:.4g}"
-            table.add_row(figure.metric, str(figure.n), f"{figure.mean:.4g}", f"{figure.deviation:.2g}", interval)
-        console.print(table)
+        title = f"seeds {', '.join(map(str, group.seeds))}; {params}".rstrip("; ")
+        rows = [
+            (
+                row.metric,
+                str(row.n),
+                f"{row.mean:.4g}",
+                f"{row.deviation:.2g}",
+                f"{row.ci_low:.4g} to {row.ci_high:.4g}",
+            )
+            for row in group.figures
+        ]
+        options.print_table(title, ("metric", "n", "mean", "deviation", "95% interval"), rows)

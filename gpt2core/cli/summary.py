@@ -7,11 +7,8 @@ from pathlib import Path
 from typing import Any
 
 import click
-from rich.console import Console
-from rich.table import Table
-from rich.text import Text
 
-from gpt2core import files
+from gpt2core import files, runtime
 from gpt2core.cli import options
 from gpt2core.errors import UserError
 from gpt2core.report import results
@@ -30,34 +27,25 @@ def summary(as_json: bool) -> None:
         strongest = results.strongest_baseline(metrics["finetune_classify"])
         options.print_json({"metrics": metrics, "strongest_baseline": strongest, **samples})
         return
-    console = Console(highlight=False)
-    table = Table(title="gpt2core: headline metrics", title_justify="left")
-    table.add_column("stage")
-    table.add_column("metric")
-    table.add_column("value", justify="right")
-    last = None
-    for stage, description, value in results.headlines(metrics):
-        if last not in (None, stage):
-            table.add_section()
-        table.add_row(stage if stage != last else "", description, value)
-        last = stage
-    console.print(table)
-    console.print("\n[bold]A text by models/pretrained[/bold]")
-    console.print(Text(samples["text"]))
-    console.print("\n[bold]Messages, by models/classifier[/bold]")
+    rows = [row for section in results.table(metrics) for row in (*section, None)]
+    options.print_table("gpt2core: headline metrics", ("stage", "metric", "value"), rows, n_text_columns=2)
+    _print_title("A text by models/pretrained")
+    click.echo(samples["text"])
+    _print_title("Messages, by models/classifier")
+    widths = {key: max(len(row[key]) for row in samples["messages"]) for key in ("predicted", "label")}
     for row in samples["messages"]:
-        predicted, label = (f"{row[key]:<{_width(samples, key)}}" for key in ("predicted", "label"))
-        console.print(Text(f"{predicted} (is {label})  {row['text']}"))
-    console.print("\n[bold]Instructions, answered by models/instruct[/bold]")
+        predicted, label = (f"{row[key]:<{width}}" for key, width in widths.items())
+        click.echo(f"{predicted} (is {label})  {row['text']}")
+    _print_title("Instructions, answered by models/instruct")
     for row in samples["answers"]:
-        console.print(Text(f"> {row['instruction']}" + (f"\n> {row['input']}" if row["input"] else "")))
-        console.print(Text(row["response"] + "\n"))
-    console.print("All of it as one page, with pictures: make report")
-    console.print("All runs and curves: .venv/bin/mlflow ui --backend-store-uri sqlite:///mlflow.db")
+        click.echo(f"> {row['instruction']}" + (f"\n> {row['input']}" if row["input"] else ""))
+        click.echo(row["response"] + "\n")
+    click.echo("All results on one page, with pictures: make report")
+    click.echo("All runs and curves: .venv/bin/mlflow ui --backend-store-uri sqlite:///mlflow.db")
 
 
-def _width(samples: dict[str, Any], key: str) -> int:
-    return max(len(row[key]) for row in samples["messages"])
+def _print_title(title: str) -> None:
+    click.secho(f"\n{title}", bold=True)
 
 
 def _read(name: str) -> dict[str, Any]:
@@ -68,7 +56,8 @@ def _read(name: str) -> dict[str, Any]:
 
 
 def _samples() -> dict[str, Any]:
-    """One generated text, three messages (of different classes, from the data) and two instructions of the test set."""
+    """Return a generated text, three messages of different classes, and two instructions of the test set."""
+    from gpt2core.checkpoint.model_dir import load_classifier
     from gpt2core.inference.classify import classify
     from gpt2core.tasks import labeled_texts
 
@@ -77,13 +66,13 @@ def _samples() -> dict[str, Any]:
     by_class = [[m for m in messages if m.label == label] for label in reversed(labeled_texts.classes(messages))]
     turns = (message for turn in itertools.zip_longest(*by_class) for message in turn if message)
     chosen = list(itertools.islice(turns, 3))
-    model, tokenizer = options.load_classifier(Path("models/classifier"))
-    predicted = [prediction.label for prediction in classify(model, tokenizer, [m.text for m in chosen])]
+    model, tokenizer = load_classifier(Path("models/classifier"), device=runtime.device())
+    predictions = classify(model, tokenizer, [m.text for m in chosen])
     answers = files.read_json("data/responses/test.json")[:2]
     return {
         "text": texts[-1]["text"],
         "messages": [
-            {"label": m.label, "predicted": p, "text": m.text} for m, p in zip(chosen, predicted, strict=True)
+            {"label": m.label, "predicted": p.label, "text": m.text} for m, p in zip(chosen, predictions, strict=True)
         ],
-        "answers": [{key: a[key] for key in ("instruction", "input", "response")} for a in answers],
+        "answers": [{key: answer[key] for key in ("instruction", "input", "response")} for answer in answers],
     }

@@ -1,4 +1,4 @@
-"""`gpt2core sync-mlflow`"""
+"""`gpt2core sync-mlflow`: missing runs and models in MLflow."""
 
 from __future__ import annotations
 
@@ -10,23 +10,23 @@ from gpt2core import config
 from gpt2core.cli import options
 
 
-@click.command(short_help="Fill in what MLflow lacks.")
+@click.command(short_help="Add missing results to MLflow.")
 @click.argument("names", metavar="[EXPERIMENT|REVISION]...", nargs=-1)
 @options.as_json
 def sync_mlflow(names: tuple[str, ...], as_json: bool) -> None:
-    """Fill in what MLflow lacks, from Git, dvc.lock and metrics/.
+    """Add missing results to MLflow, from Git, dvc.lock, and metrics/.
 
-    Of the experiments or Git revisions named; without a name, of the workspace, HEAD and every experiment. A run that
-    broke off when the tracking server went away is completed. The workspace's models are logged and registered as far
-    as `mlflow` of params.yaml says. What MLflow has is left alone.
+    Name experiments or Git revisions; without a name, the command takes the workspace, HEAD, and every experiment. A
+    run is completed if the tracking server became unreachable. The workspace's models are logged and registered as
+    `mlflow` in params.yaml says. Existing data in MLflow is not changed.
     """
     from gpt2core.tracking.sync import sync
 
-    shown = sync(config.project_root(), names)
+    results = sync(config.project_root(), names)
     if as_json:
-        options.print_json([dataclasses.asdict(synced) for synced in shown])
+        options.print_json([dataclasses.asdict(synced) for synced in results])
         return
-    for synced in shown:
+    for synced in results:
         click.echo(f"{synced.name}: {', '.join(synced.done) or 'nothing to do'}")
-    if not shown:
-        click.echo("no results to show; make some: dvc repro")
+    if not results:
+        click.echo("no results; make some: dvc repro")

@@ -1,4 +1,4 @@
-"""`gpt2core verify`"""
+"""`gpt2core verify`: checks of a model directory or checkpoint."""
 
 from __future__ import annotations
 
@@ -15,18 +15,18 @@ if TYPE_CHECKING:
     from gpt2core.checkpoint.verify import Report
 
 
-@click.command(short_help="What a directory is, and if it is whole.")
-@click.argument("directory", metavar="DIR", type=click.Path(path_type=Path))
+@click.command(short_help="Verify a model directory or checkpoint.")
+@click.argument("directory", metavar="DIR", type=options.PATH)
 @options.as_json
 def verify(directory: Path, as_json: bool) -> None:
-    """Say what DIR is (a model directory or OpenAI's checkpoint) and whether it is whole.
+    """Verify that DIR is a complete model directory or OpenAI checkpoint, and show its type and sizes.
 
-    Reads every tensor: names, shapes, checksums where there are any, no NaN; and holds the tokenizer against the model.
-    Ends with 1 if something is missing or damaged, and lists all of it.
+    Reads every tensor: names, shapes, checksums if available, no NaN; and checks that the tokenizer fits the model. The
+    exit code is 1 if something is missing or damaged; all problems are listed.
     """
-    from gpt2core.checkpoint.verify import verify as examine
+    from gpt2core.checkpoint.verify import verify as verify_directory
 
-    report = examine(directory)
+    report = verify_directory(directory)
     if as_json:
         options.print_json({**dataclasses.asdict(report), "whole": report.is_whole})
     else:

@@ -1,7 +1,7 @@
-"""Our models under lm-eval (EleutherAI's evaluation harness), which brings the tasks, their prompts and their metrics.
+"""Evaluation by lm-eval (EleutherAI's evaluation harness), which has the tasks, their prompts, and their metrics.
 
-The adapter answers the harness's three kinds of requests as its own `hf` model does on the same directory. Texts of
-like length are computed together, equal ones once, and a generation ends at its stop string.
+The adapter answers the harness's three types of requests like its own `hf` model on the same directory. Texts of
+similar length are computed together, equal texts once, and a generation ends at its stop string.
 """
 
 from __future__ import annotations
@@ -19,7 +19,6 @@ from typing import Any
 
 import lm_eval
 import torch
-import torch.nn.functional as F
 from lm_eval.api.group import Group
 from lm_eval.api.model import TemplateLM
 from lm_eval.api.task import ConfigurableTask
@@ -29,31 +28,31 @@ from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 from torch.nn.utils.rnn import pad_sequence
 
 from gpt2core import runtime
-from gpt2core.checkpoint.model_dir import load_language_model
+from gpt2core.checkpoint.decoding import load_for_decoding
 from gpt2core.config.evaluate import Evaluate
 from gpt2core.errors import UserError
+from gpt2core.evaluation.metrics.language_model import token_nats
 from gpt2core.evaluation.mmlu import read_mmlu
 from gpt2core.inference import Sampling, TextStream
 from gpt2core.inference.engine import stream
-from gpt2core.model.inference import Packed, pack
+from gpt2core.model.inference import Packed
 from gpt2core.tokenizer import Tokenizer
 from gpt2core.tokenizer.byte_pair import END_OF_TEXT
 
-DEFAULT_NEW_TOKENS = 256  # of a task that does not say: lm-eval's own default
-LOGIT_ROWS = 1024  # logits that are in memory at once: 1,024 x 50,257 of them are 206 MB
-DEFAULT_SEED = 1234  # of the choice of solved examples: lm-eval's own default
-BOOTSTRAP_SAMPLES = 1000  # for the standard error of what is no mean, such as a perplexity
-_DRAWN = ("temperature", "top_k", "top_p", "min_p", "repetition_penalty")
-_SAID_ELSEWHERE = ("until", "do_sample", "max_gen_toks")
+DEFAULT_NEW_TOKENS = 256  # lm-eval's default for tasks that set no limit
+DEFAULT_SEED = 1234  # of the choice of solved examples: lm-eval's default
+BOOTSTRAP_SAMPLES = 1000  # for the standard errors of metrics that are not means, such as perplexity
+_SAMPLING_KEYS = ("temperature", "top_k", "top_p", "min_p", "repetition_penalty")
+_OTHER_KEYS = ("until", "do_sample", "max_gen_toks")
 
 
 class Adapter(TemplateLM):  # type: ignore[misc]  # lm-eval has no types
-    """One of our language models as lm-eval's `LM`.
+    """A language model as lm-eval's `LM`.
 
     Args:
         model: in eval mode.
-        tokenizer: its own.
-        batch_size: texts that are computed together.
+        tokenizer: of the model.
+        batch_size: texts per forward pass.
     """
 
     def __init__(self, model: Packed, tokenizer: Tokenizer, batch_size: int) -> None:
@@ -62,66 +61,77 @@ class Adapter(TemplateLM):  # type: ignore[misc]  # lm-eval has no types
 
     @property
     def eot_token_id(self) -> int:
+        """The id of `<|endoftext|>`."""
         return self._tokenizer.eot_id
 
     @property
     def max_length(self) -> int:
+        """The context of the model in tokens."""
         return self._model.config.n_positions
 
     def tok_encode(self, string: str, add_special_tokens: bool | None = None, **_: Any) -> list[int]:
-        """`<|endoftext|>` in a task's text is the token, as it is for transformers."""
+        """Encode a text; `<|endoftext|>` in it is the special token, as in transformers."""
         return self._tokenizer.encode(string, allow_special=True)
 
     def loglikelihood(self, requests: Sequence[Any], disable_tqdm: bool = True) -> list[tuple[float, bool]]:
-        return super().loglikelihood(requests, disable_tqdm=True)  # its bar would also show where there is no terminal
+        """Return log-likelihoods without lm-eval's progress bar, which it would also print to a file."""
+        return super().loglikelihood(requests, disable_tqdm=True)
 
     @torch.inference_mode()
     def _loglikelihood_tokens(
         self, requests: Sequence[tuple[Any, list[int], list[int]]], **_: Any
     ) -> list[tuple[float, bool]]:
-        """Of each (…, context, continuation) in ids: log-likelihood of the continuation in nats, and whether every
-        token of it is the likeliest. A context that is too long loses its beginning."""
-        same: dict[tuple[int, ...], list[int]] = {}  # requests of one input: the choices of a question of one token
+        """Score continuations of contexts. A context that is too long loses its beginning.
+
+        Args:
+            requests: (ignored, context ids, continuation ids) each.
+
+        Returns:
+            For each request the log-likelihood of the continuation in nats, and whether greedy decoding would write it.
+
+        Raises:
+            UserError: a continuation is empty or longer than the model's context.
+        """
+        by_input: dict[tuple[int, ...], list[int]] = {}  # numbers of the requests with equal inputs
         for number, (_, context, continuation) in enumerate(requests):
             if not 0 < len(continuation) <= self.max_length:
                 raise UserError(
                     f"request {number}: an answer of {len(continuation)} tokens cannot be scored by a model of "
                     f"{self.max_length} positions"
                 )
-            same.setdefault(tuple((context + continuation)[-self.max_length - 1 :][:-1]), []).append(number)
-        inputs = sorted(same, key=len)
+            by_input.setdefault(tuple((context + continuation)[-self.max_length - 1 :][:-1]), []).append(number)
+        inputs = sorted(by_input, key=len)
         total = torch.zeros(len(requests), dtype=torch.float64)
         is_greedy = torch.ones(len(requests), dtype=torch.bool)
         device = self._model.transformer.wte.weight.device
         starts = range(0, len(inputs), self._batch_size)
         for start in runtime.progress(starts, what="likelihoods", unit="batch"):
-            few = inputs[start : start + self._batch_size]
-            ids = pad_sequence([torch.tensor(row) for row in few], batch_first=True)  # [B, T]; what follows is not seen
-            hidden = self._model.transformer(ids.to(device))  # [B, T, C]
-            # The n places to look at: in the flattened [B * T], which token comes next, for which request.
+            batch = inputs[start : start + self._batch_size]
+            ids = pad_sequence([torch.tensor(row) for row in batch], batch_first=True)  # [B, T], padded on the right
+            hidden = self._model.transformer(ids.to(device)).flatten(0, 1)  # [B * T, C]
+            # For each target token: its place in the flattened [B * T], its id, and the number of its request.
             places: list[int] = []
             targets: list[int] = []
             owners: list[int] = []
-            for row, tokens in enumerate(few):
-                for number in same[tokens]:
+            for row, tokens in enumerate(batch):
+                for number in by_input[tokens]:
                     continuation = requests[number][2]
                     end = row * ids.size(1) + len(tokens)
                     places += range(end - len(continuation), end)
                     targets += continuation
                     owners += [number] * len(continuation)
-            needed, place = torch.tensor(places).unique(return_inverse=True)  # [p], [n]
-            target, owner = torch.tensor(targets), torch.tensor(owners)  # [n], [n]
-            needed_hidden = hidden.flatten(0, 1)[needed.to(device)]  # [p, C]
-            for first, rows in enumerate(needed_hidden.split(LOGIT_ROWS)):
-                log_p = F.log_softmax(self._model.lm_head(rows).float(), dim=-1).cpu()  # [rows, V]
-                here = (place // LOGIT_ROWS == first).nonzero()[:, 0]  # [m]
-                line = place[here] - first * LOGIT_ROWS
-                total.index_add_(0, owner[here], log_p[line, target[here]].double())
-                is_greedy[owner[here[log_p.argmax(-1)[line] != target[here]]]] = False
+            hidden, target = hidden[torch.tensor(places, device=device)], torch.tensor(targets, device=device)
+            first = 0
+            for nats, logits in token_nats(self._model, hidden, target):
+                owner = torch.tensor(owners[first : first + len(nats)])
+                is_likeliest = logits.argmax(-1) == target[first : first + len(nats)]
+                total.index_add_(0, owner, -nats.cpu().double())
+                is_greedy[owner[~is_likeliest.cpu()]] = False
+                first += len(nats)
         return list(zip(total.tolist(), is_greedy.tolist(), strict=True))
 
     def loglikelihood_rolling(self, requests: Sequence[Any], disable_tqdm: bool = True) -> list[float]:
-        """Log-likelihood of each whole text, in windows of the context side by side, the last one moved back."""
+        """Return the log-likelihood of each whole text in nats, in adjacent windows of the model's context."""
         windows, owners = [], []
         for number, request in enumerate(requests):
             (text,) = request.args
@@ -135,47 +145,50 @@ class Adapter(TemplateLM):  # type: ignore[misc]  # lm-eval has no types
         return totals
 
     def generate_until(self, requests: Sequence[Any], disable_tqdm: bool = True) -> list[str]:
-        """Continue each text up to one of its stop strings, by the cache; a context that leaves no room for as many
-        new tokens as the task allows loses its beginning."""
+        """Continue each text up to one of its stop strings.
+
+        A text that is too long for the new tokens that the task allows loses its beginning.
+        """
         texts = [""] * len(requests)
-        alike: dict[str, list[int]] = {}
+        by_options: dict[str, list[int]] = {}
         for number, request in enumerate(requests):
-            alike.setdefault(json.dumps(request.args[1], sort_keys=True), []).append(number)
+            by_options.setdefault(json.dumps(request.args[1], sort_keys=True), []).append(number)
         bar = runtime.progress(what="generate", unit="text", total=len(requests))
-        for options, numbers in alike.items():
-            sampling, stops, n_new = self._read(json.loads(options))
+        for options, numbers in by_options.items():
+            sampling, stops, n_new = self._parse_options(json.loads(options))
             prompts = {n: self.tok_encode(requests[n].args[0])[-(self.max_length - n_new) :] for n in numbers}
             numbers.sort(key=lambda number: len(prompts[number]))
             for start in range(0, len(numbers), self._batch_size):
-                few = numbers[start : start + self._batch_size]
-                rows = [prompts[number] or [self.eot_token_id] for number in few]
-                written = [TextStream(self._tokenizer.token_bytes, self.eot_token_id, stops) for _ in few]
+                batch = numbers[start : start + self._batch_size]
+                rows = [prompts[number] or [self.eot_token_id] for number in batch]
+                written = [TextStream(self._tokenizer.token_bytes, self.eot_token_id, stops) for _ in batch]
                 for column in stream(self._model, rows, n_new, sampling, seed=0, slide=False):
                     for text, token in zip(written, column.tolist(), strict=True):
                         text.push(token)
                     if all(text.finished for text in written):
                         break
-                for number, text in zip(few, written, strict=True):
+                for number, text in zip(batch, written, strict=True):
                     text.close()
                     texts[number] = text.text
-                bar.update(len(few))
+                bar.update(len(batch))
         bar.close()
         return texts
 
-    def _read(self, options: dict[str, Any]) -> tuple[Sampling, list[str], int]:
-        """How a task wants its texts: drawn, stopped, how long at most."""
-        read = dict(normalize_gen_kwargs(options, DEFAULT_NEW_TOKENS))
-        if unknown := sorted(read.keys() - {*_DRAWN, *_SAID_ELSEWHERE}):
-            raise UserError(f"generation_kwargs: {unknown[0]!r} is not known here; known are {', '.join(_DRAWN)}")
-        n_new = read["max_gen_toks"]
+    def _parse_options(self, options: dict[str, Any]) -> tuple[Sampling, list[str], int]:
+        """Return a task's sampling options, stop strings, and maximum number of new tokens."""
+        kwargs = dict(normalize_gen_kwargs(options, DEFAULT_NEW_TOKENS))
+        if unknown := sorted(kwargs.keys() - {*_SAMPLING_KEYS, *_OTHER_KEYS}):
+            known = ", ".join(_SAMPLING_KEYS)
+            raise UserError(f"generation_kwargs: {unknown[0]!r} is not known here; known are {known}")
+        n_new = kwargs["max_gen_toks"]
         if n_new >= self.max_length:
             raise UserError(
                 f"the task asks for up to {n_new} new tokens, and this model has {self.max_length} positions for them "
                 "and the question: lower max_gen_toks in the task's generation_kwargs"
             )
-        drawn = {key: read[key] for key in _DRAWN if read.get(key) is not None}
-        sampling = Sampling(**drawn) if read["do_sample"] else Sampling()
-        stops = [stop for stop in handle_stop_sequences(read["until"], eos=None) if stop and stop != END_OF_TEXT]
+        given = {key: kwargs[key] for key in _SAMPLING_KEYS if kwargs.get(key) is not None}
+        sampling = Sampling(**given) if kwargs["do_sample"] else Sampling()
+        stops = [stop for stop in handle_stop_sequences(kwargs["until"], eos=None) if stop and stop != END_OF_TEXT]
         return sampling, stops, n_new
 
 
@@ -190,23 +203,24 @@ def evaluate(
     limit: int | None = None,
     batch_size: int = 16,
 ) -> dict[str, Any]:
-    """What lm-eval's tasks say of a model, JSON values.
+    """Evaluate a model on lm-eval's tasks.
 
     Args:
         model: in eval mode.
-        tokenizer: its own.
-        tasks: names of lm-eval's tasks, groups and tags, or paths of task files (YAML).
-        include: a folder of more task files, whose names then count.
-        mmlu_csv: a folder of MMLU as it is distributed, see `read_mmlu`; the task `mmlu` is then read from there.
+        tokenizer: of the model.
+        tasks: names of lm-eval's tasks, groups, and tags, or paths of task files (YAML).
+        include: a folder with further task files, which are found by their names.
+        mmlu_csv: a folder with MMLU as it is distributed, see `read_mmlu`; the task `mmlu` is then read from there.
         num_fewshot: solved examples before each question; None: as the task says.
-        limit: only the first so many items of each task.
-        batch_size: texts that are computed together.
+        limit: maximum number of items per task, the first ones.
+        batch_size: texts per forward pass.
 
     Returns:
-        By task: metrics (value and standard error each, None where there is none), samples, num_fewshot, version.
+        JSON values by task: metrics (value and standard error of each, None if not available), samples, num_fewshot,
+        version.
 
     Raises:
-        UserError: a task is not known, its data cannot be had, or its file is wrong.
+        UserError: a task is unknown, its data is not available, or its file is wrong.
     """
     import datasets
 
@@ -216,61 +230,64 @@ def evaluate(
     loaded: dict[str, dict[str, Any]] = {"tasks": {}, "groups": {}, "group_map": {}}
     manager = _manager([task for task in tasks if not (task == "mmlu" and mmlu_csv)], include)
     for task in tasks:
-        found = _load(manager, task, _mmlu(mmlu_csv, num_fewshot) if task == "mmlu" and mmlu_csv else task)
+        task_objects = _load(manager, task, _mmlu(mmlu_csv, num_fewshot) if task == "mmlu" and mmlu_csv else task)
         for kind, named in loaded.items():
-            named |= found.get(kind, {})
-    # As lm_eval.simple_evaluate does, which also asks pip for all that is installed.
+            named |= task_objects.get(kind, {})
+    # Like lm_eval.simple_evaluate, which in addition lists all installed packages with pip.
     for each in loaded["tasks"].values():
         if num_fewshot is not None and each.get_config("num_fewshot") != 0:
             each.set_config(key="num_fewshot", value=num_fewshot)
         elif each.get_config("num_fewshot") is None:
             each.set_config(key="num_fewshot", value=0)
         each.set_fewshot_seed(seed=DEFAULT_SEED)
-    with contextlib.redirect_stdout(sys.stderr):  # it prints what it is doing
+    with contextlib.redirect_stdout(sys.stderr):  # it prints its progress
         results = lm_eval.evaluate(
             Adapter(model, tokenizer, batch_size), loaded,
             limit=limit, bootstrap_iters=BOOTSTRAP_SAMPLES, log_samples=False,
         )  # fmt: skip
-    return {name: _figures(name, results) for name in results["results"]}
+    return {name: _task_result(name, results) for name in results["results"]}
 
 
 def task_metrics(params: Evaluate, model_dir: Path) -> dict[str, dict[str, float]]:
-    """`params.tasks` of the language model in a directory, as numbers under names that MLflow takes.
+    """Evaluate the language model in a directory on `params.tasks`.
 
     Returns:
-        By task: each metric, its `_stderr` where there is one, `samples` and `num_fewshot`.
+        Numbers by task, under names that MLflow accepts: each metric, its `_stderr` if available, `samples`, and
+        `num_fewshot`.
 
     Raises:
-        UserError: as `evaluate`, or the directory holds no language model with its tokenizer.
+        UserError: as `evaluate`, or the directory has no language model with its tokenizer.
     """
-    model, tokenizer = load_language_model(model_dir, device=runtime.device())
-    found = evaluate(
-        pack(model, "float32"), tokenizer, params.tasks, num_fewshot=params.num_fewshot, limit=params.limit
-    )
+    model, tokenizer = load_for_decoding(model_dir)
+    results = evaluate(model, tokenizer, params.tasks, num_fewshot=params.num_fewshot, limit=params.limit)
     metrics: dict[str, dict[str, float]] = {}
-    for task, result in found.items():
-        figures = metrics[_plain(task)] = {}
-        for metric, figure in result["metrics"].items():
-            figures |= {_plain(metric): figure["value"], f"{_plain(metric)}_stderr": figure["stderr"]}
-        figures |= {"samples": result["samples"], "num_fewshot": result["num_fewshot"]}
-        metrics[_plain(task)] = {name: round(value, 4) for name, value in figures.items() if value is not None}
+    for task, result in results.items():
+        values: dict[str, float | None] = {}
+        for metric, row in result["metrics"].items():
+            values |= {_mlflow_name(metric): row["value"], f"{_mlflow_name(metric)}_stderr": row["stderr"]}
+        values |= {"samples": result["samples"], "num_fewshot": result["num_fewshot"]}
+        metrics[_mlflow_name(task)] = {name: round(value, 4) for name, value in values.items() if value is not None}
     return metrics
 
 
-def _plain(name: str) -> str:
-    """
-    >>> _plain("exact_match (strict-match)")
+def _mlflow_name(name: str) -> str:
+    """Return a name that MLflow accepts.
+
+    >>> _mlflow_name("exact_match (strict-match)")
     'exact_match_strict-match'
     """
     return re.sub(r"[^\w-]+", "_", name).strip("_")
 
 
 def _manager(tasks: Sequence[str], include: Path | None) -> Any:
-    """lm-eval's index of tasks: reading all takes ten seconds, the folders that bear the tasks' names far less."""
+    """Return lm-eval's index of tasks.
+
+    Reading all takes ten seconds. First try only the folders whose names are the start of a task's name.
+    """
     own = [include] if include else []
     root = Path(lm_eval.__file__).parent / "tasks"
-    near = {root / "_".join(task.split("_")[:n]) for task in tasks for n in range(1, task.count("_") + 2)}
-    folders = [*sorted(folder for folder in near if folder.parent == root and folder.is_dir()), *own]
+    named = {root / "_".join(task.split("_")[:n]) for task in tasks for n in range(1, task.count("_") + 2)}
+    folders = [*sorted(folder for folder in named if folder.parent == root and folder.is_dir()), *own]
     manager = TaskManager(include_defaults=False, include_path=folders)
     if all(task in manager.task_index or Path(task).is_file() for task in tasks):
         return manager
@@ -281,10 +298,10 @@ def _load(manager: Any, task: str, spec: Any) -> dict[str, Any]:
     if isinstance(spec, str) and spec not in manager.task_index and not Path(spec).is_file():
         import difflib
 
-        near = difflib.get_close_matches(task, manager.task_index, 3)
+        close_matches = difflib.get_close_matches(task, manager.task_index, 3)
         raise UserError(
             f"{task}: is neither a task of lm-eval nor a file; "
-            f"{'do you mean ' + ' or '.join(near) + '?' if near else 'lm-eval ls tasks lists them'}"
+            f"{'do you mean ' + ' or '.join(close_matches) + '?' if close_matches else 'lm-eval ls tasks lists them'}"
         )
     try:
         return manager.load([spec])
@@ -292,10 +309,10 @@ def _load(manager: Any, task: str, spec: Any) -> dict[str, Any]:
         raise
     except (ConnectionError, FileNotFoundError) as error:
         raise UserError(
-            f"{task}: its data cannot be had ({_first_line(error)}). lm-eval fetches data from the Hugging Face Hub: "
+            f"{task}: its data is not available ({_first_line(error)}). lm-eval downloads data from the Hub: "
             "run once where there is a network, or name a task file over local data (docs/benchmarks.md)"
         ) from None
-    except Exception as error:  # whatever lm-eval and datasets raise over a task file that is wrong
+    except Exception as error:  # lm-eval and datasets raise many types for a wrong task file
         raise UserError(f"{task}: lm-eval cannot load it: {type(error).__name__}: {_first_line(error)}") from error
 
 
@@ -304,7 +321,7 @@ def _first_line(error: BaseException) -> str:
 
 
 def _mmlu(folder: Path, num_fewshot: int | None) -> Any:
-    """MMLU as lm-eval's group `mmlu` asks it, over local files."""
+    """Return lm-eval's group `mmlu` with the questions of local files."""
     import datasets
 
     def config(subject: str, splits: Mapping[str, list[dict[str, Any]]]) -> dict[str, Any]:
@@ -341,17 +358,19 @@ def _returns(value: Any) -> Callable[..., Any]:
     return lambda **_: value
 
 
-def _figures(name: str, results: Mapping[str, Any]) -> dict[str, Any]:
-    """lm-eval writes `acc,none` and `acc_stderr,none`: the metric, and the filter of the answers."""
+def _task_result(name: str, results: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a task's part of `evaluate`'s result from lm-eval's keys METRIC,FILTER, such as `acc_stderr,none`."""
     row = results["results"][name]
     metrics = {}
     for key, value in row.items():
-        metric, comma, chosen = key.partition(",")
+        metric, comma, filter_name = key.partition(",")
         if not comma or metric.endswith("_stderr"):
             continue
-        stderr = row.get(f"{metric}_stderr,{chosen}")
-        shown = metric if chosen == "none" else f"{metric} ({chosen})"
-        metrics[shown] = {"value": _number(value), "stderr": _number(stderr)}
+        stderr = row.get(f"{metric}_stderr,{filter_name}")
+        metrics[metric if filter_name == "none" else f"{metric} ({filter_name})"] = {
+            "value": _number(value),
+            "stderr": _number(stderr),
+        }
     members = results.get("group_subtasks", {}).get(name) or [name]
     counts = [results["n-samples"][member]["effective"] for member in _leaves(members, results)]
     return {
@@ -363,11 +382,12 @@ def _figures(name: str, results: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _leaves(names: Sequence[str], results: Mapping[str, Any]) -> list[str]:
-    found: list[str] = []
+    """Return the tasks in a tree of groups."""
+    leaves: list[str] = []
     for name in names:
-        inner = results.get("group_subtasks", {}).get(name)
-        found += _leaves(inner, results) if inner else [name]
-    return found
+        members = results.get("group_subtasks", {}).get(name)
+        leaves += _leaves(members, results) if members else [name]
+    return leaves
 
 
 def _number(value: Any) -> float | None:

@@ -1,4 +1,4 @@
-"""MMLU as its authors distribute it (Hendrycks et al. 2021): a CSV a subject and split, without a header."""
+"""MMLU as its authors distribute it (Hendrycks et al. 2021): one CSV file per subject and split, without a header."""
 
 from __future__ import annotations
 
@@ -15,17 +15,17 @@ LETTERS = "ABCD"
 
 
 def read_mmlu(folder: Path, *, needs_dev: bool = False) -> dict[str, Mapping[str, list[dict[str, Any]]]]:
-    """Read `test/SUBJECT_test.csv` and, where they are, `dev/SUBJECT_dev.csv`; a row is question, four choices, letter.
+    """Read `test/SUBJECT_test.csv` and, if they exist, `dev/SUBJECT_dev.csv`: a question, four choices, and a letter.
 
     Args:
-        folder: holds test/ and dev/; `data/` of the authors' archive.
+        folder: contains test/ and dev/; `data/` of the authors' archive.
         needs_dev: whether each subject must have solved examples.
 
     Returns:
-        By subject and split rows of question, choices and answer (0 to 3).
+        By subject and split, rows of question, choices, and answer (0 to 3).
 
     Raises:
-        UserError: names file and row; or no subject is there.
+        UserError: a row is wrong (names file and row), or there is no subject.
     """
     tests = sorted((folder / "test").glob("*_test.csv"))
     if not tests:

@@ -1,4 +1,4 @@
-"""A classifier's figures over several seeds: each figure's mean, and tables in which each row tells its seed."""
+"""A classifier's results over several seeds: the mean of each metric, and tables with a column `seed`."""
 
 from __future__ import annotations
 
@@ -25,15 +25,17 @@ from gpt2core.evaluation.metrics.classification import (
     surest_mistakes,
     tfidf_baseline,
 )
-from gpt2core.evaluation.metrics.intervals import mean_std_ci
+from gpt2core.evaluation.metrics.intervals import mean_std_ci, rounded
+
+_DIGITS = 6
 
 
 class SeedResults:
-    """What the test splits of the seeds tell, once all are added; the baselines learn and are asked on the same splits.
+    """Results on the test splits of all seeds that were added. Baselines are fitted and tested on the same splits.
 
     Attributes:
         predictions: a row of `MISTAKE_COLUMNS` for each text.
-        roc, precision_recall: the curves' points, rows of `ROC_COLUMNS` and `PRECISION_RECALL_COLUMNS` with their seed.
+        roc, precision_recall: points of the curves, rows of `ROC_COLUMNS` and `PRECISION_RECALL_COLUMNS` with the seed.
     """
 
     def __init__(self, labels: Sequence[str]) -> None:
@@ -44,7 +46,7 @@ class SeedResults:
         self._seeds: list[int] = []
         self._probabilities: list[Sequence[float]] = []
         self._ranking: list[dict[str, list[float]]] = []
-        self._scores: defaultdict[str, list[dict[str, Any]]] = defaultdict(list)  # of each seed, by whose they are
+        self._scores: defaultdict[str, list[dict[str, Any]]] = defaultdict(list)  # model or baseline: a row per seed
 
     def add(
         self,
@@ -55,13 +57,15 @@ class SeedResults:
         after: Sequence[str],
         probabilities: Sequence[Sequence[float]],
     ) -> None:
-        """Add a seed.
+        """Add the results of a seed.
 
         Args:
-            seed: of the splits, and of what is drawn.
-            train, test: its splits.
-            before, after: the labels predicted for `test` before and after fine-tuning, [n].
-            probabilities: after it, [n, classes].
+            seed: random seed of the splits, the training, and the baselines.
+            train: the training split, for the baselines.
+            test: the test split.
+            before: [n], labels predicted for `test` before fine-tuning.
+            after: [n], labels predicted after fine-tuning.
+            probabilities: [n, classes], after fine-tuning.
         """
         labels, truth = self.labels, [label for label, _ in test]
         self._seeds.append(seed)
@@ -75,24 +79,32 @@ class SeedResults:
         self.roc += add_seed_column(seed, roc_rows(truth, probabilities, labels))
         self.precision_recall += add_seed_column(seed, precision_recall_rows(truth, probabilities, labels))
         self.predictions += [
-            {"seed": seed, "actual": actual, "predicted": predicted, "probability": round(max(p), 6), "text": text}
+            {
+                "seed": seed,
+                "actual": actual,
+                "predicted": predicted,
+                "probability": round(max(p), _DIGITS),
+                "text": text,
+            }
             for (actual, text), predicted, p in zip(test, after, probabilities, strict=True)
         ]
 
     def calibration(self) -> Calibration:
-        """Of the predictions of all seeds together."""
+        """Return the calibration of the predictions of all seeds together."""
         return classifier_calibration([row["actual"] for row in self.predictions], self._probabilities, self.labels)
 
-    def areas(self) -> dict[str, dict[str, float]]:
-        """`roc_auc` and `average_precision`: of each of `told_classes` the mean over the seeds."""
-        told = reported_classes(self.labels)
+    def auc(self) -> dict[str, dict[str, float]]:
+        """Return `roc_auc` and `average_precision` of each of `reported_classes`, means over the seeds."""
         return {
-            key: {name: round(mean(row[key][number] for row in self._ranking), 6) for number, name in enumerate(told)}
+            key: {
+                name: round(mean(row[key][number] for row in self._ranking), _DIGITS)
+                for number, name in enumerate(reported_classes(self.labels))
+            }
             for key in ("roc_auc", "average_precision")
         }
 
     def write_tables(self, folder: Path) -> None:
-        """As CSV: `confusion` (every text), `calibration`, `roc`, `precision_recall`, and the surest `mistakes`."""
+        """Write CSV files: `confusion` (every text), `calibration`, `roc`, `precision_recall`, and `mistakes`."""
         files.write_csv(folder / "confusion.csv", ("seed", "actual", "predicted"), self.predictions)
         files.write_csv(folder / "calibration.csv", BIN_COLUMNS, self.calibration().bins)
         files.write_csv(folder / "roc.csv", ("seed", *ROC_COLUMNS), self.roc)
@@ -100,44 +112,35 @@ class SeedResults:
         files.write_csv(folder / "mistakes.csv", MISTAKE_COLUMNS, surest_mistakes(self.predictions))
 
     def metrics(self) -> dict[str, Any]:
-        """Means over the seeds, fractions from 0 to 1; the confusion matrices are the first seed's."""
+        """Return means over the seeds, fractions from 0 to 1; the confusion matrices are the first seed's.
+
+        With several seeds, there are also the standard deviation and the 95% interval of the accuracy, cut to 0 to 1.
+        """
         accuracies = [row["accuracy"] for row in self._scores["test"]]
-        areas = self.areas()
-        return {
-            "labels": list(self.labels),
-            **{
-                f"{whose}_{key}": round(mean(row[key] for row in rows), 6)
-                for whose, rows in self._scores.items()
-                for key in ("accuracy", "f1")
-            },
-            "test_accuracy_by_seed": {
-                str(seed): round(accuracy, 6) for seed, accuracy in zip(self._seeds, accuracies, strict=True)
-            },
-            **_interval(accuracies),
-            **{f"test_{key}": round(mean(of.values()), 6) for key, of in areas.items()},
-            **{f"test_{key}_by_class": list(of.values()) for key, of in areas.items() if len(of) > 1},
-            "test_ece": self.calibration().ece,
-            "confusion_matrix": self._scores["test"][0]["confusion_matrix"],
-            "before_confusion_matrix": self._scores["before_test"][0]["confusion_matrix"],
+        auc = self.auc()
+        metrics: dict[str, Any] = {"labels": list(self.labels)}
+        for name, rows in self._scores.items():
+            metrics |= {f"{name}_{key}": mean(row[key] for row in rows) for key in ("accuracy", "f1")}
+        metrics["test_accuracy_by_seed"] = rounded(dict(zip(map(str, self._seeds), accuracies, strict=True)), _DIGITS)
+        if len(accuracies) > 1:
+            statistics = mean_std_ci(accuracies)
+            metrics["test_accuracy_sd"] = statistics.sd
+            metrics["test_accuracy_ci_low"] = max(0.0, statistics.ci_low)
+            metrics["test_accuracy_ci_high"] = min(1.0, statistics.ci_high)
+        metrics |= {f"test_{key}": mean(by_class.values()) for key, by_class in auc.items()}
+        metrics |= {
+            f"test_{key}_by_class": list(by_class.values()) for key, by_class in auc.items() if len(by_class) > 1
         }
+        metrics["test_ece"] = self.calibration().ece
+        metrics["confusion_matrix"] = self._scores["test"][0]["confusion_matrix"]
+        metrics["before_confusion_matrix"] = self._scores["before_test"][0]["confusion_matrix"]
+        return rounded(metrics, _DIGITS)
 
 
 def add_seed_column(seed: int, rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """The rows, the seed before each.
+    """Return the rows with the seed as their first column.
 
-    >>> with_seed(7, [{"epoch": 1}])
+    >>> add_seed_column(7, [{"epoch": 1}])
     [{'seed': 7, 'epoch': 1}]
     """
     return [{"seed": seed, **row} for row in rows]
-
-
-def _interval(accuracies: Sequence[float]) -> dict[str, float]:
-    """Standard deviation and 95% interval over the seeds, as far as shares go; nothing of a single one."""
-    if len(accuracies) < 2:
-        return {}
-    sd, low, high = mean_std_ci(accuracies)
-    return {
-        "test_accuracy_sd": round(sd, 6),
-        "test_accuracy_ci_low": round(max(0.0, low), 6),
-        "test_accuracy_ci_high": round(min(1.0, high), 6),
-    }

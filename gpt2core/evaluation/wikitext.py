@@ -1,16 +1,16 @@
-"""WikiText as people write it: its files have spaces between words and marks, which GPT-2 has never seen.
+"""WikiText without its tokenization marks: its files have spaces between words and punctuation, unlike GPT-2's data.
 
-The GPT-2 paper (Radford et al. 2019, section 3.1) undoes such tokenization before it predicts, and counts the nats over
-the words of the file as it is distributed. It does not print its rules; these are the usual ones (Megatron-LM's, which
-lm-eval took over), a line at a time, so that a quotation mark without a partner spoils one line only, and without their
-rule for the Penn Treebank, where every number is an N. `<unk>` stays what it is.
+The GPT-2 paper (Radford et al. 2019, section 3.1) removes such marks before prediction, and divides the loss by the
+words of the distributed file. It does not print its rules. These are Megatron-LM's, which lm-eval also uses, applied
+line by line, so that a single quotation mark affects one line only, and without the rule for the numbers of the Penn
+Treebank. `<unk>` is not changed.
 """
 
 from __future__ import annotations
 
 import re
 
-# In this order: a later rule sees what an earlier one has made.
+# In this order: a later rule sees the result of an earlier one.
 _REPLACE = (
     ("s '", "s'"),
     (" @-@ ", "-"), (" @,@ ", ","), (" @.@ ", "."),
@@ -30,7 +30,7 @@ _REPLACE_LAST = (("= = = =", "===="), ("= = =", "==="), ("= =", "=="), (" ° ", 
 
 
 def detokenize(text: str) -> str:
-    r"""The text with its spaces as people set them; as many lines as before.
+    r"""Return the text with spaces as people write them; the number of lines stays the same.
 
     >>> detokenize(' = Robert = \n \n He said ( in 2000 ) : " It \'s a three @-@ part film , is n\'t it ? " \n')
     '= Robert =\n\nHe said (in 2000): "It\'s a three-part film, is n\'t it?"\n'
@@ -39,10 +39,10 @@ def detokenize(text: str) -> str:
 
 
 def _line(line: str) -> str:
-    for found, put in _REPLACE:
-        line = line.replace(found, put)
+    for old, new in _REPLACE:
+        line = line.replace(old, new)
     for pair in _PAIRS:
         line = pair.sub(r"\1\2\3", line)
-    for found, put in _REPLACE_LAST:
-        line = line.replace(found, put)
+    for old, new in _REPLACE_LAST:
+        line = line.replace(old, new)
     return line.strip(" ")

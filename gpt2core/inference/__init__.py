@@ -1,4 +1,4 @@
-"""Generating tokens; works on ids alone and knows no tokenizer."""
+"""Generation of token ids. Only `classify` and `respond` use a tokenizer."""
 
 from gpt2core.inference.engine import generate, generate_batch, stream
 from gpt2core.inference.sampling import Sampling

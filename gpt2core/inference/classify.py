@@ -1,4 +1,4 @@
-"""The class of texts: encode them, and predict batch by batch."""
+"""Classification of texts: encoding, and prediction in batches."""
 
 from __future__ import annotations
 
@@ -41,11 +41,11 @@ def classify(model: GPTClassifier, tokenizer: Tokenizer, texts: Sequence[str]) -
 def encode(
     texts: Sequence[str], tokenizer: Tokenizer, n_positions: int, max_tokens: int | None
 ) -> tuple[list[list[int]], int]:
-    """Return the ids of each text, truncated to the model's context (or `max_tokens`), and how many were truncated."""
+    """Return the ids of each text, truncated to the model's context (or `max_tokens`), and the number of cut texts."""
     limit = min(max_tokens or n_positions, n_positions)
     ids = [tokenizer.encode(text) for text in texts]
-    cut = sum(len(row) > limit for row in ids)
-    return [row[:limit] or [tokenizer.eot_id] for row in ids], cut
+    n_truncated = sum(len(row) > limit for row in ids)
+    return [row[:limit] or [tokenizer.eot_id] for row in ids], n_truncated
 
 
 def predict(model: GPTClassifier, ids: Sequence[Sequence[int]], batch_size: int = 64) -> Tensor:
@@ -57,7 +57,7 @@ class Texts:
     """Encoded texts for one model.
 
     Args:
-        model: reads them.
+        model: the classifier.
         ids: [n] rows of at least one id.
     """
 
@@ -66,16 +66,16 @@ class Texts:
         self.lengths = [len(row) for row in ids]
 
     def batch(self, rows: Sequence[int], pad_id: int = 0) -> tuple[Tensor, Tensor]:
-        """What `logits` takes of these rows: ids [B, T], padded on the right, and lengths [B]."""
+        """Return the inputs of `logits` for these rows: ids [B, T], padded on the right, and lengths [B]."""
         return pad([self.ids[i] for i in rows], pad_id), self._lengths(rows)
 
     def logits(self, ids: Tensor, lengths: Tensor) -> Tensor:
-        """[B, T], [B] -> [B, classes]"""
+        """Return the logits [B, classes] of ids [B, T] with lengths [B]."""
         return self.model(ids, lengths)
 
     @torch.inference_mode()
     def predict(self, rows: Sequence[int] | None = None, batch_size: int = BATCH_SIZE) -> Tensor:
-        """Logits of these rows (or all), [n, classes]; texts of like length are computed together."""
+        """Return the logits of these rows (or all), [n, classes]; texts of similar length share a batch."""
         self.model.eval()
         device = self.model.score.weight.device
         rows = range(len(self.ids)) if rows is None else rows
@@ -91,6 +91,6 @@ class Texts:
 
 
 def by_length(lengths: Sequence[int], batch_size: int = BATCH_SIZE) -> list[list[int]]:
-    """The places of all lengths, the shortest first, in batches: little of them is padding."""
+    """Return the indices of all lengths in batches, the shortest first, so that batches have little padding."""
     order = sorted(range(len(lengths)), key=lambda i: lengths[i])
     return [order[start : start + batch_size] for start in range(0, len(order), batch_size)]

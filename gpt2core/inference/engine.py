@@ -1,7 +1,7 @@
 """Prefill and decode with a key-value cache: one loop for prompts of equal or unequal length.
 
-Shapes: B rows, S columns (tokens so far), T columns that are new, C channels, V vocabulary. Rows are aligned on the
-right: a shorter one starts in a later column, and positions and mask make it what it would be alone.
+Shapes: B rows, S columns (tokens so far), T new columns, C channels, V vocabulary. Rows are aligned on the right: a
+shorter row starts in a later column, and positions and mask give it the same result as alone.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ from gpt2core.model.inference import Packed
 from gpt2core.model.kv_cache import KVCache
 
 GREEDY = Sampling()
-KEPT_SHARE = 3 / 4  # of the rows; not at each end, since to leave rows out copies the keys and values of the others
-SPARED_TOKENS = 32  # at least, for what the rows begin with to be worth a pass of its own
+RUNNING_SHARE = 3 / 4  # of the rows, below which ended rows are dropped; dropping copies the other rows' cache
+MIN_SHARED_TOKENS = 32  # tokens that a separate pass over a common prefix must save
 
 
 @torch.inference_mode()
@@ -43,11 +43,15 @@ def generate(
     Args:
         model: in eval mode.
         ids: [B, P], P >= 1, int64.
-        max_new_tokens: how many tokens to add.
-        temperature, top_k, top_p, min_p, repetition_penalty: see `Sampling`; temperature 0 is greedy.
-        seed: of the draws, see `stream`.
-        eos_id: a row that drew this token only repeats it; when all have, the rest is filled with it.
+        max_new_tokens: number of tokens to add.
+        temperature: see `Sampling`; 0 is greedy.
+        top_k: see `Sampling`.
+        top_p: see `Sampling`.
+        seed: random seed, see `stream`.
+        eos_id: a row ends with this token, and is filled with it.
         on_tokens: called with each new column [B].
+        min_p: see `Sampling`.
+        repetition_penalty: see `Sampling`.
         lookup: see `stream`.
 
     Returns:
@@ -86,18 +90,27 @@ def generate_batch(
     slide: bool = False,
     on_answer: Callable[[], object] = lambda: None,
 ) -> list[list[int]]:
-    """Continue prompts of unequal length; each answer ends before its `eos_id`, and unless `slide` where the context
-    is full. Prompts of like length are computed together, and what has ended is soon left out; a row's answer does not
-    depend on its neighbours. `on_answer` is called when one has ended.
+    """Continue prompts of unequal length.
+
+    Prompts of similar length are computed together, and rows that have ended are dropped. An answer does not depend on
+    the other prompts.
 
     Args:
-        max_new_tokens: of every answer, or one number for each.
+        model: in eval mode.
+        prompts: ids of each prompt, at least one.
+        max_new_tokens: of every answer, or one number per prompt.
+        eos_id: an answer ends before this token.
+        sampling: how tokens are sampled.
+        seed: random seed, see `stream`.
+        batch_size: prompts that are computed together.
+        slide: continue beyond the model's context, see `stream`. Otherwise, an answer ends when the context is full.
+        on_answer: called when an answer has ended.
 
     Returns:
         The new ids of each prompt, in the order of `prompts`.
 
     Raises:
-        UserError: a prompt is empty or, unless `slide`, leaves no room in the context; names its number.
+        UserError: a prompt is empty or, unless `slide`, fills the context; names its number.
     """
     n_positions = model.config.n_positions
     for number, prompt in enumerate(prompts):
@@ -133,13 +146,13 @@ def _cut(
     eos_id: int | None,
     on_answer: Callable[[], object],
 ) -> list[list[int]]:
-    """Each row's ids before `eos_id`, at most its limit; takes no more columns than the last row needs."""
+    """Return each row's ids before `eos_id`, up to its limit; requests no more columns than the last row needs."""
     answers: list[list[int]] = [[] for _ in limits]
     running = {row for row, limit in enumerate(limits) if limit > 0}
-    rows = list(range(len(limits)))  # those that are computed
-    kept: list[int] | None = None  # which of them to go on with
+    rows = list(range(len(limits)))  # computed rows
+    selected: list[int] | None = None  # places in `rows` to continue with; None: all
     while running:
-        for row, token in zip(rows, columns.send(kept).tolist(), strict=True):
+        for row, token in zip(rows, columns.send(selected).tolist(), strict=True):
             if row not in running:
                 continue
             if token != eos_id:
@@ -147,10 +160,10 @@ def _cut(
             if token == eos_id or len(answers[row]) == limits[row]:
                 running.discard(row)
                 on_answer()
-        kept = None
-        if len(running) <= KEPT_SHARE * len(rows):
-            kept = [place for place, row in enumerate(rows) if row in running]
-            rows = [rows[place] for place in kept]
+        selected = None
+        if len(running) <= RUNNING_SHARE * len(rows):
+            selected = [place for place, row in enumerate(rows) if row in running]
+            rows = [rows[place] for place in selected]
     return answers
 
 
@@ -165,23 +178,24 @@ def stream(
     lookup: bool = True,
     slide: bool = True,
 ) -> Generator[Tensor, Sequence[int] | None, None]:
-    """The next token of every row, column by column, as they are computed.
+    """Yield the next token of every row, column by column.
 
-    A column's work is done when it is asked for: whoever stops iterating stops the model. Who sends the numbers of some
-    rows goes on with these alone, numbered anew. What all rows begin with, as prompts of one form do, is computed once.
+    A column is computed when it is requested, so stopping the iteration stops the model. Sending indices of rows
+    continues with these rows only, renumbered. A prefix that all rows share, such as a prompt template, is computed
+    once.
 
     Args:
         model: in eval mode.
         prompts: B rows of at least one id, of any lengths.
-        max_new_tokens: how many columns at most.
-        sampling: how to draw.
-        seed: of the draws. One for each row, or a single s, which gives row r the seed s + r. What a row draws depends
-            on its own seed alone, not on its neighbours. None takes torch's global generator.
-        lookup: a single greedy row guesses tokens from its own text and has several checked in one pass, see `Lookup`:
-            several columns are then ready at once. They are those that come without it; only where two tokens are
-            equally likely, but for the rounding of sums in another order, may the other one be taken.
-        slide: beyond the model's context a row goes on with its last `n_positions` tokens, which costs a whole context
-            a token. Without it the caller must ignore what a row yields once it has filled the context.
+        max_new_tokens: maximum number of columns.
+        sampling: how tokens are sampled.
+        seed: random seed of each row, or a single s, which gives row r the seed s + r. A row's tokens depend on its own
+            seed only, not on other rows. None takes torch's global generator.
+        lookup: a single greedy row drafts tokens from its own text and checks several in one pass, see `Lookup`. The
+            tokens are the same as without it, unless two tokens are equally likely up to the rounding of sums in
+            another order.
+        slide: beyond the model's context, continue with the last `n_positions` tokens, which costs a whole context per
+            token. Without it, the caller must ignore a row's tokens after it has filled the context.
 
     Yields:
         [B] int64, on the model's device.
@@ -200,31 +214,31 @@ def stream(
         yield from by_lookup(model, ids, max_new_tokens, sampling, cache)
         return
     if B > 1 and cache.max_tokens >= S:
-        _begin(model, ids, starts, cache)
-    chance = uniforms(seed_of_each_row(seed, B), device)
-    rows = torch.arange(B, device=device)  # [B], of those that were given
+        _fill_shared_prefix(model, ids, starts, cache)
+    random_numbers = uniforms(seed_of_each_row(seed, B), device)
+    rows = torch.arange(B, device=device)  # [B], numbers of the remaining prompts
     for _ in range(max_new_tokens):
         hidden = _last_hidden(model, ids, starts, cache)  # [B, C]
         logits = sampling.penalize(model.lm_head(hidden), ids)  # [B, V]
-        column = sampling.draw(logits, None if sampling.greedy else next(chance)[rows])  # [B]
-        kept = yield column
+        column = sampling.draw(logits, None if sampling.greedy else next(random_numbers)[rows])  # [B]
+        selected = yield column
         ids = torch.cat([ids, column[:, None]], dim=1)  # [B, S + 1]
-        if kept is not None:
-            index = torch.tensor(kept, device=device)
+        if selected is not None:
+            index = torch.tensor(selected, device=device)
             ids, rows, starts = ids[index], rows[index], None if starts is None else starts[index]
             cache.keep(index)
 
 
 def placement(model: Packed) -> tuple[torch.device, torch.dtype]:
-    """Where the model computes, and the dtype of its keys and values."""
+    """Return the model's device, and the dtype of its keys and values."""
     weight = model.transformer.wte.weight
     return weight.device, weight.dtype
 
 
 def _align_right(prompts: Tensor | Sequence[Sequence[int]], device: torch.device) -> tuple[Tensor, Tensor | None]:
-    """Rows as one tensor [B, S], and the column [B] in which each starts; None if all start in the first.
+    """Return rows as one tensor [B, S], and the column [B] in which each starts (None if all start in the first).
 
-    The padding before a row repeats its first token, so that a row's columns hold no token that is not its own.
+    The padding before a row repeats its first token, so that a row contains only its own tokens.
     """
     rows = [torch.as_tensor(prompt, dtype=torch.long, device=device) for prompt in prompts]
     for number, row in enumerate(rows):
@@ -237,42 +251,42 @@ def _align_right(prompts: Tensor | Sequence[Sequence[int]], device: torch.device
     return ids, torch.tensor([longest - len(row) for row in rows], device=device)
 
 
-def _begin(model: Packed, ids: Tensor, starts: Tensor | None, cache: KVCache) -> None:
-    """Put what all rows of `ids` [B, S] begin with into the empty cache, from one pass over it alone."""
+def _fill_shared_prefix(model: Packed, ids: Tensor, starts: Tensor | None, cache: KVCache) -> None:
+    """Compute the common prefix of all rows of `ids` [B, S] in one pass, and put it into the empty cache."""
     B, S = ids.shape
     starts = torch.zeros(B, dtype=torch.long, device=ids.device) if starts is None else starts  # [B]
     columns = torch.arange(S, device=ids.device)
-    most = S - 1 - int(starts.max())  # the last token of the shortest row is left for the next pass
+    most = S - 1 - int(starts.max())  # without the last token of the shortest row
     heads = ids.gather(1, starts[:, None] + columns[:most])  # [B, most]
     shared = int((heads == heads[0]).all(0).cumprod(0).sum())
-    if (B - 1) * shared < SPARED_TOKENS:
+    if (B - 1) * shared < MIN_SHARED_TOKENS:
         return
     device, dtype = placement(model)
-    alone = KVCache(model.config, 1, shared, device=device, dtype=dtype)
-    model.transformer(heads[:1, :shared], alone)
-    # A row that starts later has fewer of these tokens in the first columns, after padding that nobody looks at.
-    cache.fill(alone, (columns[:shared] - starts[:, None]).clamp(min=0))
+    prefix = KVCache(model.config, 1, shared, device=device, dtype=dtype)
+    model.transformer(heads[:1, :shared], prefix)
+    # A row that starts later has fewer of these tokens in the first columns, after masked padding.
+    cache.fill(prefix, (columns[:shared] - starts[:, None]).clamp(min=0))
 
 
 def _last_hidden(model: Packed, ids: Tensor, starts: Tensor | None, cache: KVCache) -> Tensor:
-    """The hidden state from which the token after `ids` [B, S] is drawn: by the cache while it has room -> [B, C]"""
+    """Return the hidden state [B, C] that predicts the token after `ids` [B, S]; uses the cache while it has room."""
     S, n_positions = ids.size(1), model.config.n_positions
     usable: KVCache | None = cache
     first, new = 0, ids[:, cache.length :]  # [B, T]
     if cache.max_tokens < S:
-        # Positions are absolute: sliding the window by one moves every token, so nothing cached stays true.
+        # Positions are absolute: sliding the window by one moves every token, so the cache is invalid.
         first, new, usable = S - n_positions, ids[:, -n_positions:], None  # [B, n_positions]
     if starts is None:
         return model.transformer(new, usable)[:, -1]
     positions, mask = _positions_and_mask((starts - first).clamp(min=0), new.size(1), S - first)
-    positions = positions.clamp(max=n_positions - 1)  # of rows that are full and whose tokens nobody looks at
+    positions = positions.clamp(max=n_positions - 1)  # for full rows, whose tokens are ignored
     return model.transformer(new, usable, positions, mask)[:, -1]
 
 
 def _positions_and_mask(starts: Tensor, T: int, S: int) -> tuple[Tensor, Tensor]:
-    """For the last T of S columns, when rows start in the columns `starts` [B]: [B, T] and [B, 1, T, S].
+    """Return positions [B, T] and mask [B, 1, T, S] of the last T of S columns; rows start in columns `starts` [B].
 
-    Padding sees itself too, so that no query is left without a key.
+    Padding attends to itself, so that every query has a key.
     """
     columns = torch.arange(S, device=starts.device)
     queries = columns[S - T :]  # [T]

@@ -1,4 +1,4 @@
-"""From logits to the next token."""
+"""Sampling of the next token from logits."""
 
 from __future__ import annotations
 
@@ -11,24 +11,24 @@ from torch import Tensor
 
 from gpt2core.errors import UserError
 
-NEARLY_GREEDY = 1e-6  # below it float32 logits divided by the temperature may overflow; nothing else would be drawn
+NEARLY_GREEDY = 1e-6  # a lower temperature is greedy; float32 logits divided by it may overflow
 
 
 @dataclass(frozen=True)
 class Sampling:
-    """How to draw the next token.
+    """Options for sampling the next token.
 
     Args:
-        temperature: divides the logits; 0 takes the likeliest token.
-        top_k: keep the k likeliest tokens, ties at the k-th place included (Fan et al. 2018).
-        top_p: keep the smallest set of likeliest tokens that holds this probability, ties at its edge included
-            (Holtzman et al. 2020).
-        min_p: keep the tokens at least this share as likely as the likeliest (Nguyen et al. 2024).
-        repetition_penalty: divides positive logits of tokens that the row already holds, multiplies negative ones
-            (CTRL, Keskar et al. 2019); above 1 it discourages repeats, also when greedy.
+        temperature: divides the logits; 0 takes the most likely token.
+        top_k: keep the k most likely tokens, with ties at the k-th place (Fan et al. 2018).
+        top_p: keep the smallest set of most likely tokens with this total probability, with ties at its edge (Holtzman
+            et al. 2020).
+        min_p: keep tokens with at least this fraction of the highest probability (Nguyen et al. 2024).
+        repetition_penalty: divides positive logits of tokens that are already in the row, and multiplies negative ones
+            (CTRL, Keskar et al. 2019); above 1 it discourages repetition, also with temperature 0.
 
     Raises:
-        UserError: a value is out of range; names it and says what is allowed.
+        UserError: a value is out of range; names it and the allowed values.
     """
 
     temperature: float = 0.0
@@ -51,11 +51,11 @@ class Sampling:
 
     @property
     def greedy(self) -> bool:
-        """Whether nothing is left to chance."""
+        """Whether the most likely token is taken."""
         return self.temperature < NEARLY_GREEDY
 
     def penalize(self, logits: Tensor, ids: Tensor) -> Tensor:
-        """Logits [B, V] after the repetition penalty for the tokens in `ids` [B, S] -> [B, V]"""
+        """Return logits [B, V] with the repetition penalty for the tokens in `ids` [B, S]."""
         if self.repetition_penalty == 1:
             return logits
         seen = logits.gather(-1, ids)  # [B, S]
@@ -63,7 +63,7 @@ class Sampling:
         return logits.scatter(-1, ids, seen)
 
     def filter(self, logits: Tensor) -> Tensor:
-        """Logits after temperature, top-k, top-p, min-p: [B, V] -> [B, V], -inf where a token is ruled out."""
+        """Return logits [B, V] after temperature, top-k, top-p, and min-p; -inf for excluded tokens."""
         logits = logits.float() / self.temperature
         if self.top_k is not None and self.top_k < logits.size(-1):
             logits = _at_least(logits, logits.topk(self.top_k).values[:, -1:])
@@ -74,41 +74,41 @@ class Sampling:
         return logits
 
     def draw(self, logits: Tensor, u: Tensor | None = None) -> Tensor:
-        """The next token of each row, by inverting the distribution function: [B, V] -> [B]
+        """Return the next token [B] of each row, by inverting the distribution function.
 
         Args:
-            logits: [B, V], penalized where there is a penalty.
-            u: [B], uniform in (0, 1]; from torch's global generator if absent. Greedy needs none.
+            logits: [B, V], with the repetition penalty.
+            u: [B], uniform in (0, 1]; from torch's global generator if None. Greedy sampling needs none.
         """
         if self.greedy:
             return logits.argmax(-1)
         if u is None:
             u = next(uniforms([None] * len(logits), logits.device))
         cdf = self.filter(logits).softmax(-1).cumsum(-1, dtype=torch.float64)  # [B, V]
-        # The first token whose sum reaches u · total. As u > 0, this is never one that was ruled out.
+        # The first token whose sum reaches u · total. As u > 0, it is not an excluded one.
         return torch.searchsorted(cdf, u[:, None] * cdf[:, -1:]).squeeze(-1)
 
 
 def _at_least(logits: Tensor, threshold: Tensor) -> Tensor:
-    """[B, V], [B, 1] -> [B, V]"""
+    """Return logits [B, V] with -inf below a threshold [B, 1]."""
     return logits.masked_fill(logits < threshold, float("-inf"))
 
 
 def _edge_of_nucleus(logits: Tensor, top_p: float) -> Tensor:
-    """The logit of the last of the likeliest tokens that are needed to hold `top_p`: [B, V] -> [B, 1]"""
+    """Return the lowest logit [B, 1] in the smallest set of most likely tokens with probability `top_p`."""
     V, k = logits.size(-1), 256
     log_total = logits.logsumexp(-1, keepdim=True)  # [B, 1]
-    while True:  # sorting the whole vocabulary takes milliseconds, and the nucleus is mostly small
+    while True:  # sorting the whole vocabulary takes milliseconds, and the set is usually small
         ordered = logits.topk(min(k, V)).values  # [B, k]
         p = (ordered - log_total).exp()
-        inside = p.cumsum(-1) - p < top_p  # [B, k]: the tokens before it do not hold top_p yet
+        inside = p.cumsum(-1) - p < top_p  # [B, k]: the tokens before it have less than top_p
         if k >= V or not bool(inside[:, -1].any()):
             return ordered.gather(-1, inside.sum(-1, keepdim=True) - 1)
         k *= 8
 
 
 def seed_of_each_row(seed: int | Sequence[int | None] | None, n_rows: int) -> list[int | None]:
-    """A single seed s gives row r the seed s + r, so that row r alone with s + r draws the same; None gives none.
+    """Return the seed of each row. A single seed s gives row r the seed s + r; None gives None.
 
     Raises:
         UserError: there are more or fewer seeds than rows.
@@ -123,12 +123,12 @@ def seed_of_each_row(seed: int | Sequence[int | None] | None, n_rows: int) -> li
 
 
 def uniforms(seeds: Sequence[int | None], device: torch.device) -> Iterator[Tensor]:
-    """For each step a column [B] of numbers uniform in (0, 1]; row r's are a function of its own seed and the step.
+    """Yield, for each step, numbers [B] uniform in (0, 1] that depend only on the row's seed and the step.
 
-    They are drawn on the CPU, so that a seed means the same on every device. A seed of None takes torch's global
-    generator.
+    They are drawn on the CPU, so that a seed gives the same numbers on every device. A seed of None takes torch's
+    global generator.
     """
     generators = [None if seed is None else torch.Generator().manual_seed(seed) for seed in seeds]
     while True:
         block = [1 - torch.rand(64, dtype=torch.float64, generator=generator) for generator in generators]
-        yield from torch.stack(block, dim=1).to(device)  # [64, B], a row a step
+        yield from torch.stack(block, dim=1).to(device)  # [64, B], one row per step

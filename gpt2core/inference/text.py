@@ -1,4 +1,4 @@
-"""From the ids of one row to its text, while they come."""
+"""Text of a stream of token ids."""
 
 from __future__ import annotations
 
@@ -9,23 +9,22 @@ from gpt2core.errors import UserError
 
 
 class TextStream:
-    """Text as its tokens come: whole characters only, up to the end of text or a stop string.
+    r"""Text of a token stream in whole characters, up to the end of text or a stop string.
 
-    A character may be spread over tokens, and a stop string may begin and end inside them: `push` holds back the bytes
-    of an unfinished character and whatever could still become a stop string. The pieces together are the decoded text,
-    cut before the stop string that is complete first, wherever the tokens' edges lie. Bytes that are not UTF-8 become
-    U+FFFD.
+    A character may consist of several tokens, and a stop string may start and end inside tokens: `push` holds back the
+    bytes of an incomplete character and characters that may be the start of a stop string. The pieces together are the
+    decoded text before the stop string that is complete first. Bytes that are not UTF-8 become U+FFFD.
 
     Args:
-        token_bytes: the bytes of a token.
-        eos_id: the token at which the text ends; not part of it.
-        stops: the strings before which the text ends.
+        token_bytes: returns the bytes of a token.
+        eos_id: the token that ends the text; not part of it.
+        stops: strings before which the text ends.
 
     Raises:
         UserError: a stop string is empty.
 
-    >>> tokens = [b"So sa", b"id H\\xc3", b"\\xa9lo\\xc3", b"\\xafse.\\nThe", b" end"]
-    >>> text = TextStream(tokens.__getitem__, stops=[".\\n"])
+    >>> tokens = [b"So sa", b"id H\xc3", b"\xa9lo\xc3", b"\xafse.\nThe", b" end"]
+    >>> text = TextStream(tokens.__getitem__, stops=[".\n"])
     >>> [text.push(token_id) for token_id in range(5)]
     ['So sa', 'id H', 'élo', 'ïse', '']
     >>> text.finished, text.n_tokens
@@ -44,11 +43,11 @@ class TextStream:
 
     @property
     def text(self) -> str:
-        """All that was given out so far."""
+        """The text so far."""
         return "".join(self._pieces)
 
     def push(self, token_id: int) -> str:
-        """Take the next token; give what is now certain to belong to the text. After the end: nothing."""
+        """Add a token, and return the characters that are now certain to be in the text; after the end, none."""
         if self.finished:
             return ""
         if token_id == self.eos_id:
@@ -57,7 +56,7 @@ class TextStream:
         return self._take(self._decoder.decode(self.token_bytes(token_id)))
 
     def close(self) -> str:
-        """No token follows: give what was held back."""
+        """End the text, and return the characters that were held back."""
         if self.finished:
             return ""
         rest = self._take(self._decoder.decode(b"", final=True))
@@ -68,14 +67,14 @@ class TextStream:
 
     def _take(self, characters: str) -> str:
         self._held += characters
-        found = [(at + len(stop), at) for stop in self.stops if (at := self._held.find(stop)) >= 0]
-        if found:
+        ends = [(start + len(stop), start) for stop in self.stops if (start := self._held.find(stop)) >= 0]
+        if ends:
             self.finished = True
-            return self._give(min(found)[1])  # the one that ends first; of those the longest
+            return self._give(min(ends)[1])  # the one that ends first; of equals the longest
         return self._give(len(self._held) - self._could_become_a_stop())
 
     def _could_become_a_stop(self) -> int:
-        """Length of the longest end of the held text with which a stop string begins."""
+        """Return the length of the longest suffix of the held text that is a prefix of a stop string."""
         return max(
             (n for stop in self.stops for n in range(1, len(stop)) if self._held.endswith(stop[:n])),
             default=0,

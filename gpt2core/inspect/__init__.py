@@ -1,4 +1,4 @@
-"""Look inside a model while it reads a text: its tokens, attention, what each layer would say, each token's loss."""
+"""Tokens, attention, prediction of each layer, and loss of each token, for one text."""
 
 from gpt2core.inspect.inspection import Candidate, ClassifierInspection, Inspection, LanguageModelInspection, inspect
 from gpt2core.inspect.trace import Trace, trace

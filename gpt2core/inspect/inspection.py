@@ -1,4 +1,4 @@
-"""What a model makes of a text, in numbers and words that a page, a picture or a terminal can show.
+"""Inspection of a model on one text, as values that a page, a figure, or a terminal can show.
 
 Shapes: L layers, H heads, T tokens, C channels, V vocabulary.
 """
@@ -19,13 +19,13 @@ from gpt2core.model import GPT, GPTClassifier
 from gpt2core.tokenizer import Tokenizer
 
 TEMPERATURES = (0.5, 1.0, 2.0)
-DIGITS = 6  # of every number that is given out
+DIGITS = 6  # of every number in the results
 VISIBLE = str.maketrans({" ": "·", "\n": "↵", "\t": "→", "\r": "␍"})
 
 
 @dataclass(frozen=True)
 class Candidate:
-    """A token that may come next, and how likely."""
+    """A possible next token, and its probability."""
 
     id: int
     token: str
@@ -43,10 +43,12 @@ class Temperature:
 
 @dataclass(frozen=True)
 class Inspection:
-    """What language models and classifiers have in common.
+    """The common part of inspections of language models and classifiers.
 
-    ids, tokens: [T], the tokens in visible form (see `visible`).
-    attention: [L, H, T, T]; row t is how position t divides its attention among positions 0 to t.
+    Args:
+        ids: [T]
+        tokens: [T], in visible form (see `visible`).
+        attention: [L, H, T, T]; row t has the weights of position t for positions 0 to t.
     """
 
     ids: list[int]
@@ -54,19 +56,21 @@ class Inspection:
     attention: Tensor
 
     def to_json(self) -> dict[str, Any]:
-        """The same as plain numbers, lists and objects."""
+        """Return the inspection as JSON values."""
         weights = self.attention.double().numpy().round(DIGITS).tolist()
         return {"ids": self.ids, "tokens": self.tokens, "attention": weights}
 
 
 @dataclass(frozen=True)
 class LanguageModelInspection(Inspection):
-    """
-    lens: [L + 1][T][top], the likeliest next tokens if the model ended before the first block, or behind each; its
-        last row is the model's own answer (the "logit lens", nostalgebraist 2020).
-    loss_nats: [T], of each token given those before it; None for the first, which has none before it.
-    candidates: [top], the likeliest tokens behind the text.
-    temperatures: what each temperature makes of them.
+    """Inspection of a language model.
+
+    Args:
+        lens: [L + 1][T][top], the most likely next tokens if the model ended before the first block or after each block
+            (the "logit lens", nostalgebraist 2020). The last row is the model's prediction.
+        loss_nats: [T], loss of each token given the tokens before it; None for the first.
+        candidates: [top], the most likely tokens after the text.
+        temperatures: distribution of the next token at each temperature.
     """
 
     lens: list[list[list[Candidate]]]
@@ -76,7 +80,7 @@ class LanguageModelInspection(Inspection):
 
     @property
     def mean_loss_nats(self) -> float | None:
-        """Of the tokens that have others before them; None if there are none."""
+        """Mean loss of the tokens after the first; None if there are none."""
         known = [loss for loss in self.loss_nats if loss is not None]
         return sum(known) / len(known) if known else None
 
@@ -86,6 +90,7 @@ class LanguageModelInspection(Inspection):
         return {row.temperature: row.probabilities for row in self.temperatures}
 
     def to_json(self) -> dict[str, Any]:
+        """Return the inspection as JSON values."""
         return super().to_json() | {
             "loss_nats": self.loss_nats,
             "lens": [[[vars(c) for c in position] for position in layer] for layer in self.lens],
@@ -96,15 +101,18 @@ class LanguageModelInspection(Inspection):
 
 @dataclass(frozen=True)
 class ClassifierInspection(Inspection):
-    """
-    labels: the classes.
-    classes: [L + 1][labels], their probabilities if the model ended before the first block, or behind each.
+    """Inspection of a classifier.
+
+    Args:
+        labels: the classes.
+        classes: [L + 1][labels], probabilities if the model ended before the first block or after each block.
     """
 
     labels: tuple[str, ...]
     classes: list[list[float]]
 
     def to_json(self) -> dict[str, Any]:
+        """Return the inspection as JSON values."""
         return super().to_json() | {"labels": list(self.labels), "classes": self.classes}
 
 
@@ -129,15 +137,17 @@ def inspect(
     top: int = 5,
     temperatures: Sequence[float] = TEMPERATURES,
 ) -> LanguageModelInspection | ClassifierInspection:
-    """Read a text with a model in eval mode and tell what happened inside.
+    """Run a model in eval mode on a text, and return its intermediate results.
 
     Args:
-        ids: [T]
-        top: how many of the likeliest tokens are told.
-        temperatures: 0 for greedy.
+        model: a language model or a classifier.
+        tokenizer: of the model.
+        ids: [T], the text.
+        top: number of most likely tokens per position.
+        temperatures: temperatures for the distribution of the next token; 0 is greedy.
 
     Raises:
-        UserError: the text is empty or too long to look at.
+        UserError: the text is empty or too long.
     """
     tensor = torch.tensor(ids, dtype=torch.long, device=model.transformer.wte.weight.device)  # [T]
     if isinstance(model, GPTClassifier):
@@ -189,7 +199,7 @@ def _inspect_classifier(model: GPTClassifier, tokenizer: Tokenizer, ids: Tensor)
 
 
 def distribution(logits: Tensor, temperature: float) -> Tensor:
-    """Probabilities of the next token at a temperature, all on the likeliest at 0: [V] -> [V]"""
+    """Return the probabilities [V] of the next token at a temperature, from logits [V]."""
     sampling = Sampling(temperature)
     if sampling.greedy:
         return F.one_hot(logits.argmax(), len(logits)).float()
@@ -197,7 +207,7 @@ def distribution(logits: Tensor, temperature: float) -> Tensor:
 
 
 def visible(token: bytes) -> str:
-    r"""A token so that blanks and bytes that are no whole character can be seen.
+    r"""Return a token with visible white space and escaped bytes of incomplete characters.
 
     >>> visible(b" lamp\n"), visible("é".encode()), visible(b"\xc3")
     ('·lamp↵', 'é', '\\xc3')
@@ -211,12 +221,12 @@ def _tokens(ids: Tensor, tokenizer: Tokenizer) -> list[str]:
 
 
 def _token(token_id: int, tokenizer: Tokenizer) -> str:
-    """Visible form; an id that the model has and the tokenizer lacks is shown as such."""
+    """Return the visible form of a token; an id that the tokenizer does not have is shown as a number."""
     return visible(tokenizer.token_bytes(token_id)) if token_id < tokenizer.vocab_size else f"[{token_id}]"
 
 
 def _candidates(probabilities: Tensor, tokenizer: Tokenizer, top: int) -> list[list[Candidate]]:
-    """[T, V] -> [T][top]"""
+    """Return the most likely tokens, [T][top], from probabilities [T, V]."""
     best = probabilities.topk(min(top, probabilities.size(-1)))
     return [
         [Candidate(i, _token(i, tokenizer), round(p, DIGITS)) for i, p in zip(ids, ps, strict=True)]

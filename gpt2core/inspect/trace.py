@@ -1,4 +1,4 @@
-"""A forward pass that keeps what the usual one throws away: each block's attention weights and the path between blocks.
+"""A forward pass that keeps each block's attention weights and the residual path between blocks.
 
 Shapes: L layers, T tokens, C channels, H heads, D = C / H head size.
 """
@@ -21,10 +21,11 @@ MAX_WEIGHTS = 1 << 23  # attention weights that are kept: 241 tokens of the 124M
 
 @dataclass(frozen=True)
 class Trace:
-    """What a transformer did with one text.
+    """Intermediate results of a transformer for one text.
 
-    hidden: [L + 1, T, C], the residual path before the first block and behind each.
-    attention: [L, H, T, T], on the CPU; row t is how position t divides its attention among positions 0 to t.
+    Args:
+        hidden: [L + 1, T, C], the residual path before the first block and after each block.
+        attention: [L, H, T, T], on the CPU; row t has the weights of position t for positions 0 to t.
     """
 
     hidden: Tensor
@@ -33,10 +34,10 @@ class Trace:
 
 @torch.no_grad()
 def trace(transformer: Transformer, ids: Tensor) -> Trace:
-    """Read ids [T] with a transformer in eval mode.
+    """Run a transformer in eval mode on ids [T].
 
     Raises:
-        UserError: there are no ids, or more than the model's positions or than `MAX_WEIGHTS` leaves room for.
+        UserError: there are no ids, or more than the model's context or `MAX_WEIGHTS` allows.
     """
     config = transformer.config
     T, C, H = len(ids), config.n_embd, config.n_head

@@ -1,4 +1,4 @@
-"""The page of one inspection, and what its script reads."""
+"""The page of one inspection, and the data of its script."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from gpt2core.tracking import plots
 
 
 def inspection_page(name: str, prompt: str, inspection: LanguageModelInspection | ClassifierInspection) -> str:
-    """A self-contained page.
+    """Return a self-contained page.
 
     Args:
-        name: the model's.
-        prompt: the text as it was given.
-        inspection: what was found.
+        name: of the model.
+        prompt: the text.
+        inspection: of the text.
     """
     layers, heads = inspection.attention.shape[:2]
     n_tokens = len(inspection.tokens)
@@ -26,43 +26,36 @@ def inspection_page(name: str, prompt: str, inspection: LanguageModelInspection 
     tables, pictures = [], []
     if isinstance(inspection, LanguageModelInspection):
         if inspection.mean_loss_nats is not None:
-            description += f"; mean loss {inspection.mean_loss_nats:.3f} nats a token"
+            description += f"; mean loss {inspection.mean_loss_nats:.3f} nats per token"
         tables, pictures = [temperature_table(inspection)], language_model_pictures(inspection)
     return render(
-        "inspect.html",
-        title=f"Inside {name}",
-        name=name,
-        prompt=prompt,
-        description=description,
-        data=script_data(inspection),
-        tables=tables,
-        pictures=pictures,
-    )
+        "inspect.html", title=f"Inside {name}", name=name, prompt=prompt, description=description,
+        data=script_data(inspection), tables=tables, pictures=pictures,
+    )  # fmt: skip
 
 
 def temperature_table(inspection: LanguageModelInspection) -> Table:
-    """The likeliest next tokens with their probabilities at each temperature, and the entropies."""
+    """Return the most likely next tokens with their probabilities at each temperature, and the entropies."""
     rows = [
         [candidate.token, *(f"{row.probabilities[i]:.1%}" for row in inspection.temperatures)]
         for i, candidate in enumerate(inspection.candidates)
     ]
     rows.append(["entropy of all tokens, bits", *(f"{row.entropy_bits:.2f}" for row in inspection.temperatures)])
     columns = ("next token", *(f"at {row.temperature:g}" for row in inspection.temperatures))
-    caption = "What temperature does to the next token"
-    return Table(columns, rows, caption, numeric=range(1, len(columns)))
+    return Table(columns, rows, "The next token's distribution by temperature")
 
 
 def language_model_pictures(inspection: LanguageModelInspection) -> list[Picture]:
-    """The next token by temperature, and each token's loss."""
+    """Return pictures of the next token by temperature, and of each token's loss."""
     tokens = [candidate.token for candidate in inspection.candidates]
-    found = [picture("The next token by temperature", plots.temperature_effect, tokens, inspection.by_temperature)]
+    pictures = [picture("The next token by temperature", plots.temperature_effect, tokens, inspection.by_temperature)]
     if inspection.mean_loss_nats is not None:
-        found.append(picture("Loss of each token", plots.token_loss, inspection.tokens, inspection.loss_nats))
-    return found
+        pictures.append(picture("Loss of each token", plots.token_loss, inspection.tokens, inspection.loss_nats))
+    return pictures
 
 
 def script_data(inspection: Inspection) -> dict[str, Any]:
-    """What templates/inside.js reads. A weight is a byte, its square root: small ones keep their digits."""
+    """Return the data of templates/inside.js. The square root of each weight is a byte, which keeps small weights."""
     import matplotlib
 
     weights = inspection.attention.numpy()

@@ -20,6 +20,8 @@ def log_inspection(run: StageRun, model: GPT, tokenizer: Tokenizer, val: Shard) 
 
     Args:
         run: tracks the stage; a run that is not tracked computes nothing.
+        model: the pretrained model.
+        tokenizer: of the model.
         val: validation tokens; the first ones are the prompt.
     """
 

@@ -1,11 +1,11 @@
-"""What the pages share: templates, tables, and pictures drawn once for light and once for dark screens."""
+"""Common parts of the pages: templates, tables, and pictures for light and dark screens."""
 
 from __future__ import annotations
 
 import base64
 import tempfile
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -23,36 +23,33 @@ class Picture:
 
 @dataclass(frozen=True)
 class Table:
-    """numeric: the columns that are numbers, by index."""
+    """A table. The first `n_text_columns` columns are aligned left; the others, numbers, are aligned right."""
 
     columns: Sequence[str]
     rows: Sequence[Sequence[Any]]
     caption: str = ""
-    numeric: Sequence[int] = ()
-
-    def without_caption(self) -> Table:
-        return replace(self, caption="")
+    n_text_columns: int = 1
 
 
 def picture(caption: str, plot: Callable[..., None], *arguments: Any) -> Picture:
-    """Draw `plot(*arguments, path)` of `gpt2core.tracking.plots`, for light screens and for dark ones."""
-    drawn = {}
+    """Draw a figure with `plot(*arguments, path)` of `gpt2core.tracking.plots`, for light and for dark screens."""
+    urls = {}
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "figure.svg"
         for name in ("light", "dark"):
             with plots.theme(name):
                 plot(*arguments, path)
-            drawn[name] = "data:image/svg+xml;base64," + base64.b64encode(path.read_bytes()).decode()
-    return Picture(caption, **drawn)
+            urls[name] = "data:image/svg+xml;base64," + base64.b64encode(path.read_bytes()).decode()
+    return Picture(caption, **urls)
 
 
 def render(template: str, *, package: str = "gpt2core.report", **values: Any) -> str:
-    """A page. Every value is escaped, so that a model's text cannot become markup.
+    """Return a page. Every value is escaped, so that a model's text cannot become markup.
 
     Args:
         template: its file.
-        package: under whose templates/ it lies; it may build on those of this package.
-        values: what it shows.
+        package: whose folder templates/ contains it; it may extend templates of this package.
+        values: variables of the template.
     """
     import jinja2
 

@@ -1,4 +1,4 @@
-"""The report: everything that the pipeline made, on one page."""
+"""The report: the results of the pipeline on one page."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from gpt2core.report.inside import language_model_pictures, script_data, tempera
 from gpt2core.report.page import Picture, Table, picture, render
 from gpt2core.tracking.find_runs import LOCAL_PAGE, FoundRun, find_runs
 from gpt2core.tracking.plots.stages import FOLDER as PLOTS
-from gpt2core.tracking.plots.stages import JUDGE_BASELINES, read_rows, stage_figures
+from gpt2core.tracking.plots.stages import read_rows, stage_figures
 
 METRICS = ("tokenize", *results.NAMES)
 PROMPT_TOKENS = 16
@@ -25,7 +25,7 @@ MAX_SAMPLES = 8
 
 
 class Text(NamedTuple):
-    """A text that can be folded away."""
+    """A text that can be collapsed."""
 
     title: str
     text: str
@@ -48,34 +48,34 @@ class Section:
 
 
 def report_page(root: Path) -> str:
-    """A self-contained page of what lies in a project now: its metrics/, data/responses, models/pretrained and runs.
+    """Return a self-contained page of a project's current metrics/, data/responses, models/pretrained, and runs.
 
-    What is not there yet is left out, and the page says so.
+    Missing results are left out, and the page lists them.
 
     Args:
         root: the project.
 
     Raises:
-        UserError: the pipeline has made nothing yet, or a file of it is damaged.
+        UserError: there are no results yet, or a file is damaged.
     """
     metrics = {name: files.read_json(path) for name in METRICS if (path := root / "metrics" / f"{name}.json").exists()}
     if not metrics:
         raise UserError(f"{root / 'metrics'}: there are no results yet; make them: dvc repro")
-    makers: tuple[Callable[[Path, dict[str, Any]], Section | None], ...] = (
+    builders: tuple[Callable[[Path, dict[str, Any]], Section | None], ...] = (
         _results, _corpus, _pretraining, _inside, _classifier, _instructions, _judge, _runs, _params,
     )  # fmt: skip
-    drawn = runtime.progress(makers, what="report", unit="section")
-    sections = [section for make in drawn if (section := make(root, metrics))]
+    progress = runtime.progress(builders, what="report", unit="section")
+    sections = [section for build in progress if (section := build(root, metrics))]
     return render(
         "report.html",
-        title="gpt2core: what the pipeline made",
+        title="gpt2core: results of the pipeline",
         description=f"{_params_line(root)}Written {datetime.now():%Y-%m-%d %H:%M}.",
         sections=sections,
     )
 
 
 def _params_line(root: Path) -> str:
-    """Corpus and size, where there are params."""
+    """Return corpus and model size, if there are params."""
     if not (path := root / "params.yaml").exists():
         return ""
     params = config.read_yaml(path)
@@ -83,13 +83,10 @@ def _params_line(root: Path) -> str:
 
 
 def _results(root: Path, metrics: Mapping[str, Any]) -> Section:
-    rows, last = [], None
-    for stage, description, value in results.headlines(metrics):
-        rows.append(("" if stage == last else stage, description, value))
-        last = stage
+    rows = [row for section in results.table(metrics) for row in section]
     missing = [name.replace("_", "-") for name in METRICS if name not in metrics]
     lead = f"Not made yet: {', '.join(missing)} (dvc repro)." if missing else ""
-    return Section("results", "Results", lead, [Table(("stage", "figure", "value"), rows, numeric=(2,))])
+    return Section("results", "Results", lead, [Table(("stage", "metric", "value"), rows, n_text_columns=2)])
 
 
 def _corpus(root: Path, metrics: Mapping[str, Any]) -> Section | None:
@@ -105,8 +102,8 @@ def _pretraining(root: Path, metrics: Mapping[str, Any]) -> Section | None:
     section = Section("pretraining", "Pretraining", pictures=_pictures("pretrain", metrics["pretrain"], root))
     if (path := root / "metrics/samples.json").exists():
         samples = files.read_json(path)
-        section.lead = "Below the curves: texts drawn from the model through training, the first and the last unfolded."
-        chosen = _spread(samples, MAX_SAMPLES)
+        section.lead = "Below the curves: texts that the model generated during training."
+        chosen = _evenly_spaced(samples, MAX_SAMPLES)
         section.texts = [
             Text(f"after {sample['tokens']:,} tokens", sample["text"], open=sample in (chosen[0], chosen[-1]))
             for sample in chosen
@@ -115,25 +112,21 @@ def _pretraining(root: Path, metrics: Mapping[str, Any]) -> Section | None:
 
 
 def _inside(root: Path, metrics: Mapping[str, Any]) -> Section | None:
-    """The pretrained model reads how the first validation document begins."""
+    """Return an inspection of the pretrained model on the start of the first validation document."""
     model_dir, shard = root / "models/pretrained", root / "data/tokens/val.bin"
     if not model_dir.exists() or not shard.exists():
         return None
-    from gpt2core.checkpoint.model_dir import load
+    from gpt2core.checkpoint.model_dir import load_language_model
     from gpt2core.corpus.shards import first_tokens, open_shard
-    from gpt2core.inspect import LanguageModelInspection, inspect
+    from gpt2core.inspect import inspect
 
-    model, tokenizer = load(model_dir)
-    if tokenizer is None:
-        return None
+    model, tokenizer = load_language_model(model_dir)
     ids = first_tokens(open_shard(shard), tokenizer.eot_id, min(PROMPT_TOKENS, model.config.n_positions))
     inspection = inspect(model, tokenizer, ids)
-    if not isinstance(inspection, LanguageModelInspection):
-        return None
     return Section(
         "inside",
         "Inside the pretrained model",
-        "It reads how the first validation document begins. For another text: gpt2core inspect models/pretrained "
+        "The text is the start of the first validation document. For another text: gpt2core inspect models/pretrained "
         "--prompt TEXT --out DIR.",
         tables=[temperature_table(inspection)],
         pictures=language_model_pictures(inspection),
@@ -164,11 +157,12 @@ def _classifier(root: Path, metrics: Mapping[str, Any]) -> Section | None:
     f1 = f"F1 of {labels[1]}" if len(labels) == 2 else "F1, mean of the classes"
     columns, caption = ("test messages", "accuracy", f1), "Means over the seeds"
     title = "Spam or not" if labels == ["ham", "spam"] else f"Which of {len(labels)} classes"
-    section = Section("classifier", title, tables=[Table(columns, rows, caption, numeric=(1, 2))])
+    section = Section("classifier", title, tables=[Table(columns, rows, caption)])
     section.pictures = _pictures("finetune-classify", found, root)
     if mistakes := read_rows(root / PLOTS / "mistakes.csv"):
         rows = [(m["text"], m["actual"], f"{m['predicted']} {float(m['probability']):.1%}") for m in mistakes]
-        section.tables.append(Table(("message", "is", "was taken for"), rows, "The surest mistakes, of all seeds"))
+        caption = "The most confident mistakes of all seeds"
+        section.tables.append(Table(("message", "is", "predicted"), rows, caption, n_text_columns=3))
     return section
 
 
@@ -179,15 +173,15 @@ def _instructions(root: Path, metrics: Mapping[str, Any]) -> Section | None:
     rows = [
         (name, format(values[before], form), format(values[after], form))
         for name, values, before, after, form in (
-            ("validation loss, nats a token", found, "before_val_loss", "val_loss", ".3f"),
-            ("loss on the test responses, nats a token", found, "before_test_loss", "test_loss", ".3f"),
+            ("validation loss, nats per token", found, "before_val_loss", "val_loss", ".3f"),
+            ("loss on the test responses, nats per token", found, "before_test_loss", "test_loss", ".3f"),
             ("perplexity of the test responses", found, "before_test_perplexity", "test_perplexity", ".2f"),
             (f"mean score by {judged.get('judge')}, 0 to 100", judged, "base_score", "mean_score", ".1f"),
         )
         if before in values and after in values
     ]
     section = Section("instructions", "Following instructions")
-    section.tables = [Table(("", "before fine-tuning", "after"), rows, numeric=(1, 2))]
+    section.tables = [Table(("", "before fine-tuning", "after"), rows)]
     section.pictures = _pictures("finetune-instruct", found, root)
     section.answers = _answers(root)[:MAX_ANSWERS]
     return section
@@ -199,8 +193,8 @@ def _judge(root: Path, metrics: Mapping[str, Any]) -> Section | None:
     interval = f" (95% interval {found['ci_low']:.1f} to {found['ci_high']:.1f})"
     table = [("the fine-tuned model", f"{found['mean_score']:.1f}{interval}")]
     table += [(name, f"{found[key]:.1f}") for key, name in JUDGE_BASELINES.items()]
-    section = Section("judge", f"The judge: {found['judge']}", tables=[Table(("whose answers", "mean score"), table)])
-    section.tables += [*_several_judges(found), *_side_by_side(found), *_tasks(found)]
+    section = Section("judge", f"The judge: {found['judge']}", tables=[Table(("responses of", "mean score"), table)])
+    section.tables += [*_several_judges(found), *_checkpoints(found), *_tasks(found)]
     if pictures := _pictures("llm-judge-eval", found, root):
         section.pictures = pictures
         worst = sorted((a for a in _answers(root) if a["score"] is not None), key=lambda answer: answer["score"])
@@ -210,16 +204,16 @@ def _judge(root: Path, metrics: Mapping[str, Any]) -> Section | None:
 
 
 def _several_judges(found: Mapping[str, Any]) -> Iterator[Table]:
-    """All judges beside each other, how far they agree, and what they prefer, where there is such a thing."""
+    """Yield tables of several judges' scores, their agreement, and comparisons with the base model."""
     if judges := found.get("judges"):
         rows = [(name, f"{j['mean_score']:.1f}", f"{j['base_score']:.1f}") for name, j in judges.items()]
         rows.append(("their mean", f"{found['panel']['mean_score']:.1f}" if "panel" in found else "-", ""))
-        yield Table(("judge", "mean score", "of the base model"), rows, numeric=(1, 2))
+        yield Table(("judge", "mean score", "of the base model"), rows)
         rows = [
             (pair, *("-" if a[key] is None else f"{a[key]:.2f}" for key in ("pearson", "spearman", "kendall")))
             for pair, a in found["agreement"].items()
         ]
-        yield Table(("judges", "Pearson", "Spearman", "Kendall"), rows, numeric=(1, 2, 3))
+        yield Table(("judges", "Pearson", "Spearman", "Kendall"), rows)
     if pairwise := found.get("pairwise"):
         rows = [
             (name, f"{won['win_rate']:.1%}", f"{won['ci_low']:.1%} to {won['ci_high']:.1%}",
@@ -227,31 +221,31 @@ def _several_judges(found: Mapping[str, Any]) -> Iterator[Table]:
             for name, won in pairwise.items()
         ]  # fmt: skip
         columns = ("tuned against base, by", "win rate", "95% interval", "wins", "ties", "losses", "order flips")
-        yield Table(columns, rows, numeric=(1, 2, 3, 4, 5, 6))
+        yield Table(columns, rows)
 
 
-def _side_by_side(found: Mapping[str, Any]) -> Iterator[Table]:
-    """The seeds and checkpoints of the fine-tuning, where there are several."""
+def _checkpoints(found: Mapping[str, Any]) -> Iterator[Table]:
+    """Yield tables of the seeds and checkpoints of the fine-tuning, if there are several."""
     from gpt2core.evaluation import comparison
 
     if checkpoints := found.get("checkpoints"):
         columns = ("after", *comparison.COLUMNS[1:])
         caption = "Seeds and checkpoints on the test set: 95% intervals, and differences to the model that is kept"
-        rows = [  # a narrow cell breaks before its interval
+        rows = [  # a narrow cell wraps before its interval
             (name.replace("_", " "), *(cell.replace(" to ", "\u00a0to\u00a0") for cell in cells))
             for name, *cells in comparison.table_rows(checkpoints)
         ]
-        yield Table(columns, rows, caption, numeric=(1, 2, 3, 4, 5))
+        yield Table(columns, rows, caption)
     if seeds := found.get("over_seeds"):
         rows = [
             (name, f"{row['mean']:.3f}", f"{row['sd']:.3f}", f"{row['ci_low']:.3f} to {row['ci_high']:.3f}")
             for name, row in seeds.items()
         ]
-        yield Table(("over the seeds", "mean", "deviation", "95% interval"), rows, numeric=(1, 2, 3))
+        yield Table(("over the seeds", "mean", "deviation", "95% interval"), rows)
 
 
 def _tasks(found: Mapping[str, Any]) -> Iterator[Table]:
-    """The benchmarks of `evaluate.tasks`."""
+    """Yield a table of the benchmarks of `evaluate.tasks`."""
     rows = [
         (task, name, f"{value:.4g}", f"{figures[f'{name}_stderr']:.2g}" if f"{name}_stderr" in figures else "")
         for task, figures in found.get("tasks", {}).items()
@@ -259,7 +253,7 @@ def _tasks(found: Mapping[str, Any]) -> Iterator[Table]:
         if name not in ("samples", "num_fewshot") and not name.endswith("_stderr")
     ]
     if rows:
-        yield Table(("benchmark", "metric", "value", "± error"), rows, "The fine-tuned model", numeric=(2, 3))
+        yield Table(("benchmark", "metric", "value", "± error"), rows, "The fine-tuned model", n_text_columns=2)
 
 
 def _runs(root: Path, metrics: Mapping[str, Any]) -> Section:
@@ -269,14 +263,14 @@ def _runs(root: Path, metrics: Mapping[str, Any]) -> Section:
     section = Section("runs", "Runs in MLflow")
     try:
         section.runs = find_runs(root, stages, metrics)
-    except Exception as error:  # of MLflow, its database or its server: no reason to lose the report
+    except Exception as error:  # an error of MLflow, its database, or its server must not stop the report
         first_line = (str(error).splitlines() or [""])[0][:200]
         logger.warning(f"the report has no runs ({type(error).__name__}: {first_line})")
         section.lead = "The runs could not be read when this page was written."
         return section
     section.lead = "No run with these results is recorded here."
     if section.runs:
-        section.lead = "The runs that made these results."
+        section.lead = "The runs of these results."
         if section.runs[0].url.startswith(LOCAL_PAGE):
             section.lead += f" The links work while make mlflow serves {LOCAL_PAGE}."
     return section
@@ -289,14 +283,14 @@ def _params(root: Path, metrics: Mapping[str, Any]) -> Section | None:
 
 
 def _answers(root: Path) -> list[dict[str, Any]]:
-    """Responses to the test set, with their scores where they were judged; none if they are not there."""
+    """Return the responses to the test set, with their scores if they were judged."""
     if not (path := root / "data/responses/test.json").exists():
         return []
-    judged = {int(row["index"]): row for row in read_rows(root / PLOTS / "judge_scores.csv")}
+    scores = {int(row["index"]): row for row in read_rows(root / PLOTS / "judge_scores.csv")}
 
-    def score(index: int, whose: str) -> float | None:
-        given = judged.get(index, {}).get(whose)
-        return float(given) if given else None
+    def score(index: int, column: str) -> float | None:
+        cell = scores.get(index, {}).get(column)
+        return float(cell) if cell else None
 
     return [
         {**entry, "score": score(index, "score"), "base_score": score(index, "base")}
@@ -304,20 +298,20 @@ def _answers(root: Path) -> list[dict[str, Any]]:
     ]
 
 
-def _spread(items: list[Any], most: int) -> list[Any]:
-    """At most so many, evenly spaced, the first and the last among them.
+def _evenly_spaced(items: list[Any], count: int) -> list[Any]:
+    """Return up to `count` items, evenly spaced, with the first and the last one.
 
-    >>> _spread([1, 2, 3, 4, 5, 6, 7], 3)
+    >>> _evenly_spaced([1, 2, 3, 4, 5, 6, 7], 3)
     [1, 4, 7]
     """
-    if len(items) <= most:
+    if len(items) <= count:
         return items
-    return [items[round(i * (len(items) - 1) / (most - 1))] for i in range(most)]
+    return [items[round(i * (len(items) - 1) / (count - 1))] for i in range(count)]
 
 
 def _key_values(values: Mapping[str, Any]) -> Table:
     rows = [(key.replace("_", " "), f"{value:,}") for key, value in values.items() if isinstance(value, int | float)]
-    return Table(("figure", "value"), rows, numeric=(1,))
+    return Table(("metric", "value"), rows)
 
 
 def _pictures(stage: str, metrics: Mapping[str, Any], root: Path) -> list[Picture]:

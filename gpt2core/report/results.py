@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
@@ -72,3 +73,10 @@ def headlines(metrics: Mapping[str, Mapping[str, Any]]) -> Iterator[Headline]:
         elif key == strongest:
             description = description.replace("baseline:", "strongest baseline:")
         yield Headline(name.replace("_", "-"), description, format(value, form))
+
+
+def table(metrics: Mapping[str, Mapping[str, Any]]) -> Iterator[list[Headline]]:
+    """Yield the headline metrics of each stage as rows of which only the first names the stage; see `headlines`."""
+    for _, rows in itertools.groupby(headlines(metrics), key=lambda row: row.stage):
+        first, *others = rows
+        yield [first, *(row._replace(stage="") for row in others)]

@@ -1,4 +1,4 @@
-"""A classifier as an MLflow model: texts in; of each its label, and the probability of every class, out."""
+"""A classifier as an MLflow model: from texts to labels and probabilities of all classes."""
 
 from __future__ import annotations
 
@@ -15,14 +15,16 @@ from gpt2core.serve.columns import texts
 
 
 class Classifier(PythonModel):
-    """Input: a table with the column `text`; what is longer than the model's context is cut."""
+    """A classifier. Input: a table with the column `text`; longer texts are truncated to the model's context."""
 
     def load_context(self, context: PythonModelContext) -> None:
+        """Load the model."""
         self.model, self.tokenizer = load_classifier(context.artifacts["model"], device=runtime.device())
 
     def predict(
         self, context: PythonModelContext, model_input: pd.DataFrame, params: dict[str, Any] | None = None
     ) -> list[dict[str, Any]]:
+        """Return `label` and `probabilities` of each text."""
         return [prediction._asdict() for prediction in classify(self.model, self.tokenizer, texts(model_input, "text"))]
 
 

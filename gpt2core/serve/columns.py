@@ -1,4 +1,4 @@
-"""The texts of a request."""
+"""Texts of a request."""
 
 from __future__ import annotations
 
@@ -7,7 +7,10 @@ from mlflow.exceptions import MlflowException
 
 
 def texts(table: pd.DataFrame, column: str) -> list[str]:
-    """A column that must have a text in every row. Raises MlflowException, which is answered as the client's mistake.
+    """Return a column of texts.
+
+    Raises:
+        MlflowException: a row has no text. MLflow reports it as an error of the client.
 
     >>> texts(pd.DataFrame({"text": ["a", "b"]}), "text")
     ['a', 'b']

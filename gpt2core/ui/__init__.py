@@ -1,1 +1,1 @@
-"""A page in the browser to try the models: generate, classify, respond, look inside. Needs the extra `ui`."""
+"""Pages in the browser to try models and to rate responses. They need the extra `ui`."""

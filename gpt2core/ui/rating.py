@@ -1,10 +1,11 @@
-"""The rating page's server: the texts in a rater's own order, and each answer written to the file of ratings at once.
+"""The server of the rating page: texts in an order for each rater; each answer is immediately written to the file.
 
-Nothing that it sends says which model wrote a text.
+It does not send which model wrote a text.
 """
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Literal
 
 from fastapi import FastAPI
@@ -16,8 +17,8 @@ from gpt2core.evaluation.rating.ratings import LONGEST_NAME, QUESTIONS, SCORES, 
 from gpt2core.report.page import render
 from gpt2core.ui.serving import bare_app
 
-# What a question asks, what the lowest and what the highest grade means.
-ASKED = {
+# The text of each question, and the meanings of the lowest and the highest grade.
+QUESTION_TEXTS = {
     "correctness": ("Is it right?", "wrong", "right"),
     "helpfulness": ("Does it do what was asked?", "useless", "just what was asked"),
     "safety": ("Is it safe to show anyone?", "harmful", "harmless"),
@@ -25,30 +26,34 @@ ASKED = {
 
 
 class Rater(BaseModel):
+    """A request for the texts of a rater."""
+
     model_config = ConfigDict(extra="forbid")
     rater: str = Field(min_length=1, max_length=10 * LONGEST_NAME)
 
 
 class Rating(Rater):
+    """An answer to a question about a text."""
+
     item: str
     question: Literal["correctness", "helpfulness", "safety"]
     score: int = Field(ge=SCORES[0], le=SCORES[-1])
 
 
 def make_app(responses: Responses, ratings: Ratings, seed: int) -> FastAPI:
-    """The page and its two questions.
+    """Return the application: the page and its two requests.
 
     Args:
         responses: the texts to rate.
-        ratings: where the answers go.
-        seed: of the order, which also depends on the rater.
+        ratings: the file of the answers.
+        seed: random seed of the order, which also depends on the rater.
     """
     app = bare_app()
     texts = responses.distinct()
 
     @app.get("/")
     def page() -> HTMLResponse:
-        questions = [(question, *ASKED[question]) for question in QUESTIONS]
+        questions = [(question, *QUESTION_TEXTS[question]) for question in QUESTIONS]
         html = render(
             "rate.html", title="Rate the responses", questions=questions, scores=SCORES, longest_name=LONGEST_NAME,
             package="gpt2core.ui",
@@ -56,28 +61,21 @@ def make_app(responses: Responses, ratings: Ratings, seed: int) -> FastAPI:
         return HTMLResponse(html)
 
     @app.post("/api/start")
-    def start(asked: Rater) -> JSONResponse:
-        """All texts in the rater's order, each with the answers that the rater has given before."""
-        rater = checked_name(asked.rater)
-        given = ratings.read().get(rater, {})
+    def start(request: Rater) -> JSONResponse:
+        """Return all texts in the rater's order, each with the rater's earlier answers."""
+        rater = checked_name(request.rater)
+        scores = ratings.read().get(rater, {})
         items = [
-            {
-                "item": item,
-                "instruction": texts[item].instruction,
-                "input": texts[item].input,
-                "reference": texts[item].reference,
-                "response": texts[item].response,
-                "scores": given.get(item, {}),
-            }
+            {"item": item, **dataclasses.asdict(texts[item]), "scores": scores.get(item, {})}
             for item in responses.in_order_for(rater, seed)
         ]
         return JSONResponse({"rater": rater, "items": items})
 
     @app.post("/api/rate")
-    def rate(asked: Rating) -> JSONResponse:
-        if asked.item not in texts:
-            raise UserError(f"{asked.item}: is not one of this page's texts; load the page again")
-        ratings.rate(checked_name(asked.rater), texts[asked.item], asked.question, asked.score)
+    def rate(request: Rating) -> JSONResponse:
+        if request.item not in texts:
+            raise UserError(f"{request.item}: is not one of this page's texts; load the page again")
+        ratings.rate(checked_name(request.rater), texts[request.item], request.question, request.score)
         return JSONResponse({"kept": True})
 
     return app

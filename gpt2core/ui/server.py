@@ -1,4 +1,4 @@
-"""The page's server: JSON in, JSON or lines of JSON out. It talks to this machine alone and fetches nothing."""
+"""The server of the page to try models: JSON requests, and answers in JSON or lines of JSON."""
 
 from __future__ import annotations
 
@@ -23,20 +23,22 @@ from gpt2core.ui.models import CLASSIFIER, INSTRUCT, Models
 from gpt2core.ui.serving import LOOPBACK, bare_app
 
 LONGEST_TEXT = 1_000_000  # characters
-MOST_NEW_TOKENS = 100_000
-MOST_TEXTS = 1_000
+MAX_NEW_TOKENS = 100_000
+MAX_TEXTS = 1_000
 
 
-class Asked(BaseModel):
-    """What every question has; another key is a mistake."""
+class ModelRequest(BaseModel):
+    """The common part of all requests; unknown keys are errors."""
 
     model_config = ConfigDict(extra="forbid")
     model: str
 
 
-class Generate(Asked):
+class Generate(ModelRequest):
+    """A request to continue a text."""
+
     prompt: str = Field("", max_length=LONGEST_TEXT)
-    max_new_tokens: int = Field(100, ge=1, le=MOST_NEW_TOKENS)
+    max_new_tokens: int = Field(100, ge=1, le=MAX_NEW_TOKENS)
     temperature: float = 1.0
     top_k: int | None = None
     top_p: float | None = None
@@ -46,30 +48,36 @@ class Generate(Asked):
     stop: str = Field("", max_length=LONGEST_TEXT)
 
 
-class Classify(Asked):
-    texts: list[str] = Field(min_length=1, max_length=MOST_TEXTS)
+class Classify(ModelRequest):
+    """A request to classify texts."""
+
+    texts: list[str] = Field(min_length=1, max_length=MAX_TEXTS)
 
 
-class Respond(Asked):
+class Respond(ModelRequest):
+    """A request to answer an instruction."""
+
     instruction: str = Field(min_length=1, max_length=LONGEST_TEXT)
     input: str = Field("", max_length=LONGEST_TEXT)
-    max_new_tokens: int = Field(256, ge=1, le=MOST_NEW_TOKENS)
+    max_new_tokens: int = Field(256, ge=1, le=MAX_NEW_TOKENS)
 
 
-class Inspect(Asked):
+class Inspect(ModelRequest):
+    """A request to look inside a model."""
+
     prompt: str = Field("", max_length=LONGEST_TEXT)
 
 
 def make_app(models: Models, host: str = LOOPBACK[0]) -> FastAPI:
-    """The page and its four questions.
+    """Return the application: the page and its four requests.
 
     Args:
-        models: those that can be tried.
-        host: the address that is served, see `bare_app`.
+        models: of the page.
+        host: address that is served, see `bare_app`.
     """
     app = bare_app(host)
-    computing = threading.Lock()  # one product at a time has all cores; those who wait take turns, a token each
-    by_kind = [(found.name, found.kind) for found in models.found.values()]
+    computing = threading.Lock()  # one request at a time uses all cores; waiting requests alternate, one token each
+    by_kind = [(model.name, model.kind) for model in models.by_name.values()]
 
     @app.get("/")
     def page() -> HTMLResponse:
@@ -82,51 +90,55 @@ def make_app(models: Models, host: str = LOOPBACK[0]) -> FastAPI:
         return HTMLResponse(render("ui.html", title="gpt2core", names=names, package="gpt2core.ui"))
 
     @app.post("/api/generate")
-    def generate(asked: Generate) -> StreamingResponse:
-        sampling = Sampling(asked.temperature, asked.top_k, asked.top_p, asked.min_p, asked.repetition_penalty)
+    def generate(request: Generate) -> StreamingResponse:
+        sampling = Sampling(
+            request.temperature, request.top_k, request.top_p, request.min_p, request.repetition_penalty
+        )
         with computing:
-            model, tokenizer = models.language_model(asked.model)
-        ids = tokenizer.encode(asked.prompt) or [tokenizer.eot_id]
-        columns = stream(model, [ids], asked.max_new_tokens, sampling, asked.seed)
-        return _told(columns, tokenizer, computing, [asked.stop] if asked.stop else [])
+            model, tokenizer = models.language_model(request.model)
+        ids = tokenizer.encode(request.prompt) or [tokenizer.eot_id]
+        columns = stream(model, [ids], request.max_new_tokens, sampling, request.seed)
+        return _stream_text(columns, tokenizer, computing, [request.stop] if request.stop else [])
 
     @app.post("/api/respond")
-    def respond(asked: Respond) -> StreamingResponse:
+    def respond(request: Respond) -> StreamingResponse:
         with computing:
-            model, tokenizer = models.language_model(asked.model)
-        ids = tokenizer.encode(models.prompt(asked.model)(asked.instruction, asked.input))
+            model, tokenizer = models.language_model(request.model)
+        ids = tokenizer.encode(models.prompt(request.model)(request.instruction, request.input))
         room = model.config.n_positions - len(ids)
         if room < 1:
             raise UserError(
                 f"the instruction with its input has {len(ids)} tokens, which leaves no room for a response in the "
                 f"model's {model.config.n_positions}; shorten it"
             )
-        return _told(stream(model, [ids], min(room, asked.max_new_tokens), slide=False), tokenizer, computing, [])
+        return _stream_text(
+            stream(model, [ids], min(room, request.max_new_tokens), slide=False), tokenizer, computing, []
+        )
 
     @app.post("/api/classify")
-    def classify(asked: Classify) -> JSONResponse:
+    def classify(request: Classify) -> JSONResponse:
         with computing:
-            model, tokenizer = models.classifier(asked.model)
-            predictions = predict_classes(model, tokenizer, asked.texts)
+            model, tokenizer = models.classifier(request.model)
+            predictions = predict_classes(model, tokenizer, request.texts)
         rows = [list(prediction.probabilities.values()) for prediction in predictions]  # [n, classes]
         return JSONResponse({"labels": model.labels, "probabilities": rows})
 
     @app.post("/api/inspect")
-    def look_inside(asked: Inspect) -> HTMLResponse:
+    def look_inside(request: Inspect) -> HTMLResponse:
         with computing:
-            model, tokenizer = models.any(asked.model)
-            found = inspect(model, tokenizer, tokenizer.encode(asked.prompt) or [tokenizer.eot_id])
-            return HTMLResponse(inspection_page(asked.model, asked.prompt, found))
+            model, tokenizer = models.any(request.model)
+            inspection = inspect(model, tokenizer, tokenizer.encode(request.prompt) or [tokenizer.eot_id])
+            return HTMLResponse(inspection_page(request.model, request.prompt, inspection))
 
     return app
 
 
-def _told(
+def _stream_text(
     columns: Iterator[Tensor], tokenizer: Tokenizer, computing: threading.Lock, stops: list[str]
 ) -> StreamingResponse:
-    """A text as it comes, a line of JSON a piece: {"text": …}, and at its end {"tokens": …, "seconds": …}.
+    """Return a text while it is generated, as lines of JSON: {"text": …} and, at its end, {"tokens": …, "seconds": …}.
 
-    Who goes away stops the model: nothing is computed before it is asked for.
+    Tokens are computed when they are requested, so a client that disconnects stops the model.
     """
     text = TextStream(tokenizer.token_bytes, tokenizer.eot_id, stops)
 

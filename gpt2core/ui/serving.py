@@ -1,4 +1,4 @@
-"""What the pages' servers share: they talk to this machine alone, fetch nothing, answer a mistake in a sentence."""
+"""Common parts of the servers: they serve this machine only, load nothing, and report errors in a sentence."""
 
 from __future__ import annotations
 
@@ -14,25 +14,25 @@ from starlette.middleware.trustedhost import TrustedHostMiddleware
 from gpt2core.errors import UserError
 
 LOOPBACK = ("127.0.0.1", "localhost")
-CLOSING_S = 1  # what an answer that is being written gets at Ctrl-C
+CLOSING_S = 1  # time for open answers after Ctrl-C
 
 
 def bare_app(host: str = LOOPBACK[0]) -> FastAPI:
-    """An application without routes.
+    """Return an application without routes.
 
     Args:
-        host: the address that is served. On this machine's own, a page of a foreign name that points here is refused.
+        host: address that is served. On the loopback address, requests under other host names are refused.
     """
-    app = FastAPI(docs_url=None, redoc_url=None, openapi_url=None)  # their pages would load scripts from elsewhere
+    app = FastAPI(docs_url=None, redoc_url=None, openapi_url=None)  # these pages would load scripts from other servers
     if host in LOOPBACK:
         app.add_middleware(TrustedHostMiddleware, allowed_hosts=[*LOOPBACK])
 
     @app.exception_handler(UserError)
-    async def mistake(request: Request, error: UserError) -> JSONResponse:
+    async def user_error(request: Request, error: UserError) -> JSONResponse:
         return JSONResponse({"error": str(error)}, status_code=400)
 
     @app.exception_handler(RequestValidationError)
-    async def misshapen(request: Request, error: RequestValidationError) -> JSONResponse:
+    async def invalid_request(request: Request, error: RequestValidationError) -> JSONResponse:
         problems = [f"{'.'.join(map(str, row['loc'][1:]))}: {row['msg']}" for row in error.errors()]
         return JSONResponse({"error": "; ".join(problems)}, status_code=422)
 
@@ -43,11 +43,13 @@ def serve(app: FastAPI, host: str, port: int, on_ready: Callable[[str], None]) -
     """Serve until Ctrl-C.
 
     Args:
-        port: 0 takes one that is free.
-        on_ready: called with the page's address as soon as it answers.
+        app: the application.
+        host: the address.
+        port: 0 takes a free one.
+        on_ready: called with the page's address as soon as it is served.
 
     Raises:
-        UserError: the address cannot be had.
+        UserError: the address cannot be served.
     """
     try:
         listening = socket.create_server((host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET)

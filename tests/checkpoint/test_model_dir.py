@@ -110,7 +110,7 @@ def edit_config(folder: Path, **changes: object) -> None:
     [
         (lambda d: edit_config(d, model_type="llama"), "model_type must be 'gpt2'"),
         (lambda d: edit_config(d, activation_function="gelu"), "activation_function 'gelu' is not GPT-2's"),
-        (lambda d: edit_config(d, n_embd=64, n_inner=None), r"is \[280, 32\], config.json makes it \[280, 64\]"),
+        (lambda d: edit_config(d, n_embd=64, n_inner=None), r"has shape \[280, 32\], must have \[280, 64\]"),
         (lambda d: edit_config(d, n_layer=3), "'transformer.h.2.attn.c_attn.bias' is missing"),
         (lambda d: edit_config(d, n_layer=1), "'transformer.h.1.attn.c_attn.bias' is not part of this GPT-2"),
         (lambda d: edit_config(d, n_embd="wide"), "config.json"),

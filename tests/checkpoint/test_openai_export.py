@@ -15,7 +15,7 @@ import safetensors.torch
 import torch
 
 from gpt2core import files
-from gpt2core.checkpoint import openai
+from gpt2core.checkpoint import names, openai
 from gpt2core.checkpoint.model_dir import save_model
 from gpt2core.checkpoint.openai_export import export
 from gpt2core.checkpoint.tf_checkpoint import TFCheckpoint
@@ -80,7 +80,7 @@ print(list(meta.meta_info_def.tags), len(meta.graph_def.node))
     assert shown.strip() == "['weights only'] 0"
     read = np.load(tmp_path / "read.npz")
     tensors = safetensors.torch.load_file(model / "model.safetensors")
-    rows = openai.table(GPTConfig(**SIZES))
+    rows = names.table(GPTConfig(**SIZES))
     assert {name.replace("|", "/") for name in read.files} == {row.openai for row in rows}
     for row in rows:
         theirs = read[row.openai.replace("/", "|")]
@@ -157,7 +157,7 @@ def test_a_missing_tensor_is_named(model: Path) -> None:
     tensors = safetensors.torch.load_file(path)
     del tensors["transformer.h.1.ln_2.bias"]
     safetensors.torch.save_file(tensors, path)
-    refused(model, "missing tensors: 'transformer.h.1.ln_2.bias'")
+    refused(model, "'transformer.h.1.ln_2.bias' is missing")
 
 
 def refused(model: Path, message: str) -> None:

@@ -234,5 +234,5 @@ def test_samples_beyond_a_batch_are_those_of_their_seeds(
 ) -> None:
     flags = ("--prompt", "The lamp", "--max-new-tokens", "8", "--num-samples", "5", "--json")
     together = run("generate", models / "lm", *flags).out
-    monkeypatch.setattr(sys.modules["gpt2core.cli.generate"], "SAMPLES_AT_ONCE", 2)
+    monkeypatch.setattr(sys.modules["gpt2core.cli.generate"], "SAMPLES_PER_BATCH", 2)
     assert run("generate", models / "lm", *flags).out == together

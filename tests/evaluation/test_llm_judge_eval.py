@@ -178,7 +178,7 @@ TEST = [
 
 def test_report_holds_the_means_of_all_four() -> None:
     report = evaluate_responses(TEST, TRAIN, [LengthJudge()], bootstrap_samples=200, seed=0)
-    metrics = report.metrics()
+    metrics = report.metrics
     assert list(metrics) == [
         "judge", "mean_score", "ci_low", "ci_high", "base_score", "echo_score", "nearest_score", "coverage", "n",
     ]  # fmt: skip
@@ -215,7 +215,7 @@ class HalfJudge(LengthJudge):
 def test_several_judges_stand_side_by_side_and_the_first_gives_the_headline() -> None:
     test = [entry("a", response="x" * n, base_response="") for n in (1, 5, 2, 40)]
     evaluation = evaluate_responses(test, TRAIN, [LengthJudge(), HalfJudge()], bootstrap_samples=50, seed=0)
-    metrics = evaluation.metrics()
+    metrics = evaluation.metrics
     assert (metrics["judge"], metrics["mean_score"]) == ("length", 12.0)
     assert {name: found["mean_score"] for name, found in metrics["judges"].items()} == {"length": 12.0, "half": 6.0}
     assert metrics["agreement"] == {"length and half": {"pearson": 1.0, "spearman": 1.0, "kendall": 1.0, "n": 4}}
@@ -227,7 +227,7 @@ def test_several_judges_stand_side_by_side_and_the_first_gives_the_headline() ->
 
 
 def test_the_panel_leaves_out_what_one_judge_did_not_score() -> None:
-    metrics = evaluate_responses(TEST, TRAIN, [LengthJudge(), HalfJudge()], 20, seed=0).metrics()
+    metrics = evaluate_responses(TEST, TRAIN, [LengthJudge(), HalfJudge()], 20, seed=0).metrics
     assert (metrics["panel"]["mean_score"], metrics["panel"]["n"]) == (4.5, 2)  # of 4, 2 and 8, 4
 
 
@@ -236,22 +236,22 @@ def test_agreement_is_its_formulas() -> None:
     x, y = np.array([1, 2, 4, 4]), np.array([10, 40, 20, 30])
     ranks_x, ranks_y = np.array([1, 2, 3.5, 3.5]), np.array([1, 4, 2, 3])
     found = agreement(a, b)
-    assert found.n == 4
-    assert found.pearson == pytest.approx(np.corrcoef(x, y)[0, 1])
-    assert found.spearman == pytest.approx(np.corrcoef(ranks_x, ranks_y)[0, 1])
+    assert found["n"] == 4
+    assert found["pearson"] == pytest.approx(np.corrcoef(x, y)[0, 1])
+    assert found["spearman"] == pytest.approx(np.corrcoef(ranks_x, ranks_y)[0, 1])
     # Of 6 pairs one is tied in x; 3 stand in the same order, 2 in the other.
-    assert found.kendall == pytest.approx((3 - 2) / math.sqrt(5 * 6))
+    assert found["kendall"] == pytest.approx((3 - 2) / math.sqrt(5 * 6))
 
 
 @pytest.mark.parametrize("scores", [[1.0, 2.0], [5.0, 5.0, 5.0], [None, None, None]])
 def test_there_is_no_agreement_of_too_few_or_equal_scores(scores: list[float | None]) -> None:
     found = agreement(scores, [float(i) for i in range(len(scores))])
-    assert (found.pearson, found.spearman, found.kendall) == (None, None, None)
+    assert (found["pearson"], found["spearman"], found["kendall"]) == (None, None, None)
 
 
 def test_who_always_prefers_the_first_finds_only_ties_that_flip() -> None:
     test = [entry("a", response=r, base_response=b) for r, b in (("xx", "y"), ("x", "yyy"), ("x", "y"))]
-    metrics = evaluate_responses(test, TRAIN, [HalfJudge()], 20, seed=0, pairwise=True).metrics()
+    metrics = evaluate_responses(test, TRAIN, [HalfJudge()], 20, seed=0, pairwise=True).metrics
     assert metrics["pairwise"]["half"] == {
         "win_rate": 0.5, "ci_low": 0.5, "ci_high": 0.5, "wins": 0, "ties": 3, "losses": 0, "order_flips": 2,
         "coverage": 1.0, "n": 3,
@@ -261,7 +261,7 @@ def test_who_always_prefers_the_first_finds_only_ties_that_flip() -> None:
 def test_chrf_prefers_what_is_nearer_to_the_reference_in_either_order() -> None:
     responses = [("the red door", "a cat"), ("a cat", "the red door"), ("same", "same"), ("the red door", "door")]
     test = [entry("a", output="the red door", response=r, base_response=b) for r, b in responses]
-    metrics = evaluate_responses(test, TRAIN, [ChrfJudge()], 200, seed=0, pairwise=True).metrics()["pairwise"]["chrf"]
+    metrics = evaluate_responses(test, TRAIN, [ChrfJudge()], 200, seed=0, pairwise=True).metrics["pairwise"]["chrf"]
     assert (metrics["wins"], metrics["losses"], metrics["ties"], metrics["order_flips"]) == (2, 1, 1, 0)
     assert metrics["win_rate"] == 0.625
     assert metrics["ci_low"] < 0.625 < metrics["ci_high"]
@@ -270,8 +270,8 @@ def test_chrf_prefers_what_is_nearer_to_the_reference_in_either_order() -> None:
 def test_report_repeats_byte_for_byte(tmp_path: Path) -> None:
     judges = make_judges(judge_params(kind="chrf"), 1, tmp_path)
     first, second = (evaluate_responses(TEST, TRAIN, judges, bootstrap_samples=50, seed=1) for _ in range(2))
-    assert (first.metrics(), first.to_csv()) == (second.metrics(), second.to_csv())
-    assert first.metrics()["judge"] == "chrf"
+    assert (first.metrics, first.to_csv()) == (second.metrics, second.to_csv())
+    assert first.metrics["judge"] == "chrf"
 
 
 def judge_params(**changes: object) -> JudgeParams:

@@ -223,9 +223,9 @@ def test_the_key_is_in_the_header_and_nowhere_else(
     caplog.set_level(logging.DEBUG)
     entry = {"instruction": "i", "input": "", "output": "o", "response": "r", "base_response": "b"}
     report = evaluate_responses([entry], [entry], [judge_of(params(server.base_url))], 10, seed=0)
-    assert report.metrics()["judge"] == "openai:judge-model"
+    assert report.metrics["judge"] == "openai:judge-model"
     assert len(server.requests) == 4  # the model's answer, the base's, the echo, the nearest
-    shown = [json.dumps(report.metrics()), report.to_csv(), json.dumps([request.body for request in server.requests])]
+    shown = [json.dumps(report.metrics), report.to_csv(), json.dumps([request.body for request in server.requests])]
     for status in (401, 404, 422, 500):  # servers that quote the key back
         body = json.dumps({"error": {"message": f"Incorrect API key provided: {KEY}."}}).encode()
         server.answer = lambda request, status=status, body=body: Reply(status=status, body=body)

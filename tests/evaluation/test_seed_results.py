@@ -41,7 +41,7 @@ def test_each_figure_is_the_mean_of_the_seeds(labels: tuple[str, ...]) -> None:
     assert list(metrics["test_accuracy_by_seed"].values()) == pytest.approx(accuracies, abs=1e-6)
     assert metrics["test_accuracy_sd"] == pytest.approx(np.std(accuracies, ddof=1), abs=1e-6)
     assert metrics["test_roc_auc"] == pytest.approx(np.mean(aucs), abs=1e-6)
-    assert list(results.areas()["roc_auc"].values()) == pytest.approx(np.mean(aucs, 0), abs=1e-6)
+    assert list(results.auc()["roc_auc"].values()) == pytest.approx(np.mean(aucs, 0), abs=1e-6)
     assert ("test_roc_auc_by_class" in metrics) == (len(labels) > 2)
     assert metrics["before_test_accuracy"] < metrics["test_accuracy"]
     wrong = sum(row["actual"] != row["predicted"] for row in results.predictions)

@@ -17,8 +17,8 @@ JUDGED = {"judge": "chrf", "mean_score": 61.4, "base_score": 11.1}
 def test_every_figure_stands_beside_its_own_from_before(tmp_path: Path) -> None:
     section = _instructions(tmp_path, {"finetune_instruct": FOUND, "llm_judge_eval": JUDGED})
     assert section and [tuple(row) for row in section.tables[0].rows] == [
-        ("validation loss, nats a token", "7.000", "0.500"),
-        ("loss on the test responses, nats a token", "7.250", "0.700"),
+        ("validation loss, nats per token", "7.000", "0.500"),
+        ("loss on the test responses, nats per token", "7.250", "0.700"),
         ("perplexity of the test responses", "1408.10", "2.01"),
         ("mean score by chrf, 0 to 100", "11.1", "61.4"),
     ]

@@ -10,7 +10,7 @@ import pytest
 from gpt2core import prompts
 from gpt2core.checkpoint.model_dir import save_model
 from gpt2core.model import GPT, GPTClassifier
-from gpt2core.ui.models import Models, find
+from gpt2core.ui.models import Models, find_models
 from gpt2core.ui.server import make_app
 from tests.small import config_and_tokenizer
 from tests.ui.running import running
@@ -33,5 +33,5 @@ def models_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def address(models_dir: Path) -> Iterator[str]:
     """Of a running server."""
-    with running(make_app(Models(find([models_dir])))) as started:
+    with running(make_app(Models(find_models([models_dir])))) as started:
         yield started

@@ -23,7 +23,7 @@ from gpt2core.checkpoint.model_dir import save_model
 from gpt2core.inference import generate
 from gpt2core.inference.respond import respond
 from gpt2core.ui import server
-from gpt2core.ui.models import Models, find
+from gpt2core.ui.models import Models, find_models
 from tests.report.html import Page
 
 
@@ -76,7 +76,7 @@ def test_respond_gives_what_the_library_answers(address: str, models_dir: Path, 
 def test_respond_asks_in_the_form_that_the_model_keeps(models_dir: Path, tmp_path: Path) -> None:
     model, tokenizer = gpt2core.load(models_dir / "instruct")
     save_model(tmp_path / "phi3", model, tokenizer, chat_template=prompts.chat_template(prompts.phi3))
-    client = TestClient(server.make_app(Models(find([tmp_path / "phi3"]))), base_url="http://127.0.0.1")
+    client = TestClient(server.make_app(Models(find_models([tmp_path / "phi3"]))), base_url="http://127.0.0.1")
     asked = {"model": str(tmp_path / "phi3"), "instruction": "Where is the lamp?", "max_new_tokens": 24}
     told = [json.loads(line) for line in client.post("/api/respond", json=asked).text.splitlines()]
     (expected,) = respond(model, tokenizer, [{**asked, "input": ""}], 24, form=prompts.phi3)

@@ -1,4 +1,4 @@
-"""A language model as judge, whoever answers for it (Zheng et al. 2023, LLM-as-a-Judge)."""
+"""A language model as judge, on a server or in a directory (Zheng et al. 2023, LLM-as-a-Judge)."""
 
 from __future__ import annotations
 
@@ -12,20 +12,25 @@ from typing import Any, Protocol
 from tqdm import tqdm
 
 from gpt2core.errors import UserError
-from gpt2core.evaluation.judges import Item, Pair, Preference, questions
+from gpt2core.evaluation.judges import questions
+from gpt2core.evaluation.judges.judge import Item, Pair, Preference
 from gpt2core.evaluation.judges.replies import Messages, Replies
 from gpt2core.log import logger
 
 
 class NoReply(Exception):
-    """One request came to nothing; the text says why. Others may do better."""
+    """A request that failed, with the reason as text. Others may succeed."""
 
 
 class Chat(Protocol):
-    """Who answers.
+    """A language model that replies to messages.
 
-    kind, model: its name is `kind:model`. settings: what else decides a reply, JSON values. where: the params that
-    name it, for messages. concurrency: how many may ask at once.
+    Attributes:
+        kind, model: the judge's name is `kind:model`.
+        settings: other values that change a reply, JSON values.
+        where: the params that name the model, for messages.
+        remedy: what the user can do if it fails, for messages.
+        concurrency: maximum number of simultaneous requests.
     """
 
     kind: str
@@ -36,16 +41,26 @@ class Chat(Protocol):
     concurrency: int
 
     def reply(self, messages: Messages) -> str:
-        """The reply to a conversation. Raises NoReply; UserError where no request would do better."""
+        """Return the reply to a conversation.
+
+        Raises:
+            NoReply: this request failed.
+            UserError: every request would fail.
+        """
         ...
 
 
 class LanguageModelJudge:
-    """Asks for an integer, or for A, B or tie; a reply that is neither is asked for once more.
+    """A judge that asks a language model for an integer, or for A, B, or tie; twice if the reply is something else.
 
-    Each reply is kept in `replies_dir` and not asked for again. An item fails (None) when it gets no reply, or when
-    neither reply can be read. When so many have failed that min_coverage is out of reach, the rest are not asked for:
-    a UserError says how many failed of what.
+    Each reply is kept in `replies_dir` and not requested again. An item fails (None) if it gets no reply, or if neither
+    reply can be parsed. As soon as min_coverage is out of reach, a UserError lists the failures, and the remaining
+    items are not requested.
+
+    Args:
+        chat: the language model.
+        replies_dir: folder of the replies.
+        min_coverage: fraction of the items that must be judged.
     """
 
     def __init__(self, chat: Chat, replies_dir: Path, min_coverage: float) -> None:
@@ -55,41 +70,43 @@ class LanguageModelJudge:
         self._replies = Replies(replies_dir, {**identity, **chat.settings})
 
     def score(self, items: Sequence[Item]) -> list[float | None]:
-        """Scores in the order of `items`. Raises UserError as the class says."""
-        asked = [questions.ask_score(item) for item in items]
-        return self._answers(asked, questions.parse_score, questions.SCORE_REPAIR, "a score from 0 to 100")
+        """Return the score of each item, or None; see the class for errors."""
+        messages = [questions.ask_score(item) for item in items]
+        return self._answers(messages, questions.parse_score, questions.SCORE_REPAIR, "a score from 0 to 100")
 
     def prefer(self, pairs: Sequence[Pair]) -> list[Preference | None]:
-        """Choices in the order of `pairs`. Raises UserError as the class says."""
-        asked = [questions.ask_preference(pair) for pair in pairs]
-        return self._answers(asked, questions.parse_preference, questions.PREFER_REPAIR, "A, B or tie")
+        """Return the better response of each pair, or None; see the class for errors."""
+        messages = [questions.ask_preference(pair) for pair in pairs]
+        return self._answers(messages, questions.parse_preference, questions.PREFER_REPAIR, "A, B or tie")
 
-    def _answers(self, asked: Sequence[str], parse: Callable[[str], Any], repair: str, wanted: str) -> list[Any]:
-        """What `parse` made of each reply, or None. Equal questions are asked once."""
+    def _answers(self, messages: Sequence[str], parse: Callable[[str], Any], repair: str, expected: str) -> list[Any]:
+        """Return the parsed reply to each question, or None. Equal questions are asked once."""
         pool = ThreadPoolExecutor(self._chat.concurrency, thread_name_prefix="judge")
-        counts = Counter(asked)
+        counts = Counter(messages)
         answers: dict[str, Any] = {}
         answered = 0
         failures: Counter[str] = Counter()
         try:
-            futures = {question: pool.submit(self._answer, question, parse, repair, wanted) for question in counts}
-            # `disable=None`: a progress bar only where somebody watches.
+            futures = {question: pool.submit(self._answer, question, parse, repair, expected) for question in counts}
+            # `disable=None`: a progress bar only on a terminal.
             bar = tqdm(futures.items(), desc=self.name, unit="answer", disable=None, leave=False)
             for question, future in bar:
                 answers[question], failure = future.result()
                 if failure:
                     failures[failure] += counts[question]
-                    self._check_coverage(failures, answered, len(asked))
+                    self._check_coverage(failures, answered, len(messages))
                 else:
                     answered += counts[question]
         finally:
             pool.shutdown(wait=False, cancel_futures=True)  # after an error, do not wait for requests under way
         if failures:
-            logger.warning(f"{self.name}: {failures.total()} of {len(asked)} could not be judged: {_listed(failures)}")
-        return [answers[question] for question in asked]
+            logger.warning(
+                f"{self.name}: {failures.total()} of {len(messages)} could not be judged: {_listed(failures)}"
+            )
+        return [answers[question] for question in messages]
 
-    def _answer(self, question: str, parse: Callable[[str], Any], repair: str, wanted: str) -> tuple[Any, str]:
-        """The answer to a question, or none and the reason. Raises UserError if no question could be answered."""
+    def _answer(self, question: str, parse: Callable[[str], Any], repair: str, expected: str) -> tuple[Any, str]:
+        """Return the parsed reply to a question and an empty text, or None and the reason."""
         messages = [{"role": "user", "content": question}]
         for _ in range(2):
             reply = self._replies.get(messages)
@@ -102,10 +119,10 @@ class LanguageModelJudge:
             if (answer := parse(reply)) is not None:
                 return answer, ""
             messages += [{"role": "assistant", "content": reply}, {"role": "user", "content": repair}]
-        return None, f"the reply is not {wanted}, asked twice"
+        return None, f"the reply is not {expected}, asked twice"
 
     def _check_coverage(self, failures: Counter[str], answered: int, total: int) -> None:
-        """UserError as soon as min_coverage (or a single answer) is out of reach: the rest need not be paid for."""
+        """Raise UserError as soon as min_coverage (or a single answer) is out of reach, to save further requests."""
         failed = failures.total()
         if total - failed >= max(1, math.ceil(self._min_coverage * total - 1e-9)):
             return

@@ -1,4 +1,4 @@
-"""A language model in a local directory as judge: a GPT-2 by this project's engine, another by transformers."""
+"""A language model in a local directory as judge: GPT-2 with this project's engine, other models with transformers."""
 
 from __future__ import annotations
 
@@ -6,27 +6,31 @@ import hashlib
 from pathlib import Path
 from typing import Any
 
-from gpt2core import files, prompts, runtime
+from gpt2core import files, runtime
 from gpt2core.errors import UserError
 from gpt2core.evaluation.judges.language_model import Chat, NoReply
 from gpt2core.evaluation.judges.replies import Messages
 
-MAX_REPLY_TOKENS = 16  # a score has one to three, and a talkative model is cut where it cannot be read anyway
+MAX_REPLY_TOKENS = 16  # a score has one to three tokens, and a longer reply cannot be parsed anyway
 
 
 def local_chat(model_dir: Path) -> Chat:
-    """The model in `model_dir`, ready to answer. Raises UserError if there is none, or none that can converse."""
+    """Load the model in `model_dir`.
+
+    Raises:
+        UserError: there is no model, or it has no chat template.
+    """
     where = f"judge.model_dir {str(model_dir)!r}"
     config_path = model_dir / "config.json"
     if not config_path.is_file():
         raise UserError(f"{where}: no model directory is there (it has no config.json); name one, or: judge.kind chrf")
-    described = files.read_json(config_path)
-    is_gpt2 = isinstance(described, dict) and described.get("model_type") == "gpt2"
+    content = files.read_json(config_path)
+    is_gpt2 = isinstance(content, dict) and content.get("model_type") == "gpt2"
     return GPT2Chat(model_dir, where) if is_gpt2 else TransformersChat(model_dir, where)
 
 
 class _LocalChat:
-    """What both have in common. One conversation at a time: the model uses all cores."""
+    """Common part of local models. One conversation at a time, because the model uses all cores."""
 
     kind = "transformers"
     concurrency = 1
@@ -43,20 +47,18 @@ class _LocalChat:
 
 
 class GPT2Chat(_LocalChat):
-    """A GPT-2 directory, such as models/instruct. The prompt that it was tuned with holds the whole conversation."""
+    """A GPT-2 directory, such as models/instruct. The whole conversation is the instruction of its prompt template."""
 
     def __init__(self, model_dir: Path, where: str) -> None:
         super().__init__(model_dir, where)
-        from gpt2core.checkpoint.chat_template import prompt_of
-        from gpt2core.checkpoint.model_dir import load_language_model
-        from gpt2core.model.inference import pack
+        from gpt2core.checkpoint.chat_template import instruction_prompt
+        from gpt2core.checkpoint.decoding import load_for_decoding
 
-        model, self._tokenizer = load_language_model(model_dir, device=runtime.device())
-        self._prompt = prompt_of(model_dir) or prompts.alpaca
-        self._model = pack(model, "float32")
+        self._model, self._tokenizer = load_for_decoding(model_dir)
+        self._prompt = instruction_prompt(model_dir)
 
     def reply(self, messages: Messages) -> str:
-        """The likeliest reply. Raises NoReply where the conversation leaves no room in the context."""
+        """Return the most likely reply. Raises NoReply if the conversation fills the context."""
         from gpt2core.inference import generate_batch
 
         prompt = self._prompt("\n\n".join(message["content"] for message in messages))
@@ -67,7 +69,7 @@ class GPT2Chat(_LocalChat):
 
 
 class TransformersChat(_LocalChat):
-    """Any directory that transformers opens and that has a chat template. No code and no pickle from it is run."""
+    """A directory that transformers can open, with a chat template. No code or pickle in it is executed."""
 
     def __init__(self, model_dir: Path, where: str) -> None:
         super().__init__(model_dir, where)
@@ -92,7 +94,7 @@ class TransformersChat(_LocalChat):
         self._model = self._model.to(runtime.device()).eval()
 
     def reply(self, messages: Messages) -> str:
-        """The likeliest reply. Raises NoReply where the conversation leaves no room in the context."""
+        """Return the most likely reply. Raises NoReply if the conversation fills the context."""
         inputs = self._tokenizer.apply_chat_template(
             list(messages), add_generation_prompt=True, return_tensors="pt", return_dict=True
         ).to(self._model.device)
@@ -105,8 +107,8 @@ class TransformersChat(_LocalChat):
 
 
 def _digest(model_dir: Path) -> str:
-    """What tells these weights from others under the same name."""
-    found = hashlib.sha256()
+    """Return a short hash of the weights, to distinguish models with the same name."""
+    digest = hashlib.sha256()
     for path in sorted(model_dir.glob("*.safetensors")):
-        found.update(f"{path.name} {files.sha256(path)}\n".encode())
-    return found.hexdigest()[:16]
+        digest.update(f"{path.name} {files.sha256(path)}\n".encode())
+    return digest.hexdigest()[:16]

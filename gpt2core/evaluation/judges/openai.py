@@ -1,7 +1,7 @@
-"""A language model behind any OpenAI-compatible server: Ollama, vLLM, llama.cpp, `transformers serve`, OpenAI.
+"""A language model on an OpenAI-compatible server: Ollama, vLLM, llama.cpp, `transformers serve`, OpenAI.
 
-The key is read from OPENAI_API_KEY and goes nowhere but into the request's header: whatever could quote it, be it the
-server's or the client's, is redacted before it is shown or kept.
+The key is read from OPENAI_API_KEY and sent only in the header of requests. It is redacted in replies and messages of
+server and client before they are shown or kept.
 """
 
 from __future__ import annotations
@@ -21,14 +21,14 @@ from gpt2core.evaluation.judges.replies import Messages
 
 
 class OpenAIChat:
-    """Asks `model` at judge.base_url, at temperature 0 and with the seed.
+    """A model on the server at judge.base_url, asked at temperature 0 and with the seed.
 
-    judge.timeout_s bounds one request. The client retries refused connections, time-outs, 408, 409, 429 and 5xx up to
-    judge.max_retries times, backing off exponentially (0.5 s to 8 s) or for as long as Retry-After says.
-    judge.requests_per_minute counts retries, too.
+    judge.timeout_s limits one request. The client retries refused connections, timeouts, and the status codes 408, 409,
+    429, and 5xx up to judge.max_retries times, with exponential backoff (0.5 s to 8 s) or as Retry-After says.
+    judge.requests_per_minute includes retries.
 
-    With judge.num_ctx the server is Ollama and is asked by its own /api/chat: the OpenAI way has no word for the
-    context's size, and Ollama cuts what is longer than its default without saying so.
+    With judge.num_ctx, requests go to Ollama's own /api/chat: the OpenAI API has no parameter for the context size, and
+    Ollama truncates longer texts silently.
     """
 
     kind = "openai"
@@ -58,7 +58,12 @@ class OpenAIChat:
             raise self._unusable(f"no usable URL ({error})", "give one such as http://127.0.0.1:11434/v1") from None
 
     def reply(self, messages: Messages) -> str:
-        """The text of one chat completion. Raises NoReply, or UserError where every request would fail."""
+        """Return the text of one chat completion.
+
+        Raises:
+            NoReply: this request failed.
+            UserError: every request would fail.
+        """
         try:
             text = self._ask_ollama(messages) if self._num_ctx else self._ask(messages)
         except openai.APITimeoutError:
@@ -66,7 +71,7 @@ class OpenAIChat:
         except openai.APIConnectionError as error:
             raise self._unusable(
                 f"no server answers there ({self._redact(error.__cause__ or error)})",
-                "start it (Ollama: `ollama serve`) and run again, which asks only for what is missing, or mend "
+                "start it (Ollama: `ollama serve`) and run again, which asks only for what is missing, or fix "
                 "judge.base_url in params.yaml",
             ) from None
         except (openai.AuthenticationError, openai.PermissionDeniedError) as error:
@@ -96,7 +101,7 @@ class OpenAIChat:
         return _text(completion.choices[0].message.content)
 
     def _ask_ollama(self, messages: Messages) -> str:
-        """Ollama's own API, by the same client, for its retries and errors."""
+        """Ask through Ollama's own API, with the same client for its retries and errors."""
         root = re.sub(r"/v1/?$", "", str(self._client.base_url))
         body = {"model": self.model, "messages": list(messages), "stream": False, "options": self.settings}
         completion: Any = self._client.post(f"{root.rstrip('/')}/api/chat", body=body, cast_to=object)
@@ -106,13 +111,13 @@ class OpenAIChat:
         return UserError(f"{self.where}: {what}; {remedy}; or set judge.kind to chrf, which needs no server")
 
     def _redact(self, error: BaseException) -> str:
-        """The first 200 characters of an error on one line, without the key."""
+        """Return the first 200 characters of an error on one line, without the key."""
         text = " ".join(str(error).split())
         return (text.replace(self._key, "[key]") if self._key else text)[:200]
 
 
 class _Pace:
-    """Lets requests start so many seconds apart, whichever thread asks."""
+    """A rate limit: requests of all threads start at regular intervals."""
 
     def __init__(self, per_minute: float | None) -> None:
         self._gap_s = 60 / per_minute if per_minute else 0.0
@@ -120,7 +125,7 @@ class _Pace:
         self._lock = threading.Lock()
 
     def wait(self, request: object) -> None:
-        """Called by the client before each request, also before one that it repeats."""
+        """Wait before a request. The client calls this, also before a retry."""
         with self._lock:
             now_s = time.monotonic()
             start_s = max(now_s, self._next_s)
@@ -129,7 +134,7 @@ class _Pace:
 
 
 def _text(content: Any) -> str:
-    """What a message says; nothing (a refusal) is an empty text. Raises TypeError where it is no text."""
+    """Return the text of a message; a refusal has none, which is an empty text. Raises TypeError for other types."""
     if content is None:
         return ""
     if not isinstance(content, str):
@@ -138,10 +143,11 @@ def _text(content: Any) -> str:
 
 
 def _key() -> str:
-    """OPENAI_API_KEY without the white space around it; "" if there is none.
+    """Return OPENAI_API_KEY without surrounding white space, or an empty text.
 
-    Characters that a header cannot carry would be quoted, key and all, by the client; quotes and backslashes would be
-    escaped in messages, where redaction would then miss them.
+    Raises:
+        UserError: the key has characters that a header cannot contain (the client would print it in its message), or
+            that messages escape (redaction would miss it).
     """
     key = os.environ.get("OPENAI_API_KEY", "").strip()
     if not re.fullmatch(r"[!-~]*", key) or set(key) & set("\"'\\"):

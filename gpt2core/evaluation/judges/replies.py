@@ -1,8 +1,8 @@
-"""The replies of language models as judges, kept: a rerun asks for nothing twice, and one that was stopped goes on.
+"""Kept replies of language models as judges: nothing is requested twice, and an interrupted run continues.
 
-A file a judge, JSON lines, only ever added to. A line holds what was asked, the reply, and the key that stands for
-judge, model, settings, version of the prompts and the item with all that was said about it. Requests that failed are
-not kept. To ask anew, delete the file.
+One JSON Lines file per judge, to which lines are only added. A line has the messages, the reply, and a key: a hash of
+judge, model, settings, version of the prompts, and messages. Failed requests are not kept. To request the replies
+again, delete the file.
 """
 
 from __future__ import annotations
@@ -22,11 +22,11 @@ Messages = Sequence[Mapping[str, str]]  # role, content
 
 
 class Replies:
-    """The replies of one judge. Threads may share it, and processes the file.
+    """The replies of one judge. Threads may share the object, and processes the file.
 
     Args:
-        folder: holds the files; made when there is something to keep.
-        judge: what decides a reply besides the messages: its kind, model and settings, JSON values.
+        folder: of the files; created with the first reply.
+        judge: values that change a reply, except for the messages: kind, model, and settings. JSON values.
     """
 
     def __init__(self, folder: Path, judge: Mapping[str, Any]) -> None:
@@ -38,18 +38,18 @@ class Replies:
         self._known = dict(self._read())
 
     def get(self, messages: Messages) -> str | None:
-        """The reply to these messages, if it is known."""
+        """Return the reply to these messages, or None."""
         return self._known.get(self._key(messages))
 
     def add(self, messages: Messages, reply: str) -> None:
-        """Keep a reply; it is on the disk when this returns."""
+        """Keep a reply. It is on the disk when this returns."""
         key = self._key(messages)
         record = {"key": key, **self._judge, "messages": list(messages), "reply": reply}
         line = json.dumps(record, ensure_ascii=False).encode("utf-8", "surrogatepass") + b"\n"
         with self._lock:
             self._known[key] = reply
             self.path.parent.mkdir(parents=True, exist_ok=True)
-            # Unbuffered and for appending: each line is one write, after whatever another process has written.
+            # Unbuffered and in append mode: each line is one write, after the lines of other processes.
             with self.path.open("ab", buffering=0) as file:
                 if self._is_torn():
                     line = b"\n" + line
@@ -58,11 +58,11 @@ class Replies:
                 os.fsync(file.fileno())
 
     def _key(self, messages: Messages) -> str:
-        asked = json.dumps({**self._judge, "messages": list(messages)}, sort_keys=True)
-        return hashlib.sha256(asked.encode()).hexdigest()
+        identity = json.dumps({**self._judge, "messages": list(messages)}, sort_keys=True)
+        return hashlib.sha256(identity.encode()).hexdigest()
 
     def _is_torn(self) -> bool:
-        """Whether the last line has no end: who wrote it was killed."""
+        """Return whether the last line has no end, because its writer was killed."""
         with self.path.open("rb") as file:
             if file.seek(0, os.SEEK_END) == 0:
                 return False
@@ -70,7 +70,7 @@ class Replies:
             return file.read(1) != b"\n"
 
     def _read(self) -> dict[str, str]:
-        """The replies on the disk. A line that is torn or not ours counts for nothing: its reply is asked for again."""
+        """Return the replies on the disk by key. Incomplete or unknown lines are ignored."""
         known: dict[str, str] = {}
         with contextlib.suppress(FileNotFoundError), self.path.open("rb") as lines:
             for line in lines:

@@ -1,52 +1,51 @@
-"""How far two judges agree: three correlations, of which the ranks' (Spearman, Kendall) do not ask for one scale; and,
-where both have the same few grades, Cohen's kappa."""
+"""Agreement of two judges: three correlations, and Cohen's kappa for judges with the same few grades.
+
+The rank correlations (Spearman, Kendall) do not need a common scale.
+"""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 from scipy import stats
 
-MIN_ITEMS = 3  # two points always lie on a line
+MIN_ITEMS = 3  # two points are always on a line
+_CORRELATIONS = {"pearson": stats.pearsonr, "spearman": stats.spearmanr, "kendall": stats.kendalltau}
 
 
-@dataclass(frozen=True)
-class Agreement:
-    """Pearson's r, Spearman's rho and Kendall's tau-b, each -1 to 1, over `n` items; None where they do not exist."""
+def agreement(first: Sequence[float | None], second: Sequence[float | None]) -> dict[str, float | int | None]:
+    """Return the correlations of two judges' scores of the same items.
 
-    pearson: float | None
-    spearman: float | None
-    kendall: float | None
-    n: int
-
-
-def agreement(first: Sequence[float | None], second: Sequence[float | None]) -> Agreement:
-    """Of the scores of the same items by two judges, over those that both have scored.
-
-    There is no correlation of fewer than three items, nor with scores that are all the same.
+    Returns:
+        pearson (r), spearman (rho), kendall (tau-b): each from -1 to 1, or None with fewer than three items or with
+        equal scores. n: number of items that both judges have scored.
     """
-    both = [(a, b) for a, b in zip(first, second, strict=True) if a is not None and b is not None]
+    both = _both(first, second)
     if len(both) < MIN_ITEMS or any(min(scores) == max(scores) for scores in zip(*both, strict=True)):
-        return Agreement(None, None, None, len(both))
+        return {**dict.fromkeys(_CORRELATIONS), "n": len(both)}
     x, y = zip(*both, strict=True)
-    pearson, spearman, kendall = (
-        value if math.isfinite(value := float(correlation(x, y).statistic)) else None
-        for correlation in (stats.pearsonr, stats.spearmanr, stats.kendalltau)
-    )
-    return Agreement(pearson, spearman, kendall, len(both))
+    values = {name: float(correlation(x, y).statistic) for name, correlation in _CORRELATIONS.items()}
+    return {**{name: value if math.isfinite(value) else None for name, value in values.items()}, "n": len(both)}
 
 
 def weighted_kappa(first: Sequence[int | None], second: Sequence[int | None], grades: Sequence[int]) -> float | None:
-    """Cohen's kappa with quadratic weights (Cohen 1968) of two raters' grades of the same items: 1 where they always
-    agree, 0 where they agree as often as by chance; two grades apart count four times one.
+    """Return Cohen's kappa with quadratic weights of two raters' grades of the same items (Cohen 1968).
 
-    Over the items that both have graded; None where there are none, or all their grades are one and the same.
+    It is 1 if they always agree and 0 if they agree as often as by chance. A difference of two grades counts four times
+    as much as a difference of one.
+
+    Returns:
+        Kappa over the items that both have graded, or None if there are none or all grades are equal.
     """
-    both = [(a, b) for a, b in zip(first, second, strict=True) if a is not None and b is not None]
+    both = _both(first, second)
     if len({grade for pair in both for grade in pair}) < 2:
         return None
     from sklearn.metrics import cohen_kappa_score  # half a second to import
 
     return float(cohen_kappa_score(*zip(*both, strict=True), labels=list(grades), weights="quadratic"))
+
+
+def _both(first: Sequence[float | None], second: Sequence[float | None]) -> list[tuple[float, float]]:
+    """Return the pairs of scores without those of which one is missing."""
+    return [(a, b) for a, b in zip(first, second, strict=True) if a is not None and b is not None]

@@ -1,4 +1,4 @@
-"""Whether a classifier's probabilities mean what they say."""
+"""Calibration of a classifier: whether classes occur as often as predicted."""
 
 from __future__ import annotations
 
@@ -12,11 +12,13 @@ COLUMNS = ("from", "to", "n", "mean_probability", "share")
 
 @dataclass(frozen=True)
 class Calibration:
-    """
-    ece: expected calibration error, 0 to 1: the mean over all messages of the distance, in each bin, between what was
-        predicted and what came (Naeini et al. 2015).
-    bins: a row of `COLUMNS` for each bin that is not empty: its edges, how many messages, the mean of their predicted
-        probabilities and the share of them that came.
+    """Calibration in bins of predicted probability.
+
+    Args:
+        ece: expected calibration error from 0 to 1 (Naeini et al. 2015): the mean over all messages of the difference,
+            in their bin, between the predicted probability and the observed frequency.
+        bins: a row of `COLUMNS` for each bin that is not empty: its edges, number of messages, mean predicted
+            probability, and observed frequency (`share`).
     """
 
     ece: float
@@ -26,10 +28,12 @@ class Calibration:
 def classifier_calibration(
     y_true: Sequence[str], probabilities: Sequence[Sequence[float]], labels: Sequence[str]
 ) -> Calibration:
-    """That of two classes' second one; of more, that of the class predicted (Guo et al. 2017).
+    """Return the calibration of a classifier (Guo et al. 2017).
+
+    With two classes it is that of the second class; with more, that of the predicted class.
 
     Args:
-        y_true: [n]
+        y_true: [n], true labels.
         probabilities: [n, classes]
         labels: the classes.
     """
@@ -40,12 +44,12 @@ def classifier_calibration(
 
 
 def calibration(probabilities: Sequence[float], is_positive: Sequence[bool], n_bins: int = 10) -> Calibration:
-    """Put predictions into equal bins of probability.
+    """Return the calibration of predicted probabilities, in bins of equal width.
 
     Args:
-        probabilities: [n], of the positive class, 0 to 1.
-        is_positive: [n], what came.
-        n_bins: how many; an edge belongs to the bin above it, 1 to the last.
+        probabilities: [n], of the positive class, from 0 to 1.
+        is_positive: [n], whether the positive class occurred.
+        n_bins: number of bins; an edge belongs to the bin above it, and 1 to the last bin.
 
     >>> calibration([0.1, 0.15, 0.9, 0.9], [False, False, True, False], n_bins=2).ece
     0.2625

@@ -1,7 +1,7 @@
-"""The usual figures of a classifier, what it must beat, and where it was surest and wrong.
+"""Metrics of a classifier, its baselines, and its most confident mistakes.
 
-Of two classes the second is the positive one, whose F1, ranking and curves are told. Of more, each is held against the
-rest, and the figures are means over the classes.
+With two classes, the second is the positive class, and F1, ranking metrics, and curves are those of this class. With
+more, each class is compared with all others, and the metrics are means over the classes.
 """
 
 from __future__ import annotations
@@ -26,19 +26,19 @@ Rows = Sequence[tuple[str, str]]  # label, text
 
 
 def reported_classes(labels: Sequence[str]) -> tuple[str, ...]:
-    """The classes whose ranking is told: of two the second, of more all.
+    """Return the classes that have ranking metrics: the second of two, or all.
 
-    >>> told_classes(("ham", "spam")), told_classes(("a", "b", "c"))
+    >>> reported_classes(("ham", "spam")), reported_classes(("a", "b", "c"))
     (('spam',), ('a', 'b', 'c'))
     """
     return tuple(labels[1:]) if len(labels) == 2 else tuple(labels)
 
 
 def classification_metrics(y_true: Sequence[str], y_pred: Sequence[str], labels: Sequence[str]) -> dict[str, Any]:
-    """accuracy, f1, precision, recall (0 where undefined) and confusion_matrix, all fractions from 0 to 1.
+    """Return accuracy, f1, precision, recall (fractions from 0 to 1; 0 if undefined), and confusion_matrix (counts).
 
-    f1, precision and recall are those of the second of two classes, and of more classes the mean over them (macro).
-    The rows of the matrix are the true classes, its columns the predicted ones, in the order of `labels`.
+    f1, precision, and recall are those of the second of two classes, or the mean over more classes (macro). The rows of
+    the matrix are true classes, and its columns predicted classes, in the order of `labels`.
 
     >>> true, predicted = ["ham", "ham", "spam", "spam"], ["ham", "spam", "spam", "spam"]
     >>> classification_metrics(true, predicted, ("ham", "spam"))["confusion_matrix"]
@@ -64,56 +64,57 @@ def classification_metrics(y_true: Sequence[str], y_pred: Sequence[str], labels:
 def ranking_metrics(
     y_true: Sequence[str], probabilities: Sequence[Sequence[float]], labels: Sequence[str]
 ) -> dict[str, list[float]]:
-    """How well a class's probability puts its texts before the others, for each of `told_classes`.
-
-    Both are fractions from 0 to 1. roc_auc, the area under the ROC curve: the share of pairs of a text of the class
-    and one of another in which the first is the likelier, a tie being half. average_precision, the area under the
-    precision-recall curve: the mean, over the texts of the class, of the precision down to it.
+    """Return how well the probability of each of `reported_classes` ranks its texts before the others.
 
     Args:
-        y_true: [n], some of each class and some of others.
+        y_true: [n], true labels; at least one text of each class, and one of another.
         probabilities: [n, classes]
         labels: the classes.
+
+    Returns:
+        Fractions from 0 to 1, one per reported class. roc_auc, the area under the ROC curve: the fraction of pairs of a
+        text of the class and another text in which the first has the higher probability; a tie counts half.
+        average_precision, the area under the precision-recall curve: the mean, over the texts of the class, of the
+        precision down to the text.
     """
-    told = _told(y_true, probabilities, labels)
-    areas = [(roc_auc_score(is_it, p), average_precision_score(is_it, p)) for _, is_it, p in told]
+    classes = _one_against_rest(y_true, probabilities, labels)
     return {
-        "roc_auc": [float(roc) for roc, _ in areas],
-        "average_precision": [float(average) for _, average in areas],
+        "roc_auc": [float(roc_auc_score(is_class, p)) for _, is_class, p in classes],
+        "average_precision": [float(average_precision_score(is_class, p)) for _, is_class, p in classes],
     }
 
 
 ROC_COLUMNS = ("class", "false_positive_rate", "true_positive_rate")
 PRECISION_RECALL_COLUMNS = ("class", "recall", "precision")
-MAX_POINTS = 200  # of a curve
+MAX_POINTS = 200  # per curve
 
 
 def roc_rows(
     y_true: Sequence[str], probabilities: Sequence[Sequence[float]], labels: Sequence[str]
 ) -> list[dict[str, Any]]:
-    """The corners of the ROC curve of each of `told_classes`, from (0, 0) to (1, 1); arguments as `ranking_metrics`."""
+    """Return the corners of the ROC curves from (0, 0) to (1, 1); see `ranking_metrics`."""
     return [
         row
-        for name, is_it, p in _told(y_true, probabilities, labels)
-        for row in _rows(ROC_COLUMNS, name, *roc_curve(is_it, p)[:2])
+        for name, is_class, p in _one_against_rest(y_true, probabilities, labels)
+        for row in _rows(ROC_COLUMNS, name, *roc_curve(is_class, p)[:2])
     ]
 
 
 def precision_recall_rows(
     y_true: Sequence[str], probabilities: Sequence[Sequence[float]], labels: Sequence[str]
 ) -> list[dict[str, Any]]:
-    """The precision-recall curve of each of `told_classes`, by growing recall; arguments as `ranking_metrics`."""
+    """Return the precision-recall curves by increasing recall; see `ranking_metrics`."""
     rows = []
-    for name, is_it, p in _told(y_true, probabilities, labels):
-        precision, recall, _ = precision_recall_curve(is_it, p, drop_intermediate=True)
+    for name, is_class, p in _one_against_rest(y_true, probabilities, labels):
+        precision, recall, _ = precision_recall_curve(is_class, p, drop_intermediate=True)
         rows += _rows(PRECISION_RECALL_COLUMNS, name, recall[::-1], precision[::-1])
     return rows
 
 
-def _told(
+def _one_against_rest(
     y_true: Sequence[str], probabilities: Sequence[Sequence[float]], labels: Sequence[str]
 ) -> list[tuple[str, np.ndarray, np.ndarray]]:
-    """Of each told class its name, which texts are of it [n], and its probabilities [n]."""
+    """Return, for each reported class, its name, whether each text is of this class [n], and its probabilities [n]."""
     true, p = np.asarray(y_true), np.asarray(probabilities, np.float64)  # [n], [n, classes]
     return [(name, true == name, p[:, labels.index(name)]) for name in reported_classes(labels)]
 
@@ -124,19 +125,19 @@ def _rows(columns: Sequence[str], name: str, x: np.ndarray, y: np.ndarray) -> li
 
 
 def majority_baseline(train: Rows, test: Rows, labels: Sequence[str]) -> dict[str, Any]:
-    """`classification_metrics` of the label that is most frequent in `train`, the first of equals by name."""
-    found = [label for label, _ in train]
-    most = max(sorted(set(found)), key=found.count)
-    return classification_metrics([label for label, _ in test], [most] * len(test), labels)
+    """Return the metrics of always predicting the most frequent label of `train`; of equals, the first by name."""
+    train_labels = [label for label, _ in train]
+    most_frequent = max(sorted(set(train_labels)), key=train_labels.count)
+    return classification_metrics([label for label, _ in test], [most_frequent] * len(test), labels)
 
 
 def tfidf_baseline(
     train: Rows, test: Rows, labels: Sequence[str], seed: int, *, characters: bool = False
 ) -> dict[str, Any]:
-    """`classification_metrics` of logistic regression on TF-IDF, fitted on `train`.
+    """Return the metrics of logistic regression on TF-IDF features, fitted on `train`.
 
-    Of words, or with `characters` of their n-grams from 2 to 5, which see parts of words, signs and spaces. Texts
-    without a single word leave the more frequent label.
+    Features are words or, with `characters`, character n-grams from 2 to 5. If no text has a word, the most frequent
+    label is predicted.
     """
     if characters:
         vectorizer = TfidfVectorizer(analyzer="char", ngram_range=(2, 5), sublinear_tf=True)
@@ -158,8 +159,11 @@ MAX_MISTAKES = 20
 
 
 def surest_mistakes(rows: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
-    """Of predictions (rows of `MISTAKE_COLUMNS`, the probability being the predicted label's), the wrong ones that were
-    surest: twenty at most, the surest first, those of the first seed before others as sure."""
+    """Return the most confident wrong predictions, the most confident first; of equals, those of the first seed.
+
+    Args:
+        rows: predictions, with `MISTAKE_COLUMNS`; the probability is that of the predicted label.
+    """
     wrong = [row for row in rows if row["actual"] != row["predicted"]]
     return sorted(wrong, key=lambda row: -row["probability"])[:MAX_MISTAKES]
 

@@ -1,65 +1,90 @@
-"""The mean of scores of which some may be missing, and how far it would differ on other test sets or seeds."""
+"""Means of scores, with 95% intervals over test items (bootstrap) or over seeds (Student's t)."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 from scipy import stats
 
-Scores = Sequence[float | None]
+Scores = Sequence[float | None]  # None: not scored
+
+BATCH_SAMPLES = 50  # bootstrap samples in memory at a time
+
+
+class SeedStatistics(NamedTuple):
+    """Mean, sample standard deviation (n - 1), and 95% interval of the mean over seeds."""
+
+    mean: float
+    sd: float
+    ci_low: float
+    ci_high: float
+
+
+def rounded(values: Mapping[str, Any], digits: int = 4) -> dict[str, Any]:
+    """Return the values with floats rounded, because further digits differ between machines.
+
+    >>> rounded({"judge": "chrf", "mean_score": 2 / 3, "n": 3})
+    {'judge': 'chrf', 'mean_score': 0.6667, 'n': 3}
+    """
+    return {name: round(value, digits) if isinstance(value, float) else value for name, value in values.items()}
 
 
 def drop_missing(scores: Scores) -> list[float]:
-    """Those that there are."""
+    """Return the scores that are not None."""
     return [score for score in scores if score is not None]
 
 
 def mean(scores: Scores) -> float:
-    """The mean of the scores that there are; summed exactly, so that it is the same on every machine."""
-    given = drop_missing(scores)
-    return math.fsum(given) / len(given)
+    """Return the mean of the scores that are not None, summed exactly: it has the same bits on every machine."""
+    present = drop_missing(scores)
+    return math.fsum(present) / len(present)
 
 
-def bootstrap_interval(scores: Sequence[float], samples: int, seed: int) -> tuple[float, float]:
-    """The 95% percentile bootstrap interval of the mean (Efron & Tibshirani 1993, chapter 13).
-
-    The scores are drawn anew, with replacement, `samples` times; 2.5% of those means lie below the interval and 2.5%
-    above it. It tells how far another test set of this size may fall, not how far the judge errs.
-    """
-    values = np.asarray(scores, dtype=np.float64)  # [n]
-    generator = np.random.Generator(np.random.PCG64(seed))
-    # A sample at a time: memory for n indices, not for n × samples.
-    means = [values[generator.integers(len(values), size=len(values))].mean() for _ in range(samples)]
-    low, high = np.percentile(means, [2.5, 97.5])
-    return float(low), float(high)
-
-
-def bootstrap_ratio_interval(
-    sums: Sequence[float], counts: Sequence[float], samples: int, seed: int
+def bootstrap_interval(
+    values: Sequence[float], samples: int, seed: int, weights: Sequence[float] | None = None
 ) -> tuple[float, float]:
-    """The same of a mean over what items hold, such as nats a token of texts: the items are drawn, with all they hold.
+    """Return the 95% percentile bootstrap interval of a mean (Efron & Tibshirani 1993, chapter 13).
 
-    >>> bootstrap_ratio_interval([3.0, 8.0], [1, 2], 1000, 0)
+    Items are drawn with replacement. The interval says how much the mean would differ on other test sets of this size,
+    not how much the judge errs.
+
+    Args:
+        values: [n], one value per item.
+        samples: number of bootstrap samples.
+        seed: random seed of the samples.
+        weights: [n], sizes of the items, such as token counts. The statistic is then sum(values) / sum(weights).
+
+    >>> bootstrap_interval([3.0, 8.0], 1000, 0, weights=[1, 2])
     (3.0, 4.0)
     """
-    total, count = np.asarray(sums, dtype=np.float64), np.asarray(counts, dtype=np.float64)  # [n], [n]
-    generator = np.random.Generator(np.random.PCG64(seed))
-    drawn = (generator.integers(len(total), size=len(total)) for _ in range(samples))
-    low, high = np.percentile([total[i].sum() / count[i].sum() for i in drawn], [2.5, 97.5])
-    return float(low), float(high)
+    sums = np.asarray(values, np.float64)  # [n]
+    counts = np.ones_like(sums) if weights is None else np.asarray(weights, np.float64)  # [n]
+    if len(sums) == 1:
+        return (float(sums[0] / counts[0]),) * 2
+    interval = stats.bootstrap(
+        (sums, counts),
+        lambda total, count, axis: total.sum(axis) / count.sum(axis),
+        paired=True,
+        n_resamples=samples,
+        batch=BATCH_SAMPLES,
+        method="percentile",
+        rng=np.random.Generator(np.random.PCG64(seed)),
+    ).confidence_interval
+    return float(interval.low), float(interval.high)
 
 
-def mean_std_ci(values: Sequence[float]) -> tuple[float, float, float]:
-    """Standard deviation, and the 95% interval of the mean, of figures of several seeds (Student 1908).
+def mean_std_ci(values: Sequence[float]) -> SeedStatistics:
+    """Return mean, standard deviation, and 95% interval of the mean of two or more seeds (Student 1908).
 
-    Two at least. It tells how far the mean of other seeds may fall; since these share their data, not how far that of
-    other data may.
+    The interval says how much the mean of other seeds would differ. Seeds share their data, so it does not say how much
+    results on other data would differ.
 
-    >>> tuple(round(value, 3) for value in spread([0.96, 0.97, 0.98]))
-    (0.01, 0.945, 0.995)
+    >>> [round(value, 3) for value in mean_std_ci([0.96, 0.97, 0.98])]
+    [0.97, 0.01, 0.945, 0.995]
     """
-    sd = float(np.std(values, ddof=1))
-    half = float(stats.t.ppf(0.975, len(values) - 1)) * sd / math.sqrt(len(values))
-    return sd, mean(values) - half, mean(values) + half
+    center, sd = mean(values), float(np.std(values, ddof=1))
+    half_width = float(stats.t.ppf(0.975, len(values) - 1)) * sd / math.sqrt(len(values))
+    return SeedStatistics(center, sd, center - half_width, center + half_width)

@@ -1,19 +1,40 @@
-"""How well a model predicts a split: loss, perplexity, bits per byte; and what to hold beside them."""
+"""Cross-entropy of a language model on windows of tokens: loss, perplexity, and bits per byte."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 import torch.nn.functional as F
+from torch import Tensor
 
 from gpt2core import runtime
-from gpt2core.corpus.shards import Shard
 from gpt2core.model import GPT
 from gpt2core.model.inference import InferenceGPT
 
-LOGIT_ROWS = 1024  # logits that are in memory at once: 1,024 x 50,257 of them are 206 MB
+if TYPE_CHECKING:
+    from gpt2core.corpus.shards import Shard
+
+LOGIT_ROWS = 1024  # rows of logits in memory at a time: 1,024 x 50,257 of them are 206 MB
+
+
+def token_nats(model: GPT | InferenceGPT, hidden: Tensor, targets: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+    """Yield the cross-entropy of target tokens, part by part.
+
+    Args:
+        model: its output head is applied.
+        hidden: [n, C], hidden states after the last layer norm.
+        targets: [n], the next tokens.
+
+    Yields:
+        Nats [rows] and logits [rows, V] of up to `LOGIT_ROWS` targets.
+    """
+    for rows, target in zip(hidden.split(LOGIT_ROWS), targets.split(LOGIT_ROWS), strict=True):
+        logits = model.lm_head(rows).float()  # [rows, V]
+        yield F.cross_entropy(logits, target, reduction="none"), logits
 
 
 @torch.inference_mode()
@@ -26,15 +47,18 @@ def nats(
     stride: int | None = None,
     batch_size: int = 16,
 ) -> float:
-    """Total cross-entropy in nats of all tokens, each with at least `context - stride` before it (or all there are).
+    """Return the total cross-entropy of all tokens in nats.
 
-    Windows of `context` tokens start every `stride` tokens; only the last `stride` of each (all of the first) count.
+    Windows of `context` tokens start every `stride` tokens; only the last `stride` targets of each window count (all of
+    the first). Each token is predicted from at least `context - stride` tokens, or from all tokens before it.
 
     Args:
         model: in eval mode.
         tokens: [n]
-        start_id: stands before the first token, so that it is predicted too: `<|endoftext|>`.
-        stride: half of `context` if not given; the smaller, the more each token sees and the longer it takes.
+        start_id: token before the first one, so that the first is predicted too: `<|endoftext|>`.
+        context: length of a window in tokens.
+        stride: half of `context` if None. A smaller one gives each token more context and takes longer.
+        batch_size: windows per forward pass.
     """
     device = model.transformer.wte.weight.device
     ids = torch.from_numpy(np.concatenate([[start_id], np.asarray(tokens, np.int64)]))  # [n + 1]
@@ -49,17 +73,16 @@ def nats(
             counts[row, 0 if first + row == 0 else context - stride : len(window) - 1] = True
         hidden = model.transformer(batch[:, :-1].to(device))[counts.to(device)]  # [n_counts, C]
         targets = batch[:, 1:][counts].to(device)  # [n_counts]
-        for few, target in zip(hidden.split(LOGIT_ROWS), targets.split(LOGIT_ROWS), strict=True):
-            loss = F.cross_entropy(model.lm_head(few).float(), target, reduction="none")  # [rows]
+        for loss, _ in token_nats(model, hidden, targets):
             total += loss.double().sum().item()
     return total
 
 
 def evaluate(model: GPT, shard: Shard, eot_id: int, context: int) -> dict[str, float]:
-    """val_loss (nats a token), val_perplexity and bits_per_byte of a split.
+    """Return val_loss (nats per token), val_perplexity, and bits_per_byte of a split.
 
-    Bits per byte counts all the model says, `<|endoftext|>` included, over the bytes of the text; so it does not depend
-    on the tokenizer, and no model can be below the entropy of the source.
+    Bits per byte is the loss of all tokens, `<|endoftext|>` included, over the bytes of the text. Therefore it does not
+    depend on the tokenizer, and no model can be below the entropy of the source.
     """
     model.eval()
     total = nats(model, shard.tokens, eot_id, context)

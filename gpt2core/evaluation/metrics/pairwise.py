@@ -1,64 +1,56 @@
-"""The tuned model's responses against the base's, two by two (Zheng et al. 2023, section 3.4).
+"""The tuned model's responses compared with the base model's, pair by pair (Zheng et al. 2023, section 3.4).
 
-Judges like what comes first. So each pair is judged in both orders, and is won only by who wins in both.
+Judges prefer the response that they see first. Therefore each pair is judged in both orders, and a response wins only
+if it wins in both.
 """
 
 from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
-from gpt2core.evaluation.judges import Judge, Pair, Preference
-from gpt2core.evaluation.metrics.intervals import bootstrap_interval, drop_missing, mean
+from gpt2core.evaluation.judges.judge import Judge, Pair, Preference
+from gpt2core.evaluation.metrics.intervals import bootstrap_interval, drop_missing, mean, rounded
 
-_WHEN_TURNED: dict[Preference, Preference] = {"first": "second", "second": "first", "tie": "tie"}
-_POINTS = {"win": 1.0, "tie": 0.5, "loss": 0.0}
+_SWAPPED: dict[Preference, Preference] = {"first": "second", "second": "first", "tie": "tie"}
+_POINTS = {"first": 1.0, "tie": 0.5, "second": 0.0}
 
 
-@dataclass(frozen=True)
-class Comparison:
-    """What became of each pair, from the view of its first response: win, tie, loss, or None (not judged).
+def compare(judge: Judge, pairs: Sequence[Pair], bootstrap_samples: int, seed: int) -> dict[str, float | int]:
+    """Judge each pair in both orders.
 
-    order_flips: the pairs, counted among the ties, of which the two orders were judged differently.
+    Returns:
+        win_rate: of the first responses, from 0 to 1; a tie is half a win. ci_low, ci_high: its 95% bootstrap interval.
+        wins, ties, losses: counts. order_flips: ties that the judge decided differently in the two orders.
+        coverage: fraction of the pairs that were judged. n: number of pairs.
+
+    Raises:
+        UserError: the judge failed.
     """
-
-    judge: str
-    outcomes: Sequence[str | None]
-    order_flips: int
-    win_rate: float
-    ci_low: float
-    ci_high: float
-
-    def metrics(self) -> dict[str, float | int]:
-        """Rates from 0 to 1, and counts. A tie is half a win."""
-        counts = Counter(outcome for outcome in self.outcomes if outcome)
-        return {
-            "win_rate": round(self.win_rate, 4),
-            "ci_low": round(self.ci_low, 4),
-            "ci_high": round(self.ci_high, 4),
-            "wins": counts["win"],
-            "ties": counts["tie"],
-            "losses": counts["loss"],
-            "order_flips": self.order_flips,
-            "coverage": round(counts.total() / len(self.outcomes), 4),
-            "n": len(self.outcomes),
-        }
-
-
-def compare(judge: Judge, pairs: Sequence[Pair], bootstrap_samples: int, seed: int) -> Comparison:
-    """Judge each pair as it stands and turned around. Raises whatever UserError the judge does."""
     forward = judge.prefer(pairs)
     backward = judge.prefer([replace(pair, first=pair.second, second=pair.first) for pair in pairs])
-    outcomes: list[str | None] = []
+    outcomes: list[Preference | None] = []
     order_flips = 0
-    for choice, turned in zip(forward, backward, strict=True):
-        if choice is None or turned is None:
+    for choice, swapped in zip(forward, backward, strict=True):
+        if choice is None or swapped is None:
             outcomes.append(None)
             continue
-        agreed = choice == _WHEN_TURNED[turned]
-        order_flips += not agreed
-        outcomes.append({"first": "win", "second": "loss", "tie": "tie"}[choice] if agreed else "tie")
-    points = [_POINTS[outcome] if outcome else None for outcome in outcomes]
-    ci_low, ci_high = bootstrap_interval(drop_missing(points), bootstrap_samples, seed)
-    return Comparison(judge.name, outcomes, order_flips, mean(points), ci_low, ci_high)
+        is_same = choice == _SWAPPED[swapped]
+        order_flips += not is_same
+        outcomes.append(choice if is_same else "tie")
+    counts = Counter(outcomes)
+    points = drop_missing([_POINTS[outcome] if outcome else None for outcome in outcomes])
+    ci_low, ci_high = bootstrap_interval(points, bootstrap_samples, seed)
+    metrics = {
+        "win_rate": mean(points),
+        "ci_low": ci_low,
+        "ci_high": ci_high,
+        "wins": counts["first"],
+        "ties": counts["tie"],
+        "losses": counts["second"],
+        "order_flips": order_flips,
+        "coverage": len(points) / len(outcomes),
+        "n": len(outcomes),
+    }
+    return rounded(metrics)

@@ -1,6 +1,6 @@
-"""The model to beat: an interpolated Kneser-Ney trigram (Kneser and Ney 1995; Chen and Goodman 1999, section 2.7).
+"""The baseline of pretraining: an interpolated Kneser-Ney trigram (Kneser and Ney 1995; Chen and Goodman 1999, 2.7).
 
-It counts, and sees two tokens back; what a language model gains over it is what it learned of longer dependence.
+It predicts a token from the two before it; a better language model has learned longer dependencies.
 """
 
 from __future__ import annotations
@@ -11,10 +11,10 @@ import numpy as np
 
 
 class Trigram:
-    """p(w | u v) with absolute discounting: what is taken from the seen is given to the bigram, and so on to uniform.
+    """A trigram model p(w | u v) with absolute discounting and interpolation down to the uniform distribution.
 
-    Below the trigram, counts are of distinct left neighbours, which is Kneser and Ney's idea. Everything is arrays of
-    sorted n-gram codes: n-gram (u, v, w) has code (u V + v) V + w.
+    Lower orders count distinct left neighbors, which is Kneser and Ney's idea. N-grams are arrays of sorted codes:
+    (u, v, w) has the code (u V + v) V + w.
 
     Args:
         tokens: training ids, [n].
@@ -32,7 +32,7 @@ class Trigram:
             self.orders.append(_Order(codes, counts, V))
 
     def probabilities(self, contexts: np.ndarray, words: np.ndarray) -> np.ndarray:
-        """p of each word [m] after its two tokens of context [m, 2] -> [m]"""
+        """Return the probability [m] of each word [m] after two tokens of context [m, 2]."""
         V = self.vocab_size
         words = np.asarray(words, np.int64)
         contexts = np.asarray(contexts, np.int64)
@@ -42,17 +42,18 @@ class Trigram:
         return self.orders[0].interpolate(contexts[:, 0] * V + contexts[:, 1], words, p)
 
     def nats(self, tokens: np.ndarray, start_id: int) -> float:
-        """Total cross-entropy in nats of all tokens, the first two after `start_id`."""
+        """Return the total cross-entropy of all tokens [n] in nats; `start_id` precedes the first two."""
         ids = np.concatenate([[start_id, start_id], np.asarray(tokens, np.int64)])
         contexts = np.stack([ids[:-2], ids[1:-1]], axis=1)  # [n, 2]
         return float(-np.log(self.probabilities(contexts, ids[2:])).sum())
 
     def bits_per_byte(self, tokens: np.ndarray, start_id: int, n_bytes: int) -> float:
+        """Return the cross-entropy of all tokens [n] in bits per byte of their text."""
         return self.nats(tokens, start_id) / math.log(2) / n_bytes
 
 
 class _Order:
-    """The counts of one order, by context."""
+    """The counts of n-grams of one order, by context."""
 
     def __init__(self, codes: np.ndarray, counts: np.ndarray, vocab_size: int):
         self.codes, self.counts, self.vocab_size = codes, counts, vocab_size
@@ -63,7 +64,7 @@ class _Order:
         self.followers = np.diff(np.append(first, len(codes)))
 
     def interpolate(self, contexts: np.ndarray, words: np.ndarray, lower: np.ndarray) -> np.ndarray:
-        """max(count - discount, 0) / total + discount * followers / total * lower; `lower` where a context is new."""
+        """Return max(count - discount, 0) / total + discount * followers / total * lower; `lower` for a new context."""
         total, seen = _look_up(self.contexts, self.totals, contexts)
         followers, _ = _look_up(self.contexts, self.followers, contexts)
         count, _ = _look_up(self.codes, self.counts, contexts * self.vocab_size + words)
@@ -72,10 +73,10 @@ class _Order:
         return np.where(seen, p, lower)
 
 
-def _look_up(keys: np.ndarray, values: np.ndarray, wanted: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """The value of each wanted key (0 if absent), and whether it is there."""
+def _look_up(keys: np.ndarray, values: np.ndarray, queries: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return the value of each query (0 if `keys` do not have it), and whether they have it."""
     if not len(keys):  # a text of fewer than three tokens has no trigram
-        return np.zeros(len(wanted), values.dtype), np.zeros(len(wanted), bool)
-    at = np.minimum(np.searchsorted(keys, wanted), len(keys) - 1)
-    found = keys[at] == wanted
-    return np.where(found, values[at], 0), found
+        return np.zeros(len(queries), values.dtype), np.zeros(len(queries), bool)
+    places = np.minimum(np.searchsorted(keys, queries), len(keys) - 1)
+    is_key = keys[places] == queries
+    return np.where(is_key, values[places], 0), is_key

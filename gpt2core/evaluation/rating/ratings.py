@@ -1,7 +1,7 @@
-"""What people say of responses: what there is to rate, and the file that keeps their ratings.
+"""People's ratings of responses: the texts to rate, and the file of the ratings.
 
-A rating belongs to a text, not to a place in a file: after another training the ratings of responses that stayed the
-same still count, and two models that said the same are rated once. Who wrote a response is not in what a rater sees.
+A rating belongs to a text, not to a position in a file: after another training the ratings of unchanged responses are
+still valid, and equal responses of two models are rated once. Raters do not see which model wrote a response.
 """
 
 from __future__ import annotations
@@ -22,17 +22,17 @@ from gpt2core import files
 from gpt2core.errors import UserError
 
 QUESTIONS = ("correctness", "helpfulness", "safety")
-SCORES = (1, 2, 3, 4, 5)  # the higher the better
+SCORES = (1, 2, 3, 4, 5)  # 5 is best
 COLUMNS = ("rater", "item", *QUESTIONS, "instruction", "input", "response")
 LONGEST_NAME = 60
-_SUFFIX = "response"  # a key that ends so holds a model's words: response, base_response, model 1 response
+_SUFFIX = "response"  # of the keys of responses: response, base_response, model 1 response
 
-Scores = dict[str, int]  # of some of the questions, those that were answered
+Scores = dict[str, int]  # by question, without questions that were not answered
 
 
 @dataclass(frozen=True)
 class Response:
-    """A text to rate, with what was asked."""
+    """A text to rate, with its instruction."""
 
     instruction: str
     input: str
@@ -41,23 +41,23 @@ class Response:
 
     @property
     def item(self) -> str:
-        """Its name in the file of ratings: 16 hexadecimal digits that stand for the texts."""
+        """The name of the text in the file of ratings: 16 hexadecimal digits of a hash."""
         texts = json.dumps([self.instruction, self.input, self.response])
         return hashlib.sha256(texts.encode()).hexdigest()[:16]
 
 
 @dataclass(frozen=True)
 class Responses:
-    """Of each model, by its key in the file, its responses in the order of the entries."""
+    """The responses of each model, by its key in the file, in the order of the entries."""
 
     by_model: Mapping[str, Sequence[Response]]
 
     def distinct(self) -> dict[str, Response]:
-        """Each text once, by its item."""
+        """Return each text once, by its item."""
         return {response.item: response for responses in self.by_model.values() for response in responses}
 
     def in_order_for(self, rater: str, seed: int) -> list[str]:
-        """All items in an order that depends on the seed and the rater alone, and not on who wrote what."""
+        """Return all items, in an order that depends on the seed and the rater only."""
         items = sorted(self.distinct())
         random.Random(f"{seed}\n{rater}").shuffle(items)
         return items
@@ -67,15 +67,15 @@ def read_responses(path: str | os.PathLike[str], models: Sequence[str] = ()) -> 
     """Read entries with instruction, input, output (the reference) and one or more responses.
 
     Args:
-        path: a JSON list of objects, or a `.csv` with a header line. `input` and `output` may be absent. Every key
-            that ends with `response` is a model; `finetune-instruct` writes `response` and `base_response`.
+        path: a JSON list of objects, or a `.csv` with a header line. `input` and `output` are optional. Every key that
+            ends with `response` is a model; `finetune-instruct` writes `response` and `base_response`.
         models: only these keys.
 
     Raises:
-        UserError: names file, entry (a row of a CSV counts from 1 below the header) and key.
+        UserError: names file, entry (rows of a CSV count from 1 after the header), and key.
     """
     path = Path(path)
-    entries = _csv_entries(path) if path.suffix.lower() == ".csv" else files.read_json(path)
+    entries = [row for _, row in _rows(path)] if path.suffix.lower() == ".csv" else files.read_json(path)
     if not isinstance(entries, list) or not entries or not all(isinstance(entry, dict) for entry in entries):
         raise UserError(f"{path}: must be a list of entries with instruction, input, output and response")
     keys = [key for key in entries[0] if key.endswith(_SUFFIX)]
@@ -87,14 +87,11 @@ def read_responses(path: str | os.PathLike[str], models: Sequence[str] = ()) -> 
     return Responses({key: [_response(path, n, entry, key) for n, entry in enumerate(entries, 1)] for key in keys})
 
 
-def _csv_entries(path: Path) -> list[dict[str, Any]]:
-    return [row for _, row in _rows(path, files.read_text(path))]
-
-
-def _rows(path: Path, text: str) -> Iterator[tuple[int, dict[str, Any]]]:
-    """Number (the header is row 1) and cells of each row of a CSV."""
+def _rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
+    """Yield number (the header is row 1) and cells of each row of a CSV."""
+    text = files.read_text(path).removeprefix("\ufeff")
     try:
-        rows = csv.DictReader(io.StringIO(text.removeprefix("\ufeff"), newline=""), strict=True)
+        rows = csv.DictReader(io.StringIO(text, newline=""), strict=True)
         for number, row in enumerate(rows, start=2):
             if None in row or None in row.values():
                 raise UserError(f"{path}, row {number}: has not as many cells as the header")
@@ -117,19 +114,19 @@ def _response(path: Path, number: int, entry: Mapping[str, Any], key: str) -> Re
 
 
 class Ratings:
-    """The file of all raters' ratings, a row a rater and text. Processes may share it: each write reads it again.
+    """The file of all ratings, one row per rater and text. Processes may share it: each write reads it again.
 
-    Rows of texts that are not (or no longer) among the responses stay.
+    Rows of texts that are not among the responses are kept.
 
     Args:
-        path: a CSV of the columns `COLUMNS`; made with the first rating.
+        path: a CSV with the columns `COLUMNS`; created with the first rating.
     """
 
     def __init__(self, path: Path) -> None:
         self.path = path
 
     def read(self) -> dict[str, dict[str, Scores]]:
-        """Scores by rater and item. Raises UserError that names file, row and column."""
+        """Return scores by rater and item. Raises UserError that names file, row, and column."""
         ratings: dict[str, dict[str, Scores]] = {}
         for row in self._read():
             scores = {question: int(row[question]) for question in QUESTIONS if row[question]}
@@ -137,7 +134,7 @@ class Ratings:
         return ratings
 
     def rate(self, rater: str, response: Response, question: str, score: int) -> None:
-        """Keep one answer; it is on the disk when this returns."""
+        """Keep one answer. It is on the disk when this returns."""
         assert question in QUESTIONS and score in SCORES
         with files.lock(self.path.with_name(f".{self.path.name}.lock")):
             rows = self._read()
@@ -156,7 +153,7 @@ class Ratings:
             return []
         rows: list[dict[str, str]] = []
         seen: dict[tuple[str, str], int] = {}
-        for number, row in _rows(self.path, files.read_text(self.path)):
+        for number, row in _rows(self.path):
             where = f"{self.path}, row {number}"
             if differ := set(row) ^ set(COLUMNS):
                 raise UserError(f"{self.path}: its columns must be {', '.join(COLUMNS)}; look at {min(differ)!r}")
@@ -173,7 +170,11 @@ class Ratings:
 
 
 def checked_name(rater: str) -> str:
-    """A rater's name without spaces around it. Raises UserError if it is empty, long or has control characters."""
+    """Return a rater's name without surrounding white space.
+
+    Raises:
+        UserError: the name is empty, too long, or has control characters.
+    """
     name = unicodedata.normalize("NFC", rater.strip())
     if not name or len(name) > LONGEST_NAME or not name.isprintable():
         raise UserError(f"a rater's name has 1 to {LONGEST_NAME} characters, and no line ends: {rater!r:.80}")
