@@ -16,7 +16,7 @@ from gpt2core.report.inside import language_model_pictures, script_data, tempera
 from gpt2core.report.page import Picture, Table, picture, render
 from gpt2core.tracking.find_runs import LOCAL_PAGE, FoundRun, find_runs
 from gpt2core.tracking.plots.stages import FOLDER as PLOTS
-from gpt2core.tracking.plots.stages import read_rows, stage_figures
+from gpt2core.tracking.plots.stages import JUDGE_BASELINES, read_rows, stage_figures
 
 METRICS = ("tokenize", *results.NAMES)
 PROMPT_TOKENS = 16
