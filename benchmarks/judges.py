@@ -10,12 +10,12 @@ scores of the second model are 99: one reply was dropped, nobody knows which, so
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
 import sacrebleu
 
+from benchmarks.machine import ROOT, new_parser
 from gpt2core import config, files
 from gpt2core.evaluation.judges import Item, make_judges
 from gpt2core.evaluation.judges.chrf import ChrfJudge
@@ -23,14 +23,13 @@ from gpt2core.evaluation.metrics.agreement import agreement
 from gpt2core.evaluation.metrics.intervals import Scores, drop_missing, mean
 from gpt2core.runtime import stage_main
 
-ROOT = Path(__file__).parents[1]
 MODELS = ("1", "2")
 N_ENTRIES = 100
 PARTS = {"model 1": slice(0, 100), "model 2": slice(100, 200), "both": slice(0, 200)}
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = new_parser(__doc__)
     parser.add_argument("mirror", type=Path, help="the folder that holds judge-examples")
     parser.add_argument("--params", type=Path, help="a params file whose judges score the responses, too")
     arguments = parser.parse_args()
@@ -80,11 +79,11 @@ def table(judged: dict[str, Scores], gpt4: Scores) -> list[str]:
             key: part for key, part in PARTS.items() if len(drop_missing(scores[part])) > (part.stop - part.start) / 2
         }
         for responses, part in parts.items():
-            found = agreement(scores[part], gpt4[part])
-            correlations = (found.pearson, found.spearman, found.kendall)
+            measured = agreement(scores[part], gpt4[part])
+            correlations = (measured.pearson, measured.spearman, measured.kendall)
             cells = ["-" if value is None else f"{value:.3f}" for value in correlations]
             cells += [f"{mean(scores[part]):.1f}", f"{mean(gpt4[part]):.1f}"]
-            lines.append(f"| {name} | {responses} | {found.n} | {' | '.join(cells)} |")
+            lines.append(f"| {name} | {responses} | {measured.n} | {' | '.join(cells)} |")
     return lines
 
 

@@ -45,18 +45,6 @@ class Recipe:
     grad_clip: float = 1.0
 
 
-class LayerNorm(nn.Module):
-    """With or without a bias, which `nn.LayerNorm` lacked as an option."""
-
-    def __init__(self, width: int, bias: bool):
-        super().__init__()
-        self.weight = nn.Parameter(torch.ones(width))
-        self.bias = nn.Parameter(torch.zeros(width)) if bias else None
-
-    def forward(self, x: Tensor) -> Tensor:
-        return F.layer_norm(x, self.weight.shape, self.weight, self.bias, 1e-5)
-
-
 class Attention(nn.Module):
     def __init__(self, config: Config):
         super().__init__()
@@ -89,9 +77,9 @@ class MLP(nn.Module):
 class Block(nn.Module):
     def __init__(self, config: Config):
         super().__init__()
-        self.ln_1 = LayerNorm(config.n_embd, config.bias)
+        self.ln_1 = nn.LayerNorm(config.n_embd, bias=config.bias)
         self.attn = Attention(config)
-        self.ln_2 = LayerNorm(config.n_embd, config.bias)
+        self.ln_2 = nn.LayerNorm(config.n_embd, bias=config.bias)
         self.mlp = MLP(config)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -106,7 +94,7 @@ class Transformer(nn.Module):
         self.wpe = nn.Embedding(config.block_size, config.n_embd)
         self.drop = nn.Dropout(config.dropout)
         self.h = nn.ModuleList(Block(config) for _ in range(config.n_layer))
-        self.ln_f = LayerNorm(config.n_embd, config.bias)
+        self.ln_f = nn.LayerNorm(config.n_embd, bias=config.bias)
 
     def forward(self, ids: Tensor) -> Tensor:
         x = self.drop(self.wte(ids) + self.wpe(torch.arange(ids.size(1), device=ids.device)))  # [B, T, C]
