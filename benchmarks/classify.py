@@ -72,7 +72,7 @@ def main() -> None:
 
 
 def evaluated_batches(section: config.FinetuneClassify, splits: labeled_texts.Splits, n_steps: int) -> int:
-    """Forward passes of the usual way's evaluations; see the module's first lines."""
+    """Return the number of forward passes of the usual way's evaluations; see the module's first lines."""
     during = -(-n_steps // 50) * 2 * 5 + section.epochs * 2 * 5
     return during + sum(-(-len(split) // section.batch_size) for split in splits)
 
@@ -80,7 +80,7 @@ def evaluated_batches(section: config.FinetuneClassify, splits: labeled_texts.Sp
 def usual_way(
     section: config.FinetuneClassify, base: Path, splits: labeled_texts.Splits, n_steps: int
 ) -> list[tuple[Seconds, Seconds]]:
-    """What each of some steps and forward passes of the usual way takes, after one of both that does not count."""
+    """Return the times of steps and forward passes of the usual way, after one of both that does not count."""
     gpt, tokenizer = load_language_model(base, device=runtime.device(), dropout=0.0)
     model = new_classifier(gpt, LABELS, "last_block", SEED).train()
     ids, _ = encode([text for _, text in splits.train], tokenizer, USUAL_TOKENS, None)

@@ -82,7 +82,7 @@ def main() -> None:
 
 
 def transformers_peer(model: GPT) -> Any:
-    """transformers' model on the same weights, without a copy."""
+    """Return transformers' model with the same weights, without a copy."""
     import transformers
 
     config = {key: value for key, value in model.config.to_dict().items() if key != "qkv_bias"}
@@ -95,7 +95,7 @@ def transformers_peer(model: GPT) -> Any:
 
 
 def transformers_way(model: GPT) -> Generate:
-    """transformers' generate on the same weights; it never stops early."""
+    """Return transformers' generate with the same weights; it never stops early."""
     import transformers
 
     peer = transformers_peer(model)
@@ -139,7 +139,7 @@ def our_ways(model: GPT, dtype: str) -> dict[str, Generate]:
 
 
 def prompts(shard: Path | None, vocab_size: int, rounds: int, B: int, P: int) -> Tensor:
-    """[rounds, B, P]: from all over a token shard, or the same random ids in each round."""
+    """Return [rounds, B, P] ids: from all over a token shard, or the same random ids in each round."""
     if shard is None:
         ids = torch.randint(vocab_size, (B, P), generator=torch.Generator().manual_seed(B))
         return ids.expand(rounds, B, P)

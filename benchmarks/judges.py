@@ -44,7 +44,7 @@ def main() -> None:
 
 
 def read_items(folder: Path) -> list[Item]:
-    """The responses of the first model, then those of the second."""
+    """Return the responses of the first model, then those of the second."""
     entries = files.read_json(folder / "eval-example-data.json")
     return [
         Item(entry["instruction"], entry["input"], entry["output"], entry[f"model {model} response"])
@@ -54,7 +54,7 @@ def read_items(folder: Path) -> list[Item]:
 
 
 def read_scores(folder: Path, judge: str) -> list[float | None]:
-    """The recorded scores by a judge, 0 to 100, in the order of `read_items`; None where it is not known of what."""
+    """Return a judge's recorded scores, 0 to 100, in the order of `read_items`; None where their item is unknown."""
     scores: list[float | None] = []
     for model in MODELS:
         recorded = files.read_json(folder / f"scores-{judge}-model-{model}-response.json")
@@ -63,12 +63,12 @@ def read_scores(folder: Path, judge: str) -> list[float | None]:
 
 
 def bleu(items: Sequence[Item]) -> list[float]:
-    """Sentence BLEU (Papineni et al. 2002), as sacrebleu computes and smooths it."""
+    """Return sentence BLEU (Papineni et al. 2002), as sacrebleu computes and smooths it."""
     return [sacrebleu.sentence_bleu(item.response, [item.reference]).score for item in items]
 
 
 def table(judged: dict[str, Scores], gpt4: Scores) -> list[str]:
-    """Lines of Markdown: each judge's agreement with GPT-4 and both means."""
+    """Return lines of Markdown: each judge's agreement with GPT-4, and both means."""
     lines = [
         "| judge | responses of | n | Pearson | Spearman | Kendall | mean | GPT-4's mean |",
         "|---|---|---|---|---|---|---|---|",

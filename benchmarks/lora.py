@@ -61,14 +61,14 @@ def main() -> None:
 
 
 def generated(size: str, folder: Path) -> Path:
-    """A model directory of random weights."""
+    """Write a model directory with random weights."""
     checkpoint = machine.random_checkpoint(size, folder)
     subprocess.run([sys.executable, "-m", "gpt2core", "convert", checkpoint, folder / "model"], check=True)
     return folder / "model"
 
 
 def steps(model_dir: Path, kind: str, batch_size: int, n_tokens: int, max_steps: int) -> int:
-    """Take the steps; returns how many weights learned."""
+    """Take the steps; return the number of trained parameters."""
     model, _ = load(model_dir, frozen_dtype=None if kind in ("all", "float32") else kind)  # type: ignore[arg-type]
     assert isinstance(model, GPT)
     if kind != "all":

@@ -67,7 +67,7 @@ def main() -> None:
 
 
 def work(mirror: Path) -> tuple[list[Ids], list[int]]:
-    """The test set's prompts, and how many tokens each response has, with its end."""
+    """Return the test set's prompts, and the number of tokens of each response, with its end."""
     params = config.load_params(machine.ROOT / "profiles/gpt2-124m.yaml")
     section = params.finetune_instruct
     entries = instructions.read(mirror / "instruction-data/instruction-data.json")
@@ -83,7 +83,7 @@ def our_way(model: Packed) -> Respond:
 
 
 def transformers_way(model: GPT) -> Respond:
-    """transformers' generate, a prompt at a time."""
+    """Return transformers' generate, one prompt at a time."""
     import transformers
 
     peer = transformers_peer(model)
@@ -104,11 +104,13 @@ def transformers_way(model: GPT) -> Respond:
 def compare(
     theirs: Respond, ours: dict[str, Respond], prompts: Sequence[Ids], lengths: Sequence[int], rounds: int
 ) -> tuple[Seconds, list[Ids], dict[str, list[Seconds]], dict[str, list[Ids]]]:
-    """In turn, after a short warm-up: what theirs takes for all prompts and answers; what each of ours takes in each
-    round and answers.
+    """Answer all prompts in turn, after a short warm-up.
+
+    Returns:
+        Time of theirs for all prompts, their answers, and the times per round and the answers of each of ours.
 
     Raises:
-        RuntimeError: an answer has not the length asked for.
+        RuntimeError: an answer has another length than requested.
     """
     parts: list[Seconds] = []
     answered: list[Ids] = [[]] * len(prompts)
@@ -128,7 +130,7 @@ def compare(
 
 
 def timed(way: Respond, prompts: Sequence[Ids], lengths: Sequence[int]) -> tuple[Seconds, list[Ids]]:
-    """What it took, and the answers; raises RuntimeError if one has another length."""
+    """Return time and answers. Raises RuntimeError if an answer has another length than requested."""
     took, answers = machine.timed(functools.partial(way, prompts, lengths))
     if [len(answer) for answer in answers] != list(lengths):
         raise RuntimeError("an answer has not the length asked for: the times say nothing")

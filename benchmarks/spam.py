@@ -74,7 +74,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def recipes(section: config.FinetuneClassify, changes: Sequence[str]) -> Iterator[tuple[str, config.FinetuneClassify]]:
-    """Each combination of the values, with its name.
+    """Yield each combination of the values, with its name.
 
     >>> section = config.load_params(PROFILES / "novels.yaml").finetune_classify
     >>> [(name, recipe.epochs) for name, recipe in recipes(section, ["epochs=2,3"])]
@@ -89,7 +89,7 @@ def recipes(section: config.FinetuneClassify, changes: Sequence[str]) -> Iterato
 
 
 def row(name: str, scores: Sequence[float], times_s: Sequence[float] = ()) -> str:
-    """A line of the table.
+    """Return a line of the table.
 
     >>> row("lr=0.001", [0.96, 0.97, 0.98], [20.0, 22.0, 21.0])
     'lr=0.001                          97.0 ± 1.0 (94.5 to 99.5)  96.0, 97.0, 98.0  21 s a seed'

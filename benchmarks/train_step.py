@@ -65,7 +65,7 @@ class Work:
 
 
 def flops_per_token(c: GPTConfig, context: int) -> int:
-    """Of forward and backward pass; see the module's first lines."""
+    """Return the operations per token of forward and backward pass; see the module's first lines."""
     block = 12 * c.n_embd**2 + 13 * c.n_embd  # four matrices with their biases, two norms
     N = c.n_layer * block + c.vocab_size * c.n_embd + 2 * c.n_embd
     return 6 * N + 12 * c.n_layer * c.n_embd * context
@@ -196,7 +196,7 @@ def peak_bytes() -> int:
 
 
 def new_step(work: Work, side: str, device: torch.device) -> Step:
-    """A side's model and what one step of it does."""
+    """Return one training step of a side's model."""
     torch.manual_seed(0)
     ids = torch.randint(work.config.vocab_size, (work.batch_size, work.context + 1)).to(device)
     model, loss = {"transformers": transformers_side, "nanogpt": nanogpt_side, "gpt2core": our_side}[side](work)
