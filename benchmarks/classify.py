@@ -15,8 +15,7 @@ work on the machine, they are the better figure.
 
 from __future__ import annotations
 
-import argparse
-import itertools
+import functools
 import statistics
 import tempfile
 from pathlib import Path
@@ -24,50 +23,45 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 
-from benchmarks.machine import Seconds, description, now
+from benchmarks import machine
+from benchmarks.machine import Seconds, timed
 from gpt2core import runtime
 from gpt2core.checkpoint.model_dir import load_language_model, save_model
 from gpt2core.config.finetune_classify import FinetuneClassify
 from gpt2core.config.presets import PRESETS
 from gpt2core.evaluation.metrics.classification import tfidf_baseline
 from gpt2core.inference.classify import encode
-from gpt2core.model import GPT, GPTConfig
 from gpt2core.model.padding import pad
 from gpt2core.params import load_params
 from gpt2core.tasks import labeled_texts
-from gpt2core.tokenizer import Tokenizer
 from gpt2core.training.classify import finetune_classify, new_classifier
 from gpt2core.training.optimizers import adamw
 
-ROOT = Path(__file__).parents[1]
 USUAL_TOKENS = 120
 SEED = 123
 LABELS = ("ham", "spam")
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = machine.new_parser(__doc__)
     parser.add_argument("mirror", type=Path, help="the folder that holds sms-spam-collection and gpt2-bpe")
     parser.add_argument("--size", choices=list(PRESETS), default="124M")
     parser.add_argument("--usual-steps", type=int, default=20)
     given = parser.parse_args()
-    section = load_params(ROOT / "profiles/gpt2-124m.yaml").finetune_classify
+    section = load_params(machine.ROOT / "profiles/gpt2-124m.yaml").finetune_classify
     messages = labeled_texts.read_table(given.mirror / "sms-spam-collection/SMSSpamCollection")
     splits = labeled_texts.split(messages, section.val_fraction, section.test_fraction, SEED)
     n_steps = section.epochs * -(-len(splits.train) // section.batch_size)
-    print(description())
+    print(machine.description())
     print(f"{given.size}, {len(splits.train)} messages to train on, {section.epochs} epochs, {n_steps} steps")
     with tempfile.TemporaryDirectory() as folder:
         base = Path(folder) / "base"
-        bpe = given.mirror / "gpt2-bpe"
-        tokenizer = Tokenizer.from_files(bpe / "encoder.json", bpe / "vocab.bpe")
-        save_model(base, GPT(GPTConfig(tokenizer.vocab_size, **PRESETS[given.size])), tokenizer)
+        save_model(base, machine.random_model(given.size), machine.gpt2_tokenizer(given.mirror))
         half = max(1, given.usual_steps // 2)
         usual = [*usual_way(section, base, splits, half)]
-        start = now()
-        finetune_classify(section, SEED, base, LABELS, splits)
-        tfidf_baseline(splits.train, splits.test, LABELS, SEED)
-        ours = Seconds(*(end - begin for end, begin in zip(now(), start, strict=True)))
+        tuning, _ = timed(lambda: finetune_classify(section, SEED, base, LABELS, splits))
+        baseline, _ = timed(lambda: tfidf_baseline(splits.train, splits.test, LABELS, SEED))
+        ours = Seconds(tuning.wall + baseline.wall, tuning.cpu + baseline.cpu)
         usual += usual_way(section, base, splits, half)
     n_evaluated = evaluated_batches(section, splits, n_steps)
     print(f"the usual way: {n_steps} steps, {n_evaluated} batches evaluated")
@@ -81,7 +75,7 @@ def main() -> None:
 
 
 def evaluated_batches(section: FinetuneClassify, splits: labeled_texts.Splits, n_steps: int) -> int:
-    """Forward passes of the usual way's evaluations; see the module's first lines."""
+    """Return the number of forward passes of the usual way's evaluations; see the module's first lines."""
     during = -(-n_steps // 50) * 2 * 5 + section.epochs * 2 * 5
     return during + sum(-(-len(split) // section.batch_size) for split in splits)
 
@@ -89,31 +83,29 @@ def evaluated_batches(section: FinetuneClassify, splits: labeled_texts.Splits, n
 def usual_way(
     section: FinetuneClassify, base: Path, splits: labeled_texts.Splits, n_steps: int
 ) -> list[tuple[Seconds, Seconds]]:
-    """What each of some steps and forward passes of the usual way takes, after one of both that does not count."""
+    """Return the times of steps and forward passes of the usual way, after one of both that does not count."""
     gpt, tokenizer = load_language_model(base, device=runtime.device(), dropout=0.0)
     model = new_classifier(gpt, LABELS, "last_block", SEED).train()
     ids, _ = encode([text for _, text in splits.train], tokenizer, USUAL_TOKENS, None)
     labels = torch.tensor([LABELS.index(label) for label, _ in splits.train])
     optimizer = adamw(model.parameters(), lr=section.lr, weight_decay=section.weight_decay, beta2=section.beta2)
     order = torch.randperm(len(ids), generator=torch.Generator().manual_seed(SEED)).tolist()
-    took = []
+
+    def train(padded: torch.Tensor, ends: torch.Tensor, targets: torch.Tensor) -> None:
+        F.cross_entropy(model(padded, ends), targets).backward()
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+
+    times = []
     for step in range(n_steps + 1):
         rows = order[step * section.batch_size : (step + 1) * section.batch_size]
         padded = pad([[*ids[i], *[tokenizer.eot_id] * (USUAL_TOKENS - len(ids[i]))] for i in rows], 0)
         ends = torch.full((len(rows),), USUAL_TOKENS)
-        marks = [now()]
-        F.cross_entropy(model(padded, ends), labels[rows]).backward()
-        optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
-        marks.append(now())
+        step_time, _ = timed(functools.partial(train, padded, ends, labels[rows]))
         with torch.no_grad():
-            model(padded, ends)
-        marks.append(now())
-        step_s, forward_s = (
-            Seconds(*(b - a for a, b in zip(*pair, strict=True))) for pair in itertools.pairwise(marks)
-        )
-        took.append((step_s, forward_s))
-    return took[1:]
+            forward_time, _ = timed(functools.partial(model, padded, ends))
+        times.append((step_time, forward_time))
+    return times[1:]
 
 
 if __name__ == "__main__":

@@ -9,22 +9,20 @@ verifies every checksum and writes the model directory. Anonymous memory leaves 
 
 from __future__ import annotations
 
-import argparse
+import functools
 import importlib.util
 import os
 import statistics
-import subprocess
 import sys
 import tempfile
 from pathlib import Path
 
-from benchmarks.machine import GB, Used, description, memory_bandwidth_gb_s, run_measured
+from benchmarks import machine
+from benchmarks.machine import GB, MB, run_measured, spread
 from gpt2core.checkpoint.openai import CHECKPOINT_PREFIX
 from gpt2core.checkpoint.tf_checkpoint import TFCheckpoint
 from gpt2core.config.presets import PRESETS
 
-ROOT = Path(__file__).parents[1]
-MB = 1e6
 MARGIN_BYTES = 100 * MB  # beyond imports and the largest tensor
 IMPORTS = "import gpt2core.cli.convert, gpt2core.checkpoint.openai"
 TENSORFLOW = """
@@ -37,19 +35,15 @@ QUIET = {"TF_CPP_MIN_LOG_LEVEL": "3"}
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = machine.new_parser(__doc__)
     parser.add_argument("--size", choices=list(PRESETS), default="124M")
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--checkpoint", type=Path, help="OpenAI's directory, in place of a generated one")
     parser.add_argument("--alone", action="store_true", help="without TensorFlow, which holds all weights in memory")
     arguments = parser.parse_args()
-    print(description())
+    print(machine.description())
     with tempfile.TemporaryDirectory() as folder:
-        checkpoint = arguments.checkpoint
-        if checkpoint is None:
-            checkpoint = Path(folder) / "openai"
-            script = ROOT / "scripts/make_random_checkpoint.py"
-            subprocess.run([sys.executable, script, arguments.size, checkpoint], check=True)
+        checkpoint = arguments.checkpoint or machine.random_checkpoint(arguments.size, Path(folder))
         compare(checkpoint, Path(folder) / "model", arguments.rounds, alone=arguments.alone)
 
 
@@ -62,16 +56,14 @@ def compare(checkpoint: Path, out: Path, rounds: int, *, alone: bool) -> None:
     if not alone and importlib.util.find_spec("tensorflow"):
         commands["TensorFlow's loader"] = [sys.executable, "-c", TENSORFLOW, checkpoint]
     imports = run_measured([sys.executable, "-c", f"{IMPORTS}; import time; time.sleep(0.1)"])
-    runs = in_turn(commands, rounds)
+    env = os.environ | QUIET
+    sides = {name: functools.partial(run_measured, command, env) for name, command in commands.items()}
+    runs = machine.in_turn(sides, rounds, warm_up=1)
 
     print(f"{data_bytes / MB:,.0f} MB of weights, {rounds} rounds: median (least to most)")
     for name, used in runs.items():
-        times_s = [one.time_s for one in used]
-        peaks = [one.peak_anonymous_bytes / MB for one in used]
-        print(
-            f"  {name:<20} {statistics.median(times_s):6.2f} s ({min(times_s):.2f} to {max(times_s):.2f}), "
-            f"{statistics.median(peaks):6,.0f} MB anonymous ({min(peaks):,.0f} to {max(peaks):,.0f})"
-        )
+        times_s, peaks = [one.time_s for one in used], [one.peak_anonymous_bytes / MB for one in used]
+        print(f"  {name:<20} {spread(times_s, '.2f')} s, {spread(peaks, ',.0f')} MB anonymous")
     ours = runs.pop("gpt2core convert")
     time_s = statistics.median(one.time_s for one in ours)
     for name, used in runs.items():
@@ -83,24 +75,12 @@ def compare(checkpoint: Path, out: Path, rounds: int, *, alone: bool) -> None:
         f"anonymous memory: {peak_bytes / MB:,.0f} MB, {verdict} the limit of "
         f"imports {imports.peak_anonymous_bytes / MB:,.0f} + largest tensor {largest_bytes / MB:,.0f} + 100 MB"
     )
-    bandwidth_gb_s = memory_bandwidth_gb_s()
+    bandwidth_gb_s = machine.memory_bandwidth_gb_s()
     moved_gb_s = 2 * data_bytes / GB / time_s  # every byte is read once and written once
     print(
         f"memory: {bandwidth_gb_s:.1f} GB/s read at best; the whole process reads and writes {moved_gb_s:.2f} GB/s, "
         f"{moved_gb_s / bandwidth_gb_s:.0%} of it"
     )
-
-
-def in_turn(commands: dict[str, list], rounds: int) -> dict[str, list[Used]]:
-    """Run each command once uncounted, then all of them in turn, `rounds` times."""
-    env = os.environ | QUIET
-    runs: dict[str, list[Used]] = {name: [] for name in commands}
-    for number in range(rounds + 1):
-        for name, command in commands.items():
-            used = run_measured(command, env)
-            if number:
-                runs[name].append(used)
-    return runs
 
 
 if __name__ == "__main__":

@@ -14,10 +14,9 @@ the easiest case there is; with --model and --prompts they are what a trained mo
 
 from __future__ import annotations
 
-import argparse
+import functools
 import importlib.util
 import statistics
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -26,12 +25,13 @@ import torch
 from torch import Tensor, nn
 
 import gpt2core
-from benchmarks.machine import GB, description, memory_bandwidth_gb_s
+from benchmarks import machine
+from benchmarks.machine import GB, spread, timed
 from gpt2core.checkpoint.names import to_hf
 from gpt2core.config.presets import PRESETS
 from gpt2core.corpus.shards import open_shard
 from gpt2core.inference import generate
-from gpt2core.model import GPT, GPTConfig
+from gpt2core.model import GPT
 from gpt2core.model.inference import pack
 from gpt2core.runtime import DECODING_DTYPES
 
@@ -42,22 +42,24 @@ LOOKUP = ", lookup"  # how the names of these rows end
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = machine.new_parser(__doc__)
     parser.add_argument("--size", choices=list(PRESETS), default="124M", help="of a model with random weights")
     parser.add_argument("--model", type=Path, help="a model directory in its place")
     parser.add_argument("--prompts", type=Path, help="a token shard to take them from, others in each round")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--dtypes", nargs="+", choices=DECODING_DTYPES, default=list(DECODING_DTYPES))
     arguments = parser.parse_args()
-    model = load(arguments.model, arguments.size)
+    model = (
+        gpt2core.load_language_model(arguments.model)[0] if arguments.model else machine.random_model(arguments.size)
+    )
     n_weights = sum(layer.weight.numel() for layer in model.modules() if isinstance(layer, nn.Linear))
     ways: dict[str, Generate] = {}
     if importlib.util.find_spec("transformers"):
         ways["transformers float32"] = transformers_way(model)
     for dtype in arguments.dtypes:
         ways |= our_ways(model, dtype)
-    print(description())
-    bandwidth_gb_s = memory_bandwidth_gb_s()
+    print(machine.description())
+    bandwidth_gb_s = machine.memory_bandwidth_gb_s()
     print(f"memory: {bandwidth_gb_s:.1f} GB/s read; {n_weights / 1e6:.0f} million weights in linear layers")
     for title, (B, P, new) in WORKS.items():
         here = {name: way for name, way in ways.items() if B == 1 or not name.endswith(LOOKUP)}
@@ -66,30 +68,21 @@ def main() -> None:
         print(f"\n{title}: tokens/s, median of {arguments.rounds} rounds (least to most)")
         theirs_s = statistics.median(times_s.get("transformers float32", [float("nan")]))
         for name, times in times_s.items():
-            rates = sorted(B * new / t for t in times)
+            rates = [B * new / t for t in times]
             time_s = statistics.median(times)
             dtype = name.removesuffix(LOOKUP).split()[-1]
             passes_each = passes[name] / arguments.rounds if name in passes else new
             read_gb_s = n_weights * WEIGHT_BYTES[dtype] * passes_each / time_s / GB
             print(
-                f"  {name:<25} {statistics.median(rates):7.1f} ({rates[0]:.1f} to {rates[-1]:.1f})  "
+                f"  {name:<25} {spread(rates)}  "
                 f"{theirs_s / time_s:5.2f} × transformers  {read_gb_s / bandwidth_gb_s:4.0%} of the memory's limit  "
                 f"{same[name]:4.0%} of the tokens as in the first row"
                 + (f"  {new / passes_each:.2f} tokens a pass" if name.endswith(LOOKUP) else "")
             )
 
 
-def load(path: Path | None, size: str) -> GPT:
-    """The model in a directory, or one of a size with random weights."""
-    if path is None:
-        torch.manual_seed(0)
-        return GPT(GPTConfig(vocab_size=50257, **PRESETS[size])).eval()
-    model, _ = gpt2core.load(path)
-    return model
-
-
 def transformers_peer(model: GPT) -> Any:
-    """transformers' model on the same weights, without a copy."""
+    """Return transformers' model with the same weights, without a copy."""
     import transformers
 
     config = {key: value for key, value in model.config.to_dict().items() if key != "qkv_bias"}
@@ -101,7 +94,7 @@ def transformers_peer(model: GPT) -> Any:
 
 
 def transformers_way(model: GPT) -> Generate:
-    """transformers' generate on the same weights; it never stops early."""
+    """Return transformers' generate with the same weights; it never stops early."""
     import transformers
 
     peer = transformers_peer(model)
@@ -145,7 +138,7 @@ def our_ways(model: GPT, dtype: str) -> dict[str, Generate]:
 
 
 def prompts(shard: Path | None, vocab_size: int, rounds: int, B: int, P: int) -> Tensor:
-    """[rounds, B, P]: from all over a token shard, or the same random ids in each round."""
+    """Return [rounds, B, P] ids: from all over a token shard, or the same random ids in each round."""
     if shard is None:
         ids = torch.randint(vocab_size, (B, P), generator=torch.Generator().manual_seed(B))
         return ids.expand(rounds, B, P)
@@ -157,21 +150,24 @@ def prompts(shard: Path | None, vocab_size: int, rounds: int, B: int, P: int) ->
 def in_turn(
     ways: dict[str, Generate], ids: Tensor, new: int
 ) -> tuple[dict[str, list[float]], dict[str, float], dict[str, int]]:
-    """Each way with each round's ids [rounds, B, P], after a short warm-up: seconds by round; the share of the new
-    tokens that are those of the first way; passes in all rounds, of those that count them."""
-    times_s: dict[str, list[float]] = {name: [] for name in ways}
-    same: dict[str, float] = dict.fromkeys(ways, 0.0)
+    """Run each way with each round's ids [rounds, B, P], after a short warm-up.
+
+    Returns:
+        Seconds per round; the fraction of new tokens that equal those of the first way; passes in all rounds, of ways
+        that count them.
+    """
     for way in ways.values():
         way(ids[0], 4)
     counts = {name: way.passes for name, way in ways.items() if isinstance(way, OurWay)}
-    for prompt in ids:
-        first: Tensor | None = None
-        for name, way in ways.items():
-            start_s = time.perf_counter()
-            out = way(prompt, new)
-            times_s[name].append(time.perf_counter() - start_s)
-            first = out if first is None else first
-            same[name] += float((out == first)[:, prompt.size(1) :].float().mean()) / len(ids)
+    rounds = [{name: timed(functools.partial(way, prompt, new)) for name, way in ways.items()} for prompt in ids]
+    first = next(iter(ways))
+    times_s = {name: [results[name][0].wall for results in rounds] for name in ways}
+    same = {
+        name: statistics.mean(
+            float((results[name][1] == results[first][1])[:, -new:].float().mean()) for results in rounds
+        )
+        for name in ways
+    }
     passes = {name: way.passes - counts[name] for name, way in ways.items() if isinstance(way, OurWay)}
     return times_s, same, passes
 

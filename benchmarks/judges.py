@@ -10,12 +10,12 @@ scores of the second model are 99: one reply was dropped, nobody knows which, so
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
 import sacrebleu
 
+from benchmarks.machine import ROOT, new_parser
 from gpt2core import files
 from gpt2core.evaluation.judges import Item, make_judges
 from gpt2core.evaluation.judges.chrf import ChrfJudge
@@ -24,14 +24,13 @@ from gpt2core.evaluation.metrics.intervals import Scores, drop_missing, mean
 from gpt2core.params import load_params
 from gpt2core.runtime import stage_main
 
-ROOT = Path(__file__).parents[1]
 MODELS = ("1", "2")
 N_ENTRIES = 100
 PARTS = {"model 1": slice(0, 100), "model 2": slice(100, 200), "both": slice(0, 200)}
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = new_parser(__doc__)
     parser.add_argument("mirror", type=Path, help="the folder that holds judge-examples")
     parser.add_argument("--params", type=Path, help="a params file whose judges score the responses, too")
     arguments = parser.parse_args()
@@ -46,7 +45,7 @@ def main() -> None:
 
 
 def read_items(folder: Path) -> list[Item]:
-    """The responses of the first model, then those of the second."""
+    """Return the responses of the first model, then those of the second."""
     entries = files.read_json(folder / "eval-example-data.json")
     return [
         Item(entry["instruction"], entry["input"], entry["output"], entry[f"model {model} response"])
@@ -56,7 +55,7 @@ def read_items(folder: Path) -> list[Item]:
 
 
 def read_scores(folder: Path, judge: str) -> list[float | None]:
-    """The recorded scores by a judge, 0 to 100, in the order of `read_items`; None where it is not known of what."""
+    """Return a judge's recorded scores, 0 to 100, in the order of `read_items`; None where their item is unknown."""
     scores: list[float | None] = []
     for model in MODELS:
         recorded = files.read_json(folder / f"scores-{judge}-model-{model}-response.json")
@@ -65,12 +64,12 @@ def read_scores(folder: Path, judge: str) -> list[float | None]:
 
 
 def bleu(items: Sequence[Item]) -> list[float]:
-    """Sentence BLEU (Papineni et al. 2002), as sacrebleu computes and smooths it."""
+    """Return sentence BLEU (Papineni et al. 2002), as sacrebleu computes and smooths it."""
     return [sacrebleu.sentence_bleu(item.response, [item.reference]).score for item in items]
 
 
 def table(judged: dict[str, Scores], gpt4: Scores) -> list[str]:
-    """Lines of Markdown: each judge's agreement with GPT-4 and both means."""
+    """Return lines of Markdown: each judge's agreement with GPT-4, and both means."""
     lines = [
         "| judge | responses of | n | Pearson | Spearman | Kendall | mean | GPT-4's mean |",
         "|---|---|---|---|---|---|---|---|",

@@ -11,7 +11,6 @@ read from the file where it lies, 4 bytes a weight.
 from __future__ import annotations
 
 import argparse
-import os
 import subprocess
 import sys
 import tempfile
@@ -20,7 +19,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from benchmarks.machine import GB, description, run_measured
+from benchmarks import machine
+from benchmarks.machine import GB
 from gpt2core.checkpoint.model_dir import load
 from gpt2core.config.presets import PRESETS
 from gpt2core.model import GPT
@@ -32,12 +32,11 @@ from gpt2core.training.task import Task
 from gpt2core.training.trainable import freeze_except, trainable_parameters
 from gpt2core.training.trainer import Recipe, fit
 
-ROOT = Path(__file__).parents[1]
 KINDS = ("all", "float32", "bfloat16", "int8", "nf4")
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = machine.new_parser(__doc__)
     parser.add_argument("--size", choices=list(PRESETS), default="355M")
     parser.add_argument("--model", type=Path, help="a model directory, in place of a generated one")
     parser.add_argument("--kinds", nargs="+", choices=KINDS, default=KINDS)
@@ -49,7 +48,7 @@ def main() -> None:
     if arguments.worker:
         print(steps(arguments.model, arguments.worker, arguments.batch_size, arguments.tokens, arguments.steps))
         return
-    print(description())
+    print(machine.description())
     with tempfile.TemporaryDirectory() as folder:
         model_dir = arguments.model or generated(arguments.size, Path(folder))
         n_bytes = sum(path.stat().st_size for path in model_dir.glob("*.safetensors"))
@@ -59,16 +58,15 @@ def main() -> None:
             sizes = [
                 f"--{name}={getattr(arguments, name.replace('-', '_'))}" for name in ("batch-size", "tokens", "steps")
             ]
-            used = run_measured([*worker, *sizes], dict(os.environ))
+            used = machine.run_measured([*worker, *sizes])
             name = "all weights" if kind == "all" else f"LoRA, base in {kind}"
             print(f"  {name:<22} {used.peak_anonymous_bytes / GB:5.2f} GB anonymous, {used.time_s:6.1f} s")
 
 
 def generated(size: str, folder: Path) -> Path:
-    """A model directory of random weights."""
-    script = ROOT / "scripts/make_random_checkpoint.py"
-    subprocess.run([sys.executable, script, size, folder / "openai"], check=True)
-    subprocess.run([sys.executable, "-m", "gpt2core", "convert", folder / "openai", folder / "model"], check=True)
+    """Write a model directory with random weights."""
+    checkpoint = machine.random_checkpoint(size, folder)
+    subprocess.run([sys.executable, "-m", "gpt2core", "convert", checkpoint, folder / "model"], check=True)
     return folder / "model"
 
 
@@ -95,7 +93,7 @@ class RepeatedBatch(Task):
 
 
 def steps(model_dir: Path, kind: str, batch_size: int, n_tokens: int, max_steps: int) -> int:
-    """Take the steps; returns how many weights learned."""
+    """Take the steps; return the number of trained parameters."""
     model, _ = load(model_dir, frozen_dtype=None if kind in ("all", "float32") else kind)  # type: ignore[arg-type]
     assert isinstance(model, GPT)
     if kind != "all":

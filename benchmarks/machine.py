@@ -1,69 +1,180 @@
-"""What this machine can do at best, and what a process takes of it: the limits beside which speed is told.
+"""Limits of this machine, and what the benchmarks share: timing, turns, peak memory, random models.
 
 python -m benchmarks.machine
 """
 
 from __future__ import annotations
 
+import argparse
+import contextlib
 import os
 import platform
+import statistics
 import subprocess
+import sys
 import tempfile
+import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import torch
 
-GB = 1e9
+from gpt2core.config import PRESETS
+from gpt2core.model import GPT, GPTConfig
+from gpt2core.tokenizer import Tokenizer
+
+ROOT = Path(__file__).parents[1]
+GB, MB = 1e9, 1e6
+GPT2_VOCABULARY = 50_257
 # Far beyond the caches of a machine with few cores; a large server would need more.
 ARRAY_BYTES = 1 << 30
+Result = TypeVar("Result")
+
+
+def new_parser(doc: str | None) -> argparse.ArgumentParser:
+    """Return a parser whose help is a module's docstring."""
+    return argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
+
+
+def description() -> str:
+    """Return processor (or GPU), threads, and torch, in one line."""
+    if torch.cuda.is_available() and os.environ.get("GPT2CORE_DEVICE") != "cpu":
+        return f"{torch.cuda.get_device_name()}, torch {torch.__version__}"
+    cpu = platform.processor() or platform.machine()
+    info = Path("/proc/cpuinfo")
+    if info.exists():
+        names = [line.partition(":")[2].strip() for line in info.read_text().splitlines() if "model name" in line]
+        cpu = names[0] if names else cpu
+    capability = torch.backends.cpu.get_cpu_capability()
+    return f"{cpu} ({capability}), {torch.get_num_threads()} threads, torch {torch.__version__}"
+
+
+# -- Inputs ----------------------------------------------------------------------------------------------------------
+
+
+def random_model(size: str, vocab_size: int = GPT2_VOCABULARY) -> GPT:
+    """Return a model of a GPT-2 size with random weights, in eval mode."""
+    torch.manual_seed(0)
+    return GPT(GPTConfig(vocab_size=vocab_size, **PRESETS[size])).eval()
+
+
+def gpt2_tokenizer(mirror: Path) -> Tokenizer:
+    """Return GPT-2's tokenizer from a mirror."""
+    return Tokenizer.from_files(mirror / "gpt2-bpe/encoder.json", mirror / "gpt2-bpe/vocab.bpe")
+
+
+def random_checkpoint(size: str, folder: Path) -> Path:
+    """Write OpenAI's files of a size with random weights."""
+    script = ROOT / "scripts/make_random_checkpoint.py"
+    subprocess.run([sys.executable, script, size, folder / "openai"], check=True)
+    return folder / "openai"
+
+
+# -- Time ------------------------------------------------------------------------------------------------------------
+
+
+class Seconds(NamedTuple):
+    """Wall time, and CPU time of all threads together."""
+
+    wall: float
+    cpu: float
+
+
+def timed(work: Callable[[], Result]) -> tuple[Seconds, Result]:
+    """Run a function; return its time and its result."""
+    wall_s, cpu_s = time.perf_counter(), time.process_time()
+    result = work()
+    return Seconds(time.perf_counter() - wall_s, time.process_time() - cpu_s), result
+
+
+def best_time_s(work: Callable[[], object], repeats: int) -> float:
+    """Return the shortest of `repeats` runs, in seconds, after one that does not count."""
+    work()
+    return min(timed(work)[0].wall for _ in range(repeats))
+
+
+def in_turn(sides: Mapping[str, Callable[[], Result]], rounds: int, warm_up: int = 0) -> dict[str, list[Result]]:
+    """Run all sides in every round, so that other work on the machine affects them alike; return their results."""
+    results: dict[str, list[Result]] = {name: [] for name in sides}
+    for number in range(warm_up + rounds):
+        for name, side in sides.items():
+            result = side()
+            if number >= warm_up:
+                results[name].append(result)
+    return results
+
+
+def spread(values: Sequence[float], form: str = ".1f") -> str:
+    """Return the median of values and their range.
+
+    >>> spread([3, 1, 2.25])
+    '2.2 (1.0 to 3.0)'
+    """
+    return f"{statistics.median(values):{form}} ({min(values):{form}} to {max(values):{form}})"
+
+
+# -- Memory ----------------------------------------------------------------------------------------------------------
 
 
 def memory_bandwidth_gb_s(repeats: int = 6) -> float:
-    """How fast all of torch's threads together read memory, in GB/s (1e9 bytes): the best of three kinds of reading.
+    """Return how fast torch's threads read memory, in GB/s (1e9 bytes): the best of three kinds of reading.
 
-    Each kind is a lower bound of what the memory gives, so the best of them is the fairest limit: a sum in float32, one
-    in int64, and a matrix-vector product, which is what decoding one token does with the weights.
+    Each kind is a lower limit of the memory's speed, so the best of them is the fairest limit: a sum in float32, one in
+    int64, and a matrix-vector product, which is what decoding a token does with the weights.
 
     Args:
         repeats: passes over 1 GiB, of each kind.
     """
     rows = 1 << 14
-    matrix = torch.ones(rows, ARRAY_BYTES // 4 // rows)  # [N, K]; written to, so its pages are there
+    matrix = torch.ones(rows, ARRAY_BYTES // 4 // rows)  # [N, K]; written to, so its pages exist
     vector = torch.ones(matrix.size(1))  # [K]
     integers = matrix.view(torch.int64)  # [N, K / 2]
     best_s = min(best_time_s(kind, repeats) for kind in (matrix.sum, integers.sum, lambda: matrix @ vector))
     return ARRAY_BYTES / best_s / GB
 
 
-def best_time_s(work: Callable[[], object], repeats: int) -> float:
-    """The shortest of `repeats` runs, in seconds, after one that does not count."""
-    work()
-    times_s = []
-    for _ in range(repeats):
-        start_s = time.perf_counter()
-        work()
-        times_s.append(time.perf_counter() - start_s)
-    return min(times_s)
+def resident_bytes(pid: int) -> dict[str, int]:
+    """Return RssAnon, RssFile, and RssShmem of /proc/PID/status (Linux), in bytes; nothing if the process has ended.
+
+    Anonymous memory leaves out mapped files, which the page cache holds anyway.
+    """
+    try:
+        lines = Path(f"/proc/{pid}/status").read_text().splitlines()
+    except OSError:
+        return {}
+    return {line.split(":")[0]: int(line.split()[1]) * 1024 for line in lines if line.startswith("Rss")}
 
 
-class Seconds(NamedTuple):
-    """By the clock, and of all threads together."""
-
-    wall: float
-    cpu: float
+def anonymous_bytes(pid: int) -> int:
+    """Return the anonymous memory of a process, in bytes; 0 if it has ended."""
+    return resident_bytes(pid).get("RssAnon", 0)
 
 
-def now() -> Seconds:
-    return Seconds(time.perf_counter(), time.process_time())
+@contextlib.contextmanager
+def peak_of(sample: Callable[[], int], interval_s: float = 0.005) -> Iterator[Callable[[], int]]:
+    """Call `sample` again and again within the block; yield a function that returns its maximum so far."""
+    done, peak = threading.Event(), 0
+
+    def watch() -> None:
+        nonlocal peak
+        while not done.wait(interval_s):
+            peak = max(peak, sample())
+
+    thread = threading.Thread(target=watch)
+    thread.start()
+    try:
+        yield lambda: peak
+    finally:
+        done.set()
+        thread.join()
 
 
 @dataclass(frozen=True)
 class Used:
-    """What a process took: wall time from start to end, and its peak of anonymous memory."""
+    """Wall time of a process from start to end, and its peak of anonymous memory."""
 
     time_s: float
     peak_anonymous_bytes: int
@@ -86,41 +197,18 @@ def run_measured(
     Raises:
         RuntimeError: the program failed; the message ends with its output.
     """
-    start_s, peak_bytes = time.perf_counter(), 0
+    start_s = time.perf_counter()
     with (
-        tempfile.TemporaryFile("w+") as written,  # not a pipe, which a talkative program would fill
-        subprocess.Popen(command, env=env, cwd=cwd, stdout=written, stderr=subprocess.STDOUT) as process,
+        tempfile.TemporaryFile("w+") as output,  # not a pipe, which a program with much output would fill
+        subprocess.Popen(command, env=env, cwd=cwd, stdout=output, stderr=subprocess.STDOUT) as process,
+        peak_of(lambda: anonymous_bytes(process.pid), interval_s) as peak_bytes,
     ):
-        while process.poll() is None:
-            peak_bytes = max(peak_bytes, anonymous_bytes(process.pid))
-            time.sleep(interval_s)
         process.wait()
         time_s = time.perf_counter() - start_s
         if process.returncode:
-            written.seek(0)
-            raise RuntimeError(f"{command[0]} ended with {process.returncode}: {written.read()[-2000:]}")
-    return Used(time_s, peak_bytes)
-
-
-def anonymous_bytes(pid: int) -> int:
-    """What a process holds itself: `RssAnon` of /proc/PID/status (Linux), which leaves out mapped files that the page
-    cache holds anyway. 0 if it has ended."""
-    try:
-        lines = Path(f"/proc/{pid}/status").read_text().splitlines()
-    except OSError:
-        return 0
-    return sum(int(line.split()[1]) * 1024 for line in lines if line.startswith("RssAnon"))
-
-
-def description() -> str:
-    """Processor, threads and torch, in one line."""
-    cpu = platform.processor() or platform.machine()
-    info = Path("/proc/cpuinfo")
-    if info.exists():
-        names = [line.partition(":")[2].strip() for line in info.read_text().splitlines() if "model name" in line]
-        cpu = names[0] if names else cpu
-    capability = torch.backends.cpu.get_cpu_capability()
-    return f"{cpu} ({capability}), {torch.get_num_threads()} threads, torch {torch.__version__}"
+            output.seek(0)
+            raise RuntimeError(f"{command[0]} ended with {process.returncode}: {output.read()[-2000:]}")
+        return Used(time_s, peak_bytes())
 
 
 if __name__ == "__main__":

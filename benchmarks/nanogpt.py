@@ -45,18 +45,6 @@ class Recipe:
     grad_clip: float = 1.0
 
 
-class LayerNorm(nn.Module):
-    """With or without a bias, which `nn.LayerNorm` lacked as an option."""
-
-    def __init__(self, width: int, bias: bool):
-        super().__init__()
-        self.weight = nn.Parameter(torch.ones(width))
-        self.bias = nn.Parameter(torch.zeros(width)) if bias else None
-
-    def forward(self, x: Tensor) -> Tensor:
-        return F.layer_norm(x, self.weight.shape, self.weight, self.bias, 1e-5)
-
-
 class Attention(nn.Module):
     def __init__(self, config: Config):
         super().__init__()
@@ -89,9 +77,9 @@ class MLP(nn.Module):
 class Block(nn.Module):
     def __init__(self, config: Config):
         super().__init__()
-        self.ln_1 = LayerNorm(config.n_embd, config.bias)
+        self.ln_1 = nn.LayerNorm(config.n_embd, bias=config.bias)
         self.attn = Attention(config)
-        self.ln_2 = LayerNorm(config.n_embd, config.bias)
+        self.ln_2 = nn.LayerNorm(config.n_embd, bias=config.bias)
         self.mlp = MLP(config)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -106,7 +94,7 @@ class Transformer(nn.Module):
         self.wpe = nn.Embedding(config.block_size, config.n_embd)
         self.drop = nn.Dropout(config.dropout)
         self.h = nn.ModuleList(Block(config) for _ in range(config.n_layer))
-        self.ln_f = LayerNorm(config.n_embd, config.bias)
+        self.ln_f = nn.LayerNorm(config.n_embd, bias=config.bias)
 
     def forward(self, ids: Tensor) -> Tensor:
         x = self.drop(self.wte(ids) + self.wpe(torch.arange(ids.size(1), device=ids.device)))  # [B, T, C]
@@ -116,7 +104,7 @@ class Transformer(nn.Module):
 
 
 class NanoGPT(nn.Module):
-    """The model, with its first weights: normal(0, 0.02), smaller where a layer writes to the residual path."""
+    """The model with its initial weights: normal(0, 0.02), smaller where a layer writes to the residual path."""
 
     def __init__(self, config: Config):
         super().__init__()
@@ -131,7 +119,7 @@ class NanoGPT(nn.Module):
                 nn.init.zeros_(parameter)
 
     def forward(self, ids: Tensor, targets: Tensor) -> Tensor:
-        """ids and targets [B, T] -> mean cross-entropy in nats"""
+        """Return the mean cross-entropy in nats of ids and targets, both [B, T]."""
         logits = self.lm_head(self.transformer(ids))  # [B, T, V]
         return F.cross_entropy(logits.view(-1, logits.size(-1)), targets.reshape(-1))
 
@@ -156,7 +144,7 @@ def learning_rate(step: int, recipe: Recipe) -> float:
 
 
 def random_windows(tokens: np.ndarray, n: int, context: int, rng: np.random.Generator) -> tuple[Tensor, Tensor]:
-    """A batch at random offsets, as nanoGPT draws them: ids and the next ids, both [n, context]."""
+    """Return a batch at random offsets, as nanoGPT draws them: ids and the next ids, both [n, context]."""
     starts = rng.integers(len(tokens) - context, size=n)
     ids = torch.from_numpy(np.stack([tokens[i : i + context + 1] for i in starts]).astype(np.int64))  # [n, T + 1]
     return ids[:, :-1], ids[:, 1:]
@@ -169,11 +157,14 @@ def train(
     steps: int,
     on_step: Callable[[int, Tensor], None] = lambda step, loss: None,
 ) -> None:
-    """Its training loop: `steps` updates on what `batch` gives; float32, one micro-batch a step.
+    """Run its training loop in float32, one micro-batch per step.
 
     Args:
         model: ids and targets to a loss; may be compiled.
-        on_step: called after each update with the steps done and the loss.
+        recipe: optimizer and schedule.
+        batch: returns ids and targets.
+        steps: number of updates.
+        on_step: called after each update with the number of steps and the loss.
     """
     optimizer = configure_optimizer(model, recipe)
     for step in range(steps):

@@ -53,9 +53,11 @@ Data = tuple[Shard, Shard, Tokenizer]  # training, validation
 
 
 def load(params: Params, folder: Path, kind: str | None = None) -> Data:
-    """The tokens of both splits and their tokenizer; made in `folder` unless they are there.
+    """Return the tokens of both splits and their tokenizer, created in `folder` unless they exist.
 
     Args:
+        params: of the profile.
+        folder: for raw files and tokens.
         kind: a tokenizer instead of the profile's.
     """
     if kind:
@@ -70,7 +72,7 @@ def load(params: Params, folder: Path, kind: str | None = None) -> Data:
 
 
 def ours(params: Params, data: Data, steps: int) -> torch.nn.Module:
-    """The profile's recipe in `steps` steps, without evaluations on the way."""
+    """Train by the profile's recipe for `steps` steps, without evaluations in between."""
     recipe = params.pretrain.model_copy(
         update={
             "max_steps": steps,
@@ -85,7 +87,7 @@ def ours(params: Params, data: Data, steps: int) -> torch.nn.Module:
 
 
 def theirs(context: int, batch_size: int, params: Params, data: Data, steps: int) -> torch.nn.Module:
-    """nanoGPT's recipe for small models: learning rate 1e-3, to a tenth of it by a cosine, beta2 0.99."""
+    """Train by nanoGPT's recipe for small models: learning rate 1e-3, to a tenth of it by a cosine, beta2 0.99."""
     train, _, tokenizer = data
     torch.manual_seed(params.seed)
     rng = np.random.default_rng(params.seed)
@@ -108,7 +110,7 @@ def _progress(steps: int) -> Callable[[int, torch.Tensor], None]:
 
 
 def time_s(train: Train) -> tuple[float, float]:
-    """Seconds that training takes before its first step, in a process that has not trained yet, and those of a step."""
+    """Return the seconds before the first step of a training in a fresh process, and those of a step."""
 
     def seconds(steps: int) -> float:
         start_s = time.perf_counter()
@@ -121,7 +123,7 @@ def time_s(train: Train) -> tuple[float, float]:
 
 
 def bits_per_byte(model: torch.nn.Module, val: Shard, eot_id: int, context: int) -> float:
-    """Of the whole split."""
+    """Return the bits per byte of the whole split."""
     return nats(model, val.tokens, eot_id, context) / math.log(2) / val.n_bytes
 
 

@@ -16,7 +16,7 @@ CPU seconds are all threads' together: with one thread, and others at work on th
 
 from __future__ import annotations
 
-import argparse
+import functools
 import statistics
 import sys
 from collections.abc import Callable, Sequence
@@ -24,8 +24,9 @@ from pathlib import Path
 
 import torch
 
-from benchmarks.generate import load, transformers_peer
-from benchmarks.machine import Seconds, description, now
+from benchmarks import machine
+from benchmarks.generate import transformers_peer
+from benchmarks.machine import Seconds
 from gpt2core.config.presets import PRESETS
 from gpt2core.inference import generate_batch
 from gpt2core.model import GPT
@@ -34,25 +35,23 @@ from gpt2core.params import load_params
 from gpt2core.prompts import PROMPTS
 from gpt2core.runtime import DECODING_DTYPES
 from gpt2core.tasks import instructions
-from gpt2core.tokenizer import Tokenizer
 
-ROOT = Path(__file__).parents[1]
 Ids = list[int]
 Respond = Callable[[Sequence[Ids], Sequence[int]], list[Ids]]  # prompts, how many new tokens each -> new tokens
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = machine.new_parser(__doc__)
     parser.add_argument("mirror", type=Path, help="the folder that holds instruction-data and gpt2-bpe")
     parser.add_argument("--size", choices=list(PRESETS), default="124M")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--dtypes", nargs="*", choices=DECODING_DTYPES, default=["float32", "int8"], help="packed ones")
     given = parser.parse_args()
     prompts, lengths = work(given.mirror)
-    model = load(None, given.size)
+    model = machine.random_model(given.size)
     ours = {"gpt2core, as the stage": our_way(model)}
     ours |= {f"gpt2core, packed {dtype}": our_way(pack(model, dtype)) for dtype in given.dtypes}
-    print(description())
+    print(machine.description())
     print(
         f"{given.size}, {len(prompts)} prompts of {min(map(len, prompts))} to {max(map(len, prompts))} tokens, "
         f"{sum(lengths)} new tokens, {min(lengths)} to {max(lengths)} a response"
@@ -69,12 +68,12 @@ def main() -> None:
 
 
 def work(mirror: Path) -> tuple[list[Ids], list[int]]:
-    """The test set's prompts, and how many tokens each response has, with its end."""
-    params = load_params(ROOT / "profiles/gpt2-124m.yaml")
+    """Return the test set's prompts, and the number of tokens of each response, with its end."""
+    params = load_params(machine.ROOT / "profiles/gpt2-124m.yaml")
     section = params.finetune_instruct
     entries = instructions.read(mirror / "instruction-data/instruction-data.json")
     test = instructions.split(entries, section.val_fraction, section.test_fraction, params.seed).test
-    tokenizer = Tokenizer.from_files(mirror / "gpt2-bpe/encoder.json", mirror / "gpt2-bpe/vocab.bpe")
+    tokenizer = machine.gpt2_tokenizer(mirror)
     form = PROMPTS[section.prompt]
     prompts = [tokenizer.encode(form(entry["instruction"], entry["input"])) for entry in test]
     return prompts, [len(tokenizer.encode(entry["output"])) + 1 for entry in test]
@@ -85,7 +84,7 @@ def our_way(model: Packed) -> Respond:
 
 
 def transformers_way(model: GPT) -> Respond:
-    """transformers' generate, a prompt at a time."""
+    """Return transformers' generate, one prompt at a time."""
     import transformers
 
     peer = transformers_peer(model)
@@ -106,11 +105,13 @@ def transformers_way(model: GPT) -> Respond:
 def compare(
     theirs: Respond, ours: dict[str, Respond], prompts: Sequence[Ids], lengths: Sequence[int], rounds: int
 ) -> tuple[Seconds, list[Ids], dict[str, list[Seconds]], dict[str, list[Ids]]]:
-    """In turn, after a short warm-up: what theirs takes for all prompts and answers; what each of ours takes in each
-    round and answers.
+    """Answer all prompts in turn, after a short warm-up.
+
+    Returns:
+        Time of theirs for all prompts, their answers, and the times per round and the answers of each of ours.
 
     Raises:
-        RuntimeError: an answer has not the length asked for.
+        RuntimeError: an answer has another length than requested.
     """
     parts: list[Seconds] = []
     answered: list[Ids] = [[]] * len(prompts)
@@ -130,10 +131,8 @@ def compare(
 
 
 def timed(way: Respond, prompts: Sequence[Ids], lengths: Sequence[int]) -> tuple[Seconds, list[Ids]]:
-    """What it took, and the answers; raises RuntimeError if one has another length."""
-    start = now()
-    answers = way(prompts, lengths)
-    took = Seconds(*(end - begin for end, begin in zip(now(), start, strict=True)))
+    """Return time and answers. Raises RuntimeError if an answer has another length than requested."""
+    took, answers = machine.timed(functools.partial(way, prompts, lengths))
     if [len(answer) for answer in answers] != list(lengths):
         raise RuntimeError("an answer has not the length asked for: the times say nothing")
     return took, answers

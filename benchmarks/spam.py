@@ -11,35 +11,31 @@ a seed, from the first step to the last prediction. Recipes are compared on test
 
 from __future__ import annotations
 
-import argparse
+import functools
 import itertools
 import statistics
 import tempfile
-import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
 import yaml
 
-from benchmarks.machine import description
+from benchmarks import machine
 from gpt2core.checkpoint.model_dir import save_model
 from gpt2core.config.finetune_classify import FinetuneClassify
 from gpt2core.config.presets import PRESETS
 from gpt2core.evaluation.metrics.classification import classification_metrics, tfidf_baseline
 from gpt2core.evaluation.metrics.intervals import mean_std_ci
-from gpt2core.model import GPT, GPTConfig
 from gpt2core.params import load_params
 from gpt2core.tasks import labeled_texts
-from gpt2core.tokenizer import Tokenizer
 from gpt2core.training.classify import finetune_classify
 
-PROFILES = Path(__file__).parents[1] / "profiles"
+PROFILES = machine.ROOT / "profiles"
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = machine.new_parser(__doc__)
     parser.add_argument("mirror", type=Path, help="the folder that holds sms-spam-collection and gpt2-bpe")
     whose = parser.add_mutually_exclusive_group(required=True)
     whose.add_argument("--base", type=Path, help="a model directory")
@@ -56,9 +52,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     splits = {
         seed: labeled_texts.split(messages, section.val_fraction, section.test_fraction, seed) for seed in given.seeds
     }
-    print(description())
-    some = splits[given.seeds[0]]
-    print(f"{len(some.train)} messages to train on, {len(some.val)} to validate, {len(some.test)} to test")
+    print(machine.description())
+    first = splits[given.seeds[0]]
+    print(f"{len(first.train)} messages to train on, {len(first.val)} to validate, {len(first.test)} to test")
     for name, characters in (("TF-IDF of words", False), ("TF-IDF of characters", True)):
         scores = [
             tfidf_baseline(split.train, split.test, labels, seed, characters=characters)["accuracy"]
@@ -66,28 +62,21 @@ def main(arguments: Sequence[str] | None = None) -> None:
         ]
         print(row(name, scores))
     with tempfile.TemporaryDirectory() as folder:
-        base = given.base or random_base(given.size, given.mirror / "gpt2-bpe", Path(folder) / "base")
+        base = given.base or Path(folder) / "base"
+        if given.size:
+            save_model(base, machine.random_model(given.size), machine.gpt2_tokenizer(given.mirror))
         for name, recipe in recipes(section, given.set):
             scores, times_s = [], []
             for seed, split in splits.items():
-                start_s = time.perf_counter()
-                found = finetune_classify(recipe, seed, base, labels, split)
-                times_s.append(time.perf_counter() - start_s)
+                took, tuned = machine.timed(functools.partial(finetune_classify, recipe, seed, base, labels, split))
+                times_s.append(took.wall)
                 truth = [label for label, _ in split.test]
-                scores.append(classification_metrics(truth, found.after, labels)["accuracy"])
+                scores.append(classification_metrics(truth, tuned.after, labels)["accuracy"])
             print(row(name, scores, times_s), flush=True)
 
 
-def random_base(size: str, bpe: Path, out: Path) -> Path:
-    """A model directory of random weights, with GPT-2's tokenizer."""
-    torch.manual_seed(0)
-    tokenizer = Tokenizer.from_files(bpe / "encoder.json", bpe / "vocab.bpe")
-    save_model(out, GPT(GPTConfig(vocab_size=tokenizer.vocab_size, **PRESETS[size])), tokenizer)
-    return out
-
-
 def recipes(section: FinetuneClassify, changes: Sequence[str]) -> Iterator[tuple[str, FinetuneClassify]]:
-    """Each combination of the values, with its name.
+    """Yield each combination of the values, with its name.
 
     >>> section = load_params(PROFILES / "novels.yaml").finetune_classify
     >>> [(name, recipe.epochs) for name, recipe in recipes(section, ["epochs=2,3"])]
@@ -102,7 +91,7 @@ def recipes(section: FinetuneClassify, changes: Sequence[str]) -> Iterator[tuple
 
 
 def row(name: str, scores: Sequence[float], times_s: Sequence[float] = ()) -> str:
-    """A line of the table.
+    """Return a line of the table.
 
     >>> row("lr=0.001", [0.96, 0.97, 0.98], [20.0, 22.0, 21.0])
     'lr=0.001                          97.0 ± 1.0 (94.5 to 99.5)  96.0, 97.0, 98.0  21 s a seed'

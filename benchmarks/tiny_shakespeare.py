@@ -65,7 +65,7 @@ def ours(train: Shard, val: Shard, tokenizer: Tokenizer, seed: int, recipe: Pret
 
 
 def theirs(train: Shard, val: Shard, tokenizer: Tokenizer, seed: int, steps: int = NANOGPT.decay_steps) -> Trained:
-    """nanoGPT's recipe."""
+    """Train by nanoGPT's recipe and evaluate."""
     torch.manual_seed(seed)
     n_characters = tokenizer.vocab_size - 1
     model = nanogpt.NanoGPT(nanogpt.Config(CONTEXT, n_characters, n_layer=4, n_head=4, n_embd=128))
@@ -76,7 +76,7 @@ def theirs(train: Shard, val: Shard, tokenizer: Tokenizer, seed: int, steps: int
 
 
 def loss_of(model: torch.nn.Module, val: Shard) -> float:
-    """Nats a character, over the whole split."""
+    """Return nats per character over the whole split."""
     total = nats(model, val.tokens[1:], int(val.tokens[0]), CONTEXT, stride=CONTEXT, batch_size=128)
     return total / (val.n_tokens - 1)
 

@@ -13,9 +13,8 @@ from __future__ import annotations
 import os
 import statistics
 import tempfile
-import threading
-import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import click
@@ -24,14 +23,14 @@ import psutil
 import tiktoken
 from tiktoken_ext.openai_public import r50k_pat_str
 
+from benchmarks import machine
+from benchmarks.machine import MB, spread
 from gpt2core.config.tokenizer import Tokenizer as TokenizerParams
 from gpt2core.corpus.shards import open_shard
 from gpt2core.corpus.tokenize import tokenize
 from gpt2core.runtime import available_processes
 from gpt2core.sources.synthetic import generate_tales
-from gpt2core.tokenizer import END_OF_TEXT, Tokenizer
-
-MB = 1e6
+from gpt2core.tokenizer import END_OF_TEXT
 
 
 @click.group()
@@ -57,31 +56,27 @@ def speed(mirror: Path, megabytes: int, rounds: int) -> None:
             (corpus / "train" / f"{number:03d}.txt").write_text(text, "utf-8")
         size_mb = sum(path.stat().st_size for path in (corpus / "train").iterdir()) / MB
 
-        plain = Tokenizer.from_files(mirror / "gpt2-bpe" / "encoder.json", mirror / "gpt2-bpe" / "vocab.bpe")
+        plain = machine.gpt2_tokenizer(mirror)
         encoding = tiktoken.Encoding(
             "gpt2", pat_str=r50k_pat_str, mergeable_ranks=plain.ranks, special_tokens={END_OF_TEXT: plain.eot_id}
         )
-        n_tokens: list[int] = []
 
-        def theirs() -> None:
-            n_tokens.append(sum(len(encoding.encode_ordinary(text)) + 1 for text in texts))
+        def theirs() -> int:
+            return sum(len(encoding.encode_ordinary(text)) + 1 for text in texts)
 
-        def ours() -> None:
+        def ours() -> int:
             figures = tokenize(_params("gpt2"), 1, root / "raw", root / "tokens")
-            n_tokens.append(figures["train_tokens"] + figures["val_tokens"])
+            return figures["train_tokens"] + figures["val_tokens"]
 
         print(f"{len(texts)} novels, {size_mb:.0f} MB, {available_processes()} processes")
-        rates: dict[str, list[tuple[float, float]]] = {"tiktoken, one process": [], "the stage": []}
-        for _ in range(rounds):
-            for found, work in zip(rates.values(), (theirs, ours), strict=True):
-                cpu_s, wall_s = _cpu_seconds(), _seconds(work)
-                found.append((size_mb / wall_s, size_mb / (_cpu_seconds() - cpu_s)))
-        assert len(set(n_tokens)) == 1, f"different numbers of tokens: {n_tokens}"
-        for title, found in rates.items():
-            wall, cpu = zip(*found, strict=True)
-            spread = f"({min(wall):.1f} to {max(wall):.1f}), {statistics.median(cpu):.1f} MB a core-second"
-            print(f"{title:>22}: {statistics.median(wall):5.1f} MB/s {spread}")
-        first, second = (statistics.median(wall for wall, _ in found) for found in rates.values())
+        sides = {"tiktoken, one process": theirs, "the stage": ours}
+        runs = machine.in_turn({name: partial(_timed_with_children, side) for name, side in sides.items()}, rounds)
+        assert len({n_tokens for results in runs.values() for *_, n_tokens in results}) == 1, runs
+        rates = {name: [size_mb / wall_s for wall_s, *_ in results] for name, results in runs.items()}
+        for name, results in runs.items():
+            cpu = statistics.median(size_mb / cpu_s for _, cpu_s, _ in results)
+            print(f"{name:>22}: {spread(rates[name])} MB/s, {cpu:.1f} MB per core-second")
+        first, second = map(statistics.median, rates.values())
         print(f"{'ratio':>22}: {second / first:5.2f}")
 
 
@@ -96,13 +91,12 @@ def memory(megabytes: int, shuffle: bool, drop_duplicates: bool) -> None:
         folder = root / "raw" / "corpus" / "train"
         folder.mkdir(parents=True)
         n_documents = _write_tales(folder, megabytes * MB)
-        with PeakMemory() as peak:
-            seconds = _seconds(
-                lambda: tokenize(_params("bpe", shuffle, drop_duplicates), 1, root / "raw", root / "tokens")
-            )
+        params = _params("bpe", shuffle, drop_duplicates)
+        with machine.peak_of(_processes_bytes, interval_s=0.05) as peak_bytes:
+            took, _ = machine.timed(lambda: tokenize(params, 1, root / "raw", root / "tokens"))
         tokens = open_shard(root / "tokens" / "train.bin").n_tokens
-        print(f"{megabytes} MB, {n_documents:,} documents, {tokens:,} tokens of training, {seconds:.0f} s")
-        print(f"peak of {available_processes()} processes and the one that started them: {peak.mb:.0f} MB")
+        print(f"{megabytes} MB, {n_documents:,} documents, {tokens:,} tokens of training, {took.wall:.0f} s")
+        print(f"peak of {available_processes()} processes and the one that started them: {peak_bytes() / MB:.0f} MB")
 
 
 def _project(root: Path) -> Path:
@@ -117,16 +111,13 @@ def _params(kind: str, shuffle: bool = False, drop_duplicates: bool = False) -> 
     )  # fmt: skip
 
 
-def _seconds(work: Callable[[], object]) -> float:
-    start_s = time.perf_counter()
-    work()
-    return time.perf_counter() - start_s
-
-
-def _cpu_seconds() -> float:
-    """Processor time of this process and of those under it that have ended."""
-    times = os.times()
-    return times.user + times.system + times.children_user + times.children_system
+def _timed_with_children(work: Callable[[], int]) -> tuple[float, float, int]:
+    """Run a function; return wall time, CPU time with that of child processes that ended, and its result."""
+    before = os.times()
+    result = work()
+    after = os.times()
+    cpu_s = sum(after[:4]) - sum(before[:4])  # user and system, of this process and of its children
+    return after.elapsed - before.elapsed, cpu_s, result
 
 
 def _repeated(texts: list[str], size_bytes: float) -> list[str]:
@@ -150,37 +141,12 @@ def _write_tales(folder: Path, size_bytes: float) -> int:
     return count
 
 
-class PeakMemory:
-    """`with PeakMemory() as peak: …`, then `peak.mb`: the most that this process and those under it had at one time."""
-
-    def __init__(self) -> None:
-        self.mb = 0.0
-        self._done = threading.Event()
-        self._thread = threading.Thread(target=self._watch)
-
-    def __enter__(self) -> PeakMemory:
-        self._thread.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._done.set()
-        self._thread.join()
-
-    def _watch(self) -> None:
-        me = psutil.Process()
-        while not self._done.wait(0.05):
-            found = [_status_kb(process.pid) for process in (me, *me.children(recursive=True))]
-            own_kb = sum(status.get("RssAnon", 0) for status in found)
-            shared_kb = max(status.get("RssFile", 0) + status.get("RssShmem", 0) for status in found)
-            self.mb = max(self.mb, (own_kb + shared_kb) * 1024 / MB)
-
-
-def _status_kb(pid: int) -> dict[str, int]:
-    try:
-        lines = Path(f"/proc/{pid}/status").read_text().splitlines()
-    except OSError:  # it has just ended
-        return {}
-    return {line.split(":")[0]: int(line.split()[1]) for line in lines if line.startswith("Rss")}
+def _processes_bytes() -> int:
+    """Return the memory of this process and its children, in bytes: all anonymous, and once what they share."""
+    me = psutil.Process()
+    resident = [machine.resident_bytes(process.pid) for process in (me, *me.children(recursive=True))]
+    shared = max(memory.get("RssFile", 0) + memory.get("RssShmem", 0) for memory in resident)
+    return shared + sum(memory.get("RssAnon", 0) for memory in resident)
 
 
 if __name__ == "__main__":

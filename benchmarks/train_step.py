@@ -15,22 +15,22 @@ C channels, T context. That counts attention in full, also where a kernel leaves
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import importlib.util
 import multiprocessing
+import os
 import statistics
-import threading
-import time
+from argparse import BooleanOptionalAction
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
-from multiprocessing.connection import Connection
 
 import torch
 from torch import Tensor, nn
 
-from benchmarks import nanogpt
-from benchmarks.machine import GB, anonymous_bytes, best_time_s, description
+from benchmarks import machine, nanogpt
+from benchmarks.machine import GB, GPT2_VOCABULARY, best_time_s, spread, timed
 from gpt2core import runtime
 from gpt2core.config.presets import PRESETS
 from gpt2core.model import GPT, GPTConfig
@@ -39,7 +39,6 @@ from gpt2core.training.optimizers import adamw
 SIDES = ("transformers", "nanogpt", "gpt2core")
 WARM_UP_STEPS = 3  # the first compiles and makes the optimizer's state
 GRAD_CLIP = 1.0
-SAMPLE_INTERVAL_S = 0.005
 
 
 @dataclass(frozen=True)
@@ -55,7 +54,9 @@ class Work:
     @property
     def config(self) -> GPTConfig:
         sizes = PRESETS[self.size]
-        return GPTConfig(vocab_size=50257, **{**sizes, "n_positions": max(self.context, sizes["n_positions"])})
+        return GPTConfig(
+            vocab_size=GPT2_VOCABULARY, **{**sizes, "n_positions": max(self.context, sizes["n_positions"])}
+        )
 
     @property
     def tokens(self) -> int:
@@ -64,7 +65,7 @@ class Work:
 
 
 def flops_per_token(c: GPTConfig, context: int) -> int:
-    """Of forward and backward pass; see the module's first lines."""
+    """Return the operations per token of forward and backward pass; see the module's first lines."""
     block = 12 * c.n_embd**2 + 13 * c.n_embd  # four matrices with their biases, two norms
     N = c.n_layer * block + c.vocab_size * c.n_embd + 2 * c.n_embd
     return 6 * N + 12 * c.n_layer * c.n_embd * context
@@ -74,12 +75,12 @@ Step = Callable[[], Tensor]  # one update; the loss
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = machine.new_parser(__doc__)
     parser.add_argument("--size", choices=list(PRESETS), default="124M")
     parser.add_argument("--batch-size", type=int, default=4)
     parser.add_argument("--context", type=int, default=256)
     parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32")
-    parser.add_argument("--compile", action=argparse.BooleanOptionalAction, default=True)
+    parser.add_argument("--compile", action=BooleanOptionalAction, default=True)
     parser.add_argument("--sides", nargs="+", choices=SIDES, default=list(SIDES))
     parser.add_argument("--rounds", type=int, default=5, help="steps that count")
     parser.add_argument("--memory", action="store_true", help="peak memory, one side after the other; no times")
@@ -87,11 +88,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     work = Work(given.size, given.batch_size, given.context, given.dtype, given.compile)
     sides = [side for side in given.sides if side != "transformers" or importlib.util.find_spec("transformers")]
     device = runtime.device()
-    name = torch.cuda.get_device_name() + f", torch {torch.__version__}" if device.type == "cuda" else description()
-    print(name)
+    print(machine.description())
     print(
         f"{work.size}, B={work.batch_size} T={work.context}, {work.dtype}, {'' if work.compile else 'not '}compiled; "
-        f"{flops_per_token(work.config, work.context) / GB:.2f} GFLOP a token"
+        f"{flops_per_token(work.config, work.context) / GB:.2f} GFLOP per token"
     )
     if given.memory:
         report_memory(work, sides, device)
@@ -100,37 +100,34 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def report_speed(work: Work, sides: Sequence[str], device: torch.device, rounds: int) -> None:
-    times_s: dict[str, list[float]] = {side: [] for side in sides}
-    products = []
+    """Print each side's tokens per second, all sides in turn, with a matrix product before each round."""
     with contextlib.ExitStack() as stack:
-        workers = {side: stack.enter_context(Worker(work, side)) for side in sides}
-        for worker in workers.values():
+        workers = {side: stack.enter_context(worker(work, side)) for side in sides}
+        for ask in workers.values():
             for _ in range(WARM_UP_STEPS):
-                worker.step_s()
-        for _ in range(rounds):
-            products.append(product_flops(work.dtype, device))
-            for side, worker in workers.items():
-                times_s[side].append(worker.step_s())
+                ask(step_s)
+        turns: dict[str, Callable[[], float]] = {"product": lambda: product_flops(work.dtype, device)}
+        turns |= {side: lambda ask=ask: ask(step_s) for side, ask in workers.items()}
+        times_s = machine.in_turn(turns, rounds)
+    products = times_s.pop("product")
     peak, flops = max(products), flops_per_token(work.config, work.context)
     print(f"matrix product: {peak / GB:.0f} GFLOP/s at best ({min(products) / GB:.0f} in the slowest round)")
     best_s = min((statistics.median(t) for side, t in times_s.items() if side != "gpt2core"), default=float("nan"))
     print(f"tokens/s, median of {rounds} steps (least to most)")
     for side, times in times_s.items():
         median_s = statistics.median(times)
-        rate = work.tokens / median_s
         print(
-            f"  {side:<13} {rate:9.1f} ({work.tokens / max(times):.1f} to {work.tokens / min(times):.1f})  "
-            f"{best_s / median_s:5.2f} × the better peer  MFU {rate * flops / peak:4.0%}"
+            f"  {side:<13} {spread([work.tokens / time for time in times])}  "
+            f"{best_s / median_s:5.2f} × the better peer  MFU {work.tokens / median_s * flops / peak:4.0%}"
         )
 
 
 def report_memory(work: Work, sides: Sequence[str], device: torch.device) -> None:
+    """Print each side's peak memory, one side after the other."""
     peaks = {}
     for side in sides:
-        with Worker(work, side) as worker, worker.sampled() as peak_bytes:
-            for _ in range(2):  # the second has the optimizer's state beside the activations
-                worker.step_s()
-            peaks[side] = worker.cuda_peak_bytes() if device.type == "cuda" else peak_bytes()
+        with worker(work, side) as ask:
+            peaks[side] = ask(peak_bytes)
     print("peak memory" + (", as torch allocated it" if device.type == "cuda" else ", anonymous"))
     for side, peak in peaks.items():
         share = f"  {peak / peaks['transformers']:5.2f} × transformers" if "transformers" in peaks else ""
@@ -151,76 +148,55 @@ def product_flops(dtype: str, device: torch.device) -> float:
     return best
 
 
-class Worker:
-    """A process that trains one side, a step when it is told to."""
-
-    def __init__(self, work: Work, side: str):
-        context = multiprocessing.get_context("spawn")  # a fork would share what the parent's threads hold
-        self.connection, theirs = context.Pipe()
-        self.process = context.Process(target=serve, args=(theirs, work, side), daemon=False)
-        self.process.start()
-        theirs.close()
-
-    def __enter__(self) -> Worker:
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        self.connection.close()  # which ends it
-        self.process.join()
-
-    def ask(self, what: str) -> float:
-        """Raises RuntimeError if the process ended; what it wrote tells why."""
-        try:
-            self.connection.send(what)
-            return self.connection.recv()
-        except (EOFError, OSError):
-            self.process.join()
-            raise RuntimeError(f"the side's process ended with {self.process.exitcode}; see above") from None
-
-    def step_s(self) -> float:
-        """Seconds of one step."""
-        return self.ask("step")
-
-    def cuda_peak_bytes(self) -> int:
-        return int(self.ask("peak"))
-
-    @contextlib.contextmanager
-    def sampled(self) -> Iterator[Callable[[], int]]:
-        """Gives a function that tells the most anonymous memory that the process held while in here."""
-        done, peak = threading.Event(), 0
-
-        def watch() -> None:
-            nonlocal peak
-            while not done.wait(SAMPLE_INTERVAL_S):
-                peak = max(peak, anonymous_bytes(self.process.pid))
-
-        thread = threading.Thread(target=watch)
-        thread.start()
-        try:
-            yield lambda: peak
-        finally:
-            done.set()
-            thread.join()
+Ask = Callable[[Callable[[], float]], float]
+_step: Step  # in a worker
 
 
-def serve(connection: Connection, work: Work, side: str) -> None:
-    """In the worker's process: answer until the other end is closed."""
-    device = runtime.device()
-    step = new_step(work, side, device)
-    with contextlib.suppress(EOFError):
-        while True:
-            if connection.recv() == "peak":
-                connection.send(torch.cuda.max_memory_allocated())
-                continue
-            synchronize(device)
-            start_s = time.perf_counter()
-            step()
-            synchronize(device)
-            connection.send(time.perf_counter() - start_s)
+@contextlib.contextmanager
+def worker(work: Work, side: str) -> Iterator[Ask]:
+    """Start a process that trains one side, and yield a function that calls another one in it.
+
+    Raises:
+        RuntimeError: the process ended; its output has the reason.
+    """
+    spawn = multiprocessing.get_context("spawn")  # a fork would share what the parent's threads hold
+    with ProcessPoolExecutor(1, spawn, initializer=_start, initargs=(work, side)) as pool:
+
+        def ask(function: Callable[[], float]) -> float:
+            try:
+                return pool.submit(function).result()
+            except BrokenProcessPool:
+                raise RuntimeError(f"the process of {side} ended; see above") from None
+
+        yield ask
+
+
+def _start(work: Work, side: str) -> None:
+    global _step
+    _step = new_step(work, side, runtime.device())
+
+
+def step_s() -> float:
+    """Take a step in a worker; return its seconds."""
+
+    def step() -> None:
+        _step()
+        synchronize(runtime.device())
+
+    synchronize(runtime.device())
+    return timed(step)[0].wall
+
+
+def peak_bytes() -> int:
+    """Take two steps in a worker, the second with the optimizer's state; return the peak of memory in bytes."""
+    with machine.peak_of(lambda: machine.anonymous_bytes(os.getpid())) as peak:
+        _step()
+        _step()
+        return torch.cuda.max_memory_allocated() if torch.cuda.is_initialized() else peak()
 
 
 def new_step(work: Work, side: str, device: torch.device) -> Step:
-    """A side's model and what one step of it does."""
+    """Return one training step of a side's model."""
     torch.manual_seed(0)
     ids = torch.randint(work.config.vocab_size, (work.batch_size, work.context + 1)).to(device)
     model, loss = {"transformers": transformers_side, "nanogpt": nanogpt_side, "gpt2core": our_side}[side](work)

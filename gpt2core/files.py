@@ -113,9 +113,9 @@ def _names_what_was_written(path: Path) -> Iterator[None]:
             error.filename = os.fspath(path)
         raise
     except Exception as error:  # libraries written in Rust, as safetensors, tell the number in the text alone
-        found = re.search(r"\(os error (\d+)\)", str(error))
-        if found and int(found[1]) in DISK_FULL:
-            raise OSError(int(found[1]), os.strerror(int(found[1])), os.fspath(path)) from error
+        match = re.search(r"\(os error (\d+)\)", str(error))
+        if match and int(match[1]) in DISK_FULL:
+            raise OSError(int(match[1]), os.strerror(int(match[1])), os.fspath(path)) from error
         raise
 
 

@@ -54,8 +54,8 @@ def stage_files(stage: str) -> tuple[Path, ...]:
             continue
         reached.add(module)
         waiting += [*_imports(module), *_parents(module)]
-    found = {file for module in reached for file in (_path(module), *_package_data(module))}
-    return tuple(sorted(path.relative_to(ROOT) for path in found if path is not None))
+    paths = {file for module in reached for file in (_path(module), *_package_data(module))}
+    return tuple(sorted(path.relative_to(ROOT) for path in paths if path is not None))
 
 
 def is_observer(module: str) -> bool:
@@ -112,10 +112,10 @@ def _package_data(module: str) -> set[Path]:
     assert path is not None
     constants = (node.value for node in ast.walk(_tree(path)) if isinstance(node, ast.Constant))
     names = {value for value in constants if isinstance(value, str) and FILE_NAME.fullmatch(value)}
-    found: set[Path] = set()
+    paths: set[Path] = set()
     for place in (base / name for name in names for base in (path.parent, ROOT / "gpt2core")):
         if place.is_dir() and not any(place.rglob("*.py")):
-            found |= {file for file in place.rglob("*") if file.is_file()}
+            paths |= {file for file in place.rglob("*") if file.is_file()}
         elif place.is_file() and place.suffix != ".py":
-            found.add(place)
-    return found
+            paths.add(place)
+    return paths

@@ -1,9 +1,9 @@
-"""Write a model directory in OpenAI's own format, by TensorFlow itself.
+"""Write a model directory in OpenAI's own format with TensorFlow.
 
     python scripts/make_openai_tiny.py MODEL_DIR OUT_DIR
 
-Makes gpt2core/assets/openai-tiny/ from a trained tiny model, so that the path from a TensorFlow checkpoint to a model
-directory runs without the network.
+This creates gpt2core/assets/openai-tiny/ from a trained tiny model, so that the conversion of a TensorFlow checkpoint
+runs without the network.
 """
 
 from __future__ import annotations

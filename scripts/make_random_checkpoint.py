@@ -1,9 +1,9 @@
-"""Write a checkpoint in OpenAI's format with random weights, to try what real ones go through without the network.
+"""Write a checkpoint in OpenAI's format with random weights, to try the conversion without the network.
 
     python scripts/make_random_checkpoint.py 124M OUT_DIR [--bpe DIR] [--seed N]
 
-The seven files have OpenAI's names, sizes and shapes; 124M takes 0.5 GB on disk and 0.4 GB of memory. Without --bpe
-the vocabulary is made up, too. Needs no TensorFlow. Same arguments, same bytes.
+The seven files have OpenAI's names, sizes, and shapes; 124M takes 0.5 GB on disk and 0.4 GB of memory. Without --bpe,
+the vocabulary is generated, too. Needs no TensorFlow. The same arguments give the same bytes.
 """
 
 from __future__ import annotations
@@ -31,13 +31,13 @@ VOCAB_SIZE = 50_257  # 256 bytes, 50,000 merges, <|endoftext|>
 
 
 def make(config: GPTConfig, out_dir: Path, bpe_dir: Path | None = None, seed: int = 0) -> None:
-    """Write OpenAI's seven files for a model of this shape.
+    """Write OpenAI's seven files for a model of these sizes.
 
     Args:
         config: only its sizes count.
-        out_dir: where to; replaced if it is there.
-        bpe_dir: holds `encoder.json` and `vocab.bpe`; without it, all pairs of bytes in order make the merges.
-        seed: of the weights.
+        out_dir: output directory; replaced if it exists.
+        bpe_dir: contains `encoder.json` and `vocab.bpe`; without it, the merges are all pairs of bytes in order.
+        seed: random seed of the weights.
     """
     with files.atomic_dir(out_dir) as folder:
         rng = np.random.Generator(np.random.PCG64(seed))
@@ -55,7 +55,7 @@ def make(config: GPTConfig, out_dir: Path, bpe_dir: Path | None = None, seed: in
 
 
 def _random_tensors(rows: list[Row], rng: np.random.Generator) -> Iterator[tuple[str, np.ndarray]]:
-    """GPT-2's initial spread (0.02; gains near 1). Uniform, not normal: that takes no `log`, so any machine agrees."""
+    """Yield tensors at GPT-2's initial scale: uniform, since normal draws need `log`, whose bits differ by machine."""
     half_width = np.float32(0.02 * math.sqrt(3))  # of a uniform distribution with standard deviation 0.02
     for row in rows:
         array = rng.random(row.openai_shape, dtype=np.float32)

@@ -1,4 +1,4 @@
-"""How many sentences that a model samples does the grammar of the tales accept?
+"""Count the sampled sentences of a model that the grammar of the tales accepts.
 
 python scripts/parse_samples.py models/pretrained
 """
@@ -18,7 +18,7 @@ from gpt2core.runtime import stage_main
 @click.option("--texts", type=click.IntRange(1), default=100, show_default=True, help="Texts to sample, temperature 1.")
 @click.option("--seed", type=click.IntRange(0, 2**63 - 1), default=0, show_default=True)
 def main(model_dir: Path, texts: int, seed: int) -> None:
-    """Sample texts from MODEL_DIR and parse the sentences of those that came to an end."""
+    """Sample texts from MODEL_DIR and parse the sentences of the texts that ended."""
     numerics.prepare("portable")  # before PyTorch loads: the README's figure is the one that you get
     numerics.start("portable")
     import torch

@@ -2,9 +2,9 @@
 
     python scripts/scaling.py
 
-All by formulas, in bfloat16 autocast with weights in float32, as this project trains. What a token's activations take
-is what PyTorch keeps for the backward pass, counted on a CPU (tests/test_scaling.py holds the formula to it). How much
-of its peak a GPU reaches (MFU) is an assumption, and published runs stand beside it.
+All by formulas, in bfloat16 autocast with weights in float32, as this project trains. The activations per token are
+what PyTorch keeps for the backward pass on a CPU (tests/test_scaling.py compares). The fraction of its peak that a GPU
+reaches (MFU) is an assumption, compared with published runs.
 
 Letters: P parameters, L blocks, C width, H heads, V vocabulary, T context, n GPUs.
 """
@@ -28,8 +28,16 @@ GB = 1e9
 
 @dataclass(frozen=True)
 class GPU:
-    """peak_flops: dense, bfloat16. node_bytes_s, network_bytes_s: what a GPU sends while all of them add up their
-    gradients, within a node of eight and between nodes; about three quarters of what the links are sold with."""
+    """A GPU and its links.
+
+    Attributes:
+        name: for the tables.
+        memory_bytes: memory.
+        peak_flops: dense, bfloat16, operations per second.
+        node_bytes_s: bytes per second that a GPU sends while all add up gradients within a node of eight, about three
+            quarters of the link's nominal speed.
+        network_bytes_s: the same between nodes.
+    """
 
     name: str
     memory_bytes: float
@@ -72,27 +80,28 @@ class Size:
 
     @property
     def token_flops(self) -> float:
-        """Of forward and backward pass: 6 a parameter, and attention's two products of T x C in each block."""
+        """Operations of forward and backward pass: 6 per parameter, and attention's two products of T x C per block."""
         return 6 * self.parameters + 12 * self.L * self.C * T
 
     @property
     def token_activation_bytes(self) -> int:
-        """What a token leaves for the backward pass; see `block_activation_bytes`. Around the blocks: the last norm's
-        input, and the hidden state and its gradient, in float32."""
+        """Bytes per token for the backward pass: the blocks', and the last norm's input, hidden state, and gradient."""
         return self.L * self.block_activation_bytes + 12 * self.C
 
     @property
     def block_activation_bytes(self) -> int:
-        """Of one block, a token: both norms' inputs in float32 and outputs in bfloat16, queries, keys and values,
-        attention's output, and the MLP's 4 C before and after GELU, in bfloat16; and 4 bytes a head and a norm's two
-        numbers."""
+        """Bytes per token that a block keeps.
+
+        Both norms' inputs in float32 and outputs in bfloat16; queries, keys, and values, attention's output, and the
+        MLP's 4 C before and after GELU, in bfloat16; 4 bytes per head and a norm's two numbers.
+        """
         return (2 * (4 + 2) + 6 + 2 + 8 + 8) * self.C + 4 * self.H + 4 * 4
 
     def state_bytes(self, n: int, sharding: str) -> float:
-        """Weights, gradients, AdamW's two moments in float32, and the weights' copies in bfloat16 that autocast keeps.
+        """Return weights, gradients, AdamW's two moments in float32, and autocast's copies of weights in bfloat16.
 
-        Sharded, each GPU holds an n-th of the first four, and whole in float32: two blocks, the one that computes and
-        the next, with the gradient of one, and the embeddings with theirs.
+        Sharded, each GPU holds an n-th of the first four, and in full, in float32: two blocks, the current and the next
+        one, with the gradient of one, and the embeddings with theirs.
         """
         copies = 2 * self.parameters
         if sharding == "none":
@@ -100,7 +109,7 @@ class Size:
         return 16 * self.parameters / n + copies + 4 * 3 * self.block_parameters + 4 * 2 * (V + T) * self.C
 
     def memory_bytes(self, batch_size: int, n: int, sharding: str) -> float:
-        """What a GPU needs at most: states, the activations of a micro-batch, and the loss.
+        """Return the most memory of a GPU: states, the activations of a micro-batch, and the loss.
 
         The loss holds the head's gradient, and a chunk of logits three times in float32 and once in bfloat16.
         """
@@ -110,7 +119,7 @@ class Size:
 
 @dataclass(frozen=True)
 class Plan:
-    """How a size trains on n GPUs: the largest micro-batch that fits, and what comes of it."""
+    """How a size trains on n GPUs, with the largest micro-batch that fits."""
 
     size: Size
     gpu: GPU
@@ -136,13 +145,16 @@ class Plan:
 
     @property
     def compute_s(self) -> float:
-        """Of a step."""
+        """Seconds of computation per step."""
         return STEP_TOKENS * self.size.token_flops / (self.n * MFU * self.gpu.peak_flops)
 
     @property
     def communication_s(self) -> float:
-        """Of a step. Adding up P float32 gradients sends 2 (n - 1) / n of them; sharded, only half of that, but the
-        weights come twice in each micro-batch, for the forward and the backward pass."""
+        """Seconds of communication per step.
+
+        Adding up P float32 gradients sends 2 (n - 1) / n of them; sharded, only half of that, but the weights are sent
+        twice per micro-batch, for the forward and the backward pass.
+        """
         if self.n == 1:
             return 0.0
         passes = 2 if self.sharding == "none" else 1 + 2 * self.n_micro
@@ -151,8 +163,11 @@ class Plan:
 
     @property
     def step_s(self) -> float:
-        """Computing, and what of the communication does not run beside it: data-parallel gradients are sent during the
-        last micro-batch's backward pass, two thirds of its time; sharded weights at any time."""
+        """Seconds of a step: computation, and communication that does not overlap with it.
+
+        Data-parallel gradients are sent during the last micro-batch's backward pass, two thirds of its time; sharded
+        weights at any time.
+        """
         beside = self.compute_s if self.sharding == "full" else self.compute_s * 2 / 3 / self.n_micro
         return self.compute_s + max(0.0, self.communication_s - beside)
 
@@ -163,7 +178,7 @@ class Plan:
 
 @dataclass(frozen=True)
 class Published:
-    """A run that somebody told of."""
+    """A published training run."""
 
     who: str
     size: Size
@@ -174,12 +189,12 @@ class Published:
 
     @property
     def mfu(self) -> float:
-        """The share of the peak that it reached."""
+        """The fraction of the peak that it reached."""
         return self.tokens * self.size.token_flops / self.duration_s / (self.n * self.gpu.peak_flops)
 
     @property
     def planned_s(self) -> float:
-        """How long it takes by this page's assumptions."""
+        """Its duration in seconds by the assumptions here."""
         return self.tokens / Plan(self.size, self.gpu, self.n, "none").tokens_s
 
 
@@ -194,14 +209,19 @@ def row(*cells: object) -> str:
     return "| " + " | ".join(map(str, cells)) + " |"
 
 
+def header(*titles: str) -> list[str]:
+    """Return the first two lines of a table; a column whose title ends in a colon is aligned to the right."""
+    rule = "|".join("---:" if title.endswith(":") else "---" for title in titles)
+    return [row(*(title.removesuffix(":") for title in titles)), f"|{rule}|"]
+
+
 def hours(seconds: float) -> str:
     return f"{seconds / 60:.0f} min" if seconds < 2 * 3600 else f"{seconds / 3600:.1f} h"
 
 
 def fixed_table() -> list[str]:
-    """What does not depend on the number of GPUs."""
-    lines = [row("size", "parameters", "weights, gradients, AdamW", "a token's activations", "operations a token")]
-    lines.append("|---|---:|---:|---:|---:|")
+    """Return the figures that do not depend on the number of GPUs."""
+    lines = header("size", "parameters:", "weights, gradients, AdamW:", "a token's activations:", "operations a token:")
     for size in map(Size, SIZES):
         states, activations = f"{16 * size.parameters / GB:.1f} GB", f"{size.token_activation_bytes / 1e6:.2f} MB"
         lines.append(row(size.name, f"{size.parameters:,}", states, activations, f"{size.token_flops / GB:.2f} G"))
@@ -209,9 +229,10 @@ def fixed_table() -> list[str]:
 
 
 def plan_table(gpu: GPU) -> list[str]:
-    """Each size on 1 to 64 GPUs."""
-    lines = [row("size", "GPUs", "sharding", "batch_size x grad_accum_steps", "memory a GPU", "tokens/s", "10B tokens")]
-    lines.append("|---|---:|---|---:|---:|---:|---:|")
+    """Return each size on 1 to 64 GPUs."""
+    lines = header(
+        "size", "GPUs:", "sharding", "batch_size x grad_accum_steps:", "memory a GPU:", "tokens/s:", "10B tokens:"
+    )
     for size in map(Size, SIZES):
         for n in GPU_COUNTS:
             for sharding in ("none", "full") if size.name == "1558M" and n > 1 else ("none",):
@@ -225,9 +246,8 @@ def plan_table(gpu: GPU) -> list[str]:
 
 
 def published_table() -> list[str]:
-    """The published runs beside the same by this page's assumptions."""
-    lines = [row("run", "tokens", "GPUs", "took", "its MFU", "by these assumptions")]
-    lines.append("|---|---:|---|---:|---:|---:|")
+    """Return published runs compared with these assumptions."""
+    lines = header("run", "tokens:", "GPUs", "took:", "its MFU:", "by these assumptions:")
     for run in PUBLISHED:
         name, tokens, gpus = f"{run.who} {run.size.name}", f"{run.tokens / 1e9:.1f}B", f"{run.n} {run.gpu.name}"
         lines.append(row(name, tokens, gpus, hours(run.duration_s), f"{run.mfu:.0%}", hours(run.planned_s)))
@@ -235,7 +255,7 @@ def published_table() -> list[str]:
 
 
 def tables() -> str:
-    """All of them, in Markdown."""
+    """Return all tables in Markdown."""
     return "\n\n".join("\n".join(lines) for lines in (fixed_table(), plan_table(H100), published_table()))
 
 

@@ -136,7 +136,7 @@ def training_step(mode: str) -> list[Row]:
 
 
 def new_recorder() -> Any:
-    """A context in which the results of every operator are recorded."""
+    """Return a context in which the results of every operator are recorded."""
     import torch
     from torch import Tensor
     from torch.utils._python_dispatch import TorchDispatchMode
@@ -180,7 +180,7 @@ def new_recorder() -> Any:
 
 
 def mutated(func: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Iterator[Any]:
-    """The arguments that an operator without results writes to."""
+    """Yield the arguments that an operator without results writes to."""
     if func._schema.returns:
         return
     for number, argument in enumerate(func._schema.arguments):

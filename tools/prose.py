@@ -77,20 +77,20 @@ def main(paths: tuple[Path, ...], update: bool) -> None:
             for finding in findings(path.resolve()):
                 click.echo(finding)
         return
-    found = {name: found for name in checked_files() if (found := findings(ROOT / name))}
+    present = {name: each for name in checked_files() if (each := findings(ROOT / name))}
     allowed = read_baseline()
     if update:
-        lowered = {name: min(len(each), allowed.get(name, 0)) for name, each in found.items()}
+        lowered = {name: min(len(each), allowed.get(name, 0)) for name, each in present.items()}
         BASELINE.write_text(json.dumps({n: c for n, c in lowered.items() if c}, indent=1) + "\n", encoding="utf-8")
         allowed = read_baseline()
-    worse = [name for name, each in found.items() if len(each) > allowed.get(name, 0)]
+    worse = [name for name, each in present.items() if len(each) > allowed.get(name, 0)]
     for name in worse:
-        click.echo(f"{name}: {len(found[name])} findings, {allowed.get(name, 0)} allowed")
-        for finding in found[name]:
+        click.echo(f"{name}: {len(present[name])} findings, {allowed.get(name, 0)} allowed")
+        for finding in present[name]:
             click.echo(f"  {finding}")
     if worse:
         raise click.ClickException(f"{len(worse)} files have new findings; replace the words")
-    stale = [name for name, count in allowed.items() if count > len(found.get(name, ()))]
+    stale = [name for name, count in allowed.items() if count > len(present.get(name, ()))]
     if stale:
         raise click.ClickException(f"the baseline can be lower for {', '.join(stale)}: python tools/prose.py --update")
     click.echo(f"no new findings; {sum(allowed.values())} old ones in {len(allowed)} files")

@@ -53,7 +53,7 @@ def compare(hashes: dict[str, str], where: str) -> None:
 
 
 def rebuild(cpu: str | None) -> dict[str, str]:
-    """The SHA-256 of each output file, by its path, of a pipeline run in a temporary clone."""
+    """Run the pipeline in a temporary clone; return the SHA-256 of each output file by its path."""
     with tempfile.TemporaryDirectory() as folder:
         clone = Path(folder) / "gpt2core"
         run("git", "clone", "--quiet", str(ROOT), str(clone), cwd=ROOT)

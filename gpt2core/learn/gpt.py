@@ -151,11 +151,11 @@ class GPTModel(nn.Module):
     @classmethod
     def from_directory(cls, path: str | os.PathLike[str], dtype: torch.dtype = torch.float32) -> GPTModel:
         """Load a model directory in eval mode; a classifier keeps its head. Raises UserError if it is not a GPT-2."""
-        theirs, _ = load(path, dtype=dtype)
-        config, state = theirs.config, theirs.state_dict()
+        source, _ = load(path, dtype=dtype)
+        config, state = source.config, source.state_dict()
         is_classifier = "score.weight" in state
-        if is_classifier and theirs.position != "last":
-            raise UserError(f"{path}: judges by position: {theirs.position}; here a classifier reads the last token")
+        if is_classifier and source.position != "last":
+            raise UserError(f"{path}: judges by position: {source.position}; here a classifier reads the last token")
         cfg = dict(
             vocab_size=config.vocab_size, context_length=config.n_positions, emb_dim=config.n_embd,
             n_heads=config.n_head, n_layers=config.n_layer, drop_rate=0.0, qkv_bias=config.qkv_bias,

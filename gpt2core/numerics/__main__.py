@@ -10,5 +10,5 @@ if __name__ == "__main__":
 
     blas.numpy_blas().set_num_threads(2)
     kernels.install()
-    for name, found in probe.hashes().items():
-        print(f'    "{name}": "{found}",')
+    for name, sha256 in probe.hashes().items():
+        print(f'    "{name}": "{sha256}",')

@@ -22,10 +22,10 @@ def numpy_blas() -> LibController:
     from threadpoolctl import ThreadpoolController
 
     libraries = ThreadpoolController().select(internal_api="openblas").lib_controllers
-    found = next((library for library in libraries if "numpy" in Path(library.filepath).parent.name), None)
-    if found is None:
+    numpy_library = next((library for library in libraries if "numpy" in Path(library.filepath).parent.name), None)
+    if numpy_library is None:
         raise UserError(
             "numerics: 'portable' needs NumPy with OpenBLAS, as its wheels on PyPI have it; install requirements.lock, "
             "or take numerics: native"
         )
-    return found
+    return numpy_library

@@ -1,9 +1,9 @@
-"""CPU kernels that give the same bytes on every CPU with AVX2, in place of those of PyTorch that do not.
+"""CPU kernels with the same bytes on every CPU with AVX2, in place of PyTorch's kernels without this property.
 
-PyTorch hands matrix products and the functions in `ELEMENTWISE` to MKL, which has other code for Intel's CPUs than for
-AMD's, whatever `MKL_CBWR` says. NumPy hands matrix products to OpenBLAS, which runs the code that `OPENBLAS_CORETYPE`
-names, and is as fast. `install` registers the kernels of this module with PyTorch's dispatcher for CPU tensors: forward
-and backward passes, optimizers and generation use them, and no model code changes.
+PyTorch computes matrix products and the functions in `ELEMENTWISE` with MKL, which has other code for Intel's CPUs than
+for AMD's, whatever `MKL_CBWR` says. NumPy computes matrix products with OpenBLAS, which runs the code that
+`OPENBLAS_CORETYPE` names, and is as fast. `install` registers the kernels of this module with PyTorch's dispatcher for
+CPU tensors: forward and backward passes, optimizers and generation use them, and no model code changes.
 
 Shapes: B batch, H heads, T queries, S keys, D head size, N = B * H.
 """
@@ -78,7 +78,7 @@ def _register(name: str, kernel: Callable[..., Tensor], in_place: bool = False) 
 
 
 def _out(out: Tensor | None, like: Tensor, shape: torch.Size) -> Tensor:
-    """Where to write a result of this shape: `out` if it is given, else a new tensor."""
+    """Return the tensor for a result of this shape: `out` if it is given, else a new one."""
     if out is None:
         return like.new_empty(shape)
     return out if out.shape == shape else out.resize_(shape)
@@ -131,7 +131,7 @@ class _SecondThread:
 
     @contextlib.contextmanager
     def reserved(self) -> Iterator[None]:
-        """Let nothing else use this thread; BLAS computes on one thread meanwhile."""
+        """Prevent other use of this thread; BLAS computes on one thread meanwhile."""
         with self._lock:
             n_threads = self._blas.get_num_threads()
             if n_threads == 1:  # in a forked process, where setting it would start BLAS's threads
@@ -145,7 +145,7 @@ class _SecondThread:
 
 
 def _after_fork() -> None:
-    """Forget the second thread in a forked process, which inherits none."""
+    """Replace the second thread in a forked process, which inherits none."""
     global _second_thread
     if _library is not None:
         _second_thread = _SecondThread()
@@ -156,7 +156,7 @@ os.register_at_fork(after_in_child=_after_fork)
 
 @contextlib.contextmanager
 def one_thread() -> Iterator[None]:
-    """Compute both parts of what is divided on this thread. The bytes are the same."""
+    """Compute both parts of a divided operation on this thread. The bytes are the same."""
     with _second_thread.reserved():
         yield
 
@@ -340,17 +340,17 @@ def _attention(
 
     Returns:
         The output [B, H, T, D] and, in place of PyTorch's logarithms of sums, the attention weights, flat: only
-        `_attention_backward` reads them. Without a gradient they are not kept.
+        `_attention_backward` reads them. Without a gradient they are not saved.
     """
     (B, H, T, D), S = query.shape, key.shape[2]
     q, k, v = (_wide(tensor) for tensor in (query, key, value))
     out = q.new_empty(B, T, H, D).transpose(1, 2)  # so that the heads of a position are next to each other
     blocks = _blocks(T, S, is_causal)
-    kept = q.new_empty(B * H * sum(map(_size, blocks)) if torch.is_grad_enabled() else 0)
-    weights = _weights_of_blocks(kept, B, H, blocks) if len(kept) else None
+    flat_weights = q.new_empty(B * H * sum(map(_size, blocks)) if torch.is_grad_enabled() else 0)
+    weights = _weights_of_blocks(flat_weights, B, H, blocks) if len(flat_weights) else None
     mask = None if attn_mask is None else attn_mask.expand(B, H, T, S)
     _for_parts(B, H, _attend, q, k, v, out, weights, mask, blocks, is_causal, _scale(scale, D))
-    return out.to(query.dtype), kept
+    return out.to(query.dtype), flat_weights
 
 
 @torch.inference_mode()
@@ -374,7 +374,7 @@ def _attend(
 
 
 def _attention_backward(
-    grad_out: Tensor, query: Tensor, key: Tensor, value: Tensor, out: Tensor, kept: Tensor,
+    grad_out: Tensor, query: Tensor, key: Tensor, value: Tensor, out: Tensor, flat_weights: Tensor,
     dropout_p: float, is_causal: bool, *, attn_mask: Tensor | None = None, scale: float | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
     """Return the gradients of query, key, and value: [B, H, T or S, D] each."""
@@ -382,7 +382,7 @@ def _attention_backward(
     grad, q, k, v = (_wide(tensor) for tensor in (grad_out, query, key, value))
     gradients = q.new_empty(B, H, T, D), q.new_zeros(B, H, S, D), q.new_zeros(B, H, S, D)
     blocks = _blocks(T, S, is_causal)
-    weights = _weights_of_blocks(kept, B, H, blocks)
+    weights = _weights_of_blocks(flat_weights, B, H, blocks)
     _for_parts(B, H, _attend_backward, grad, q, k, v, weights, gradients, blocks, _scale(scale, D))
     grad_q, grad_k, grad_v = (gradient.to(query.dtype) for gradient in gradients)
     return grad_q, grad_k, grad_v
@@ -431,9 +431,9 @@ def _size(block: _Block) -> int:
     return (block.end - block.start) * block.n_keys
 
 
-def _weights_of_blocks(kept: Tensor, n_rows: int, n_heads: int, blocks: list[_Block]) -> list[Tensor]:
+def _weights_of_blocks(flat_weights: Tensor, n_rows: int, n_heads: int, blocks: list[_Block]) -> list[Tensor]:
     """Return views of the weights of each block: [B, H, T of the block, S of the block]."""
-    parts = kept.split([n_rows * n_heads * _size(block) for block in blocks])
+    parts = flat_weights.split([n_rows * n_heads * _size(block) for block in blocks])
     return [part.view(n_rows, n_heads, b.end - b.start, b.n_keys) for part, b in zip(parts, blocks, strict=True)]
 
 

@@ -49,8 +49,8 @@ def check(with_torch: bool = True) -> None:
     Raises:
         UserError: an operation gives other bits; names it, and what may be the reason.
     """
-    for operation, found in hashes(with_torch, with_scipy="scipy.linalg" in sys.modules).items():
-        if found != HASHES[operation]:
+    for operation, sha256 in hashes(with_torch, with_scipy="scipy.linalg" in sys.modules).items():
+        if sha256 != HASHES[operation]:
             libraries = ", ".join(f"{name} {version(name)}" for name in ("torch", "numpy", "scipy"))
             raise UserError(
                 f"numerics: portable: {operation} gives other bits on this machine than it should ({libraries}). "
@@ -66,13 +66,13 @@ def hashes(with_torch: bool = True, with_scipy: bool = True) -> dict[str, str]:
         operations |= _scipy_operations()
     if with_torch:
         operations |= _torch_operations()
-    found = {}
+    digests = {}
     for name, results in operations.items():
         digest = hashlib.sha256()
         for result in results():
             digest.update(np.ascontiguousarray(result).tobytes())
-        found[name] = digest.hexdigest()[:16]
-    return found
+        digests[name] = digest.hexdigest()[:16]
+    return digests
 
 
 def _numpy_operations() -> dict[str, Results]:

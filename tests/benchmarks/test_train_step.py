@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 
 import pytest
@@ -9,7 +10,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks import train_step
-from benchmarks.train_step import Work, Worker, flops_per_token, new_step
+from benchmarks.train_step import Work, flops_per_token, new_step
 from gpt2core.model import GPTConfig
 
 TINY = Work("tiny", batch_size=2, context=32, dtype="float32", compile=False)
@@ -40,37 +41,18 @@ def test_each_side_learns_its_batch_from_a_uniform_guess(side: str) -> None:
     assert losses[-1] < losses[0] - 0.3
 
 
-def hold(connection: object, work: Work, side: str) -> None:
-    """A worker that makes and drops so many bytes in each step."""
-    while True:
-        try:
-            connection.recv()
-        except EOFError:
-            return
-        block = torch.ones(work.batch_size // 4)
-        connection.send(float(block[0]))
+def test_a_worker_times_its_steps() -> None:
+    with train_step.worker(TINY, "gpt2core") as ask:
+        assert 0 < ask(train_step.step_s) < 60
 
 
-@pytest.mark.slow
-def test_the_peak_of_a_worker_holds_what_it_dropped(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(train_step, "serve", hold)
-    peaks = []
-    for n_bytes in (4, 400_000_000):
-        with Worker(Work("tiny", n_bytes, 1, "float32", False), "") as worker, worker.sampled() as peak_bytes:
-            worker.step_s()
-            peaks.append(peak_bytes())
-    assert peaks[1] - peaks[0] == pytest.approx(400e6, rel=0.2)
+def end() -> float:
+    os._exit(3)
 
 
-def die(connection: object, work: Work, side: str) -> None:
-    connection.recv()
-    raise SystemExit(3)
-
-
-def test_a_worker_that_ends_is_reported(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(train_step, "serve", die)
-    with Worker(TINY, "") as worker, pytest.raises(RuntimeError, match="ended with 3"):
-        worker.step_s()
+def test_a_worker_that_ends_is_reported() -> None:
+    with train_step.worker(TINY, "gpt2core") as ask, pytest.raises(RuntimeError, match="of gpt2core ended"):
+        ask(end)
 
 
 @pytest.mark.slow

@@ -58,10 +58,10 @@ def _about_story(question: str, answer: str, *ends: str) -> Callable[[Draw], Ent
 def _yes_or_no(draw: Draw) -> Entry:
     scene = _Scene(draw)
     end, truth, lie = draw.pick(((_LEFT, scene.place, scene.spot), (_TOOK, scene.spot, scene.place)))
-    asked = draw.pick((truth, lie))
-    answer = f"Yes, it is at the {truth}." if asked == truth else f"No, it is at the {truth}."
+    place = draw.pick((truth, lie))
+    answer = f"Yes, it is at the {truth}." if place == truth else f"No, it is at the {truth}."
     story = scene.tell(draw.pick(_FOUND), draw.pick(_MET), end)
-    return f"Is the {scene.thing} at the {asked}?", story, answer
+    return f"Is the {scene.thing} at the {place}?", story, answer
 
 
 def _letter(draw: Draw) -> Entry:
@@ -186,9 +186,9 @@ def generate_instructions(seed: int) -> list[dict[str, str]]:
     entries: list[dict[str, str]] = []
     asked: set[tuple[str, str]] = set()
     for weight, entry in KINDS.values():
-        wanted = len(entries) + round(N_INSTRUCTIONS * weight / total)
+        target = len(entries) + round(N_INSTRUCTIONS * weight / total)
         tries = 0
-        while len(entries) < wanted and tries < 20 * N_INSTRUCTIONS:
+        while len(entries) < target and tries < 20 * N_INSTRUCTIONS:
             tries += 1
             instruction, text, output = entry(draw)
             key = ("", text) if text else (instruction, "")
