@@ -33,7 +33,8 @@ if TYPE_CHECKING:
 PACKAGE = Path(__file__).parents[1]
 # What the modules of gpt2core/serve reach of the package, and of others: a test holds both to their imports.
 CODE = (
-    "*.py", "checkpoint/*.py", "inference/*.py", "model/*.py", "numerics/*.py", "serve/*.py", "tokenizer/*.py"
+    "*.py", "checkpoint/*.py", "config/*.py", "inference/*.py", "model/*.py", "numerics/*.py", "serve/*.py",
+    "tokenizer/*.py",
 )  # fmt: skip
 REQUIREMENTS = (
     "filelock", "mlflow", "pandas", "pydantic", "regex", "ruamel.yaml", "safetensors", "tiktoken", "torch",
