@@ -174,7 +174,7 @@ def audit(event, arguments):
         path = os.path.abspath(arguments[0])
     if path and path.startswith((root + "gpt2core", root + "stages")) and "__pycache__" not in path:
         file = os.open(os.path.join(folder, stage), os.O_WRONLY | os.O_APPEND | os.O_CREAT)
-        os.write(file, (os.path.relpath(path, root) + "\n").encode())
+        os.write(file, (os.path.relpath(path, root) + "\\n").encode())
         os.close(file)
 
 sys.addaudithook(audit)

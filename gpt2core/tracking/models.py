@@ -33,7 +33,8 @@ if TYPE_CHECKING:
 PACKAGE = Path(__file__).parents[1]
 # The modules and packages that gpt2core/serve imports, directly or not; a test compares.
 CODE = (
-    "*.py", "checkpoint/*.py", "inference/*.py", "model/*.py", "numerics/*.py", "serve/*.py", "tokenizer/*.py"
+    "*.py", "checkpoint/*.py", "config/*.py", "inference/*.py", "model/*.py", "numerics/*.py", "serve/*.py",
+    "tokenizer/*.py",
 )  # fmt: skip
 REQUIREMENTS = (
     "filelock", "mlflow", "pandas", "pydantic", "regex", "ruamel.yaml", "safetensors", "tiktoken", "torch",

@@ -443,7 +443,7 @@ def jsonl(rows: list[Any]) -> str:
 def test_finetune_classify_messages(with_models: Folder, fails: Stage, content: Any, words: list[str]) -> None:
     with_models.write("data/raw/classification.jsonl", content)
     message = fails("finetune_classify", *words)
-    assert "too few" in message or "sms.jsonl" in message
+    assert "too few" in message or "classification.jsonl" in message
 
 
 @pytest.mark.parametrize("stage", ["finetune_classify", "finetune_instruct"])
