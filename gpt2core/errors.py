@@ -9,3 +9,8 @@ class UserError(Exception):
     The message says what is wrong, where (file, row, key), what is allowed and what to do. Stages and the command
     line print it as it stands, without a traceback, and exit with 1; anything else that is raised is a bug of ours.
     """
+
+
+def first_line(error: BaseException) -> str:
+    """Return the first 300 characters of the first line of an error's message."""
+    return (str(error).strip().splitlines() or [""])[0][:300]

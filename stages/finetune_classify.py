@@ -1,5 +1,4 @@
-"""Stage finetune-classify: a base model and labelled messages -> models/classifier
-(`python -m stages.finetune_classify`)."""
+"""Stage finetune-classify: a base and labeled texts -> models/classifier (`python -m stages.finetune_classify`)."""
 
 from __future__ import annotations
 

@@ -1,9 +1,8 @@
-"""Stage finetune-instruct: a base model and instructions -> models/instruct and its responses to the test set
-(`python -m stages.finetune_instruct`).
+"""Stage finetune-instruct: a base and instructions -> models/instruct (`python -m stages.finetune_instruct`).
 
-With several seeds or checkpoints, data/responses/checkpoints.json has what each of them makes of the test set, for the
-table of llm-judge-eval. models/instruct-adapter is an output of every kind of fine-tuning, since DVC's outputs cannot
-depend on a param: with `trainable: lora` it holds the adapter, else a line that says so.
+It also writes the responses to the test set. With several seeds or checkpoints, data/responses/checkpoints.json has the
+evaluation of each, for the table of llm-judge-eval. models/instruct-adapter is always an output, since DVC's outputs
+cannot depend on a param: with `trainable: lora` it has the adapter, else a line that says so.
 """
 
 from __future__ import annotations

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import importlib
+import inspect
 from functools import cache
 from pathlib import Path
 
@@ -129,6 +130,33 @@ def test_code_that_computes_results_imports_no_observer(path: Path) -> None:
     if not is_observer(module):
         observers = {name for name in imports(path) if is_observer(name)}
         assert observers <= {"gpt2core.stage_code"}
+
+
+MAX_LINES, MAX_NESTED = 60, 3
+
+
+@pytest.mark.parametrize("path", MODULES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_functions_are_short_and_flat(path: Path) -> None:
+    functions = [
+        node
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)
+    ]
+    for function in functions:
+        n_lines = (function.end_lineno or 0) - function.lineno + 1
+        n_nested = sum(isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef) for node in ast.walk(function)) - 1
+        assert n_lines <= MAX_LINES, f"{path}: {function.name} has {n_lines} lines"
+        assert n_nested <= MAX_NESTED, f"{path}: {function.name} has {n_nested} nested functions"
+
+
+@pytest.mark.parametrize("name", [name for name in gpt2core.__all__ if name != "__version__"])
+def test_the_public_api_is_documented(name: str) -> None:
+    """Each public name, and each public method that a class defines itself, has a docstring."""
+    value = getattr(gpt2core, name)
+    assert value.__doc__
+    if inspect.isclass(value):
+        methods = {key: method for key, method in vars(value).items() if inspect.isfunction(method)}
+        assert [key for key, method in methods.items() if not key.startswith("_") and not method.__doc__] == []
 
 
 PEERS = {

@@ -1,0 +1,1 @@
+"""Model directories: save, load, verify; tensor names; OpenAI's TensorFlow format; PEFT adapters."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict, Unpack
 
 import safetensors.torch
 import torch
@@ -110,43 +110,41 @@ def load(
     return model.eval(), tokenizer
 
 
-def load_with_tokenizer(
-    path: str | os.PathLike[str], *, device: torch.device | str = "cpu", dropout: float | None = None,
-    frozen_dtype: QuantizedDtype | None = None,
-) -> tuple[Model, Tokenizer]:  # fmt: skip
+class _LoadOptions(TypedDict, total=False):
+    device: torch.device | str
+    dropout: float | None
+    frozen_dtype: QuantizedDtype | None
+
+
+def load_with_tokenizer(path: str | os.PathLike[str], **options: Unpack[_LoadOptions]) -> tuple[Model, Tokenizer]:
     """Load a model of either kind with its tokenizer; see `load`.
 
     Raises:
         UserError: as `load`, or the directory has no tokenizer.
     """
-    model, tokenizer = load(path, device=device, dropout=dropout, frozen_dtype=frozen_dtype)
+    model, tokenizer = load(path, **options)
     if tokenizer is None:
         raise UserError(f"{path}: has no vocab.json and merges.txt, so text cannot be read or written")
     return model, tokenizer
 
 
-def load_language_model(
-    path: str | os.PathLike[str], *, device: torch.device | str = "cpu", dropout: float | None = None,
-    frozen_dtype: QuantizedDtype | None = None,
-) -> tuple[GPT, Tokenizer]:  # fmt: skip
+def load_language_model(path: str | os.PathLike[str], **options: Unpack[_LoadOptions]) -> tuple[GPT, Tokenizer]:
     """Load a language model with its tokenizer; see `load`.
 
     Raises:
         UserError: as `load_with_tokenizer`, or the directory holds a classifier.
     """
-    model, tokenizer = load_with_tokenizer(path, device=device, dropout=dropout, frozen_dtype=frozen_dtype)
+    model, tokenizer = load_with_tokenizer(path, **options)
     return require_language_model(model, str(path)), tokenizer
 
 
-def load_classifier(
-    path: str | os.PathLike[str], *, device: torch.device | str = "cpu"
-) -> tuple[GPTClassifier, Tokenizer]:
+def load_classifier(path: str | os.PathLike[str], **options: Unpack[_LoadOptions]) -> tuple[GPTClassifier, Tokenizer]:
     """Load a classifier with its tokenizer; see `load`.
 
     Raises:
         UserError: as `load_with_tokenizer`, or the directory holds a language model.
     """
-    model, tokenizer = load_with_tokenizer(path, device=device)
+    model, tokenizer = load_with_tokenizer(path, **options)
     return require_classifier(model, str(path)), tokenizer
 
 

@@ -36,13 +36,13 @@ def write_checkpoint(
         dtype: "bfloat16" if all arrays are bits of bfloat16, which NumPy does not have.
     """
     numbers = {np.dtype(numpy_dtype): n for n, (name, numpy_dtype) in DTYPES.items() if name != "bfloat16"}
-    given = next((n for n, (name, _) in DTYPES.items() if name == dtype), None)
+    number = next((n for n, (name, _) in DTYPES.items() if name == dtype), None)
     entries = {b"": message(HEADER, num_shards=1, version=message(VERSION, producer=BUNDLE_VERSION))}
     with Path(f"{prefix}.data-00000-of-00001").open("wb") as file:
         for name, array in tensors:
             little_endian = array.dtype.newbyteorder("<")
             data = np.ascontiguousarray(array, little_endian).reshape(-1).view(np.uint8)  # [bytes], not a copy
-            entries[name.encode()] = entry(given or numbers[little_endian], array.shape, data, offset=file.tell())
+            entries[name.encode()] = entry(number or numbers[little_endian], array.shape, data, offset=file.tell())
             file.write(data.data)
     Path(f"{prefix}.index").write_bytes(table(entries))
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import importlib.util
 import json
@@ -55,17 +56,11 @@ def sampling(command: Any) -> Any:
     """Add the options of `Sampling` to a command, which gets them as one argument `sampling`."""
 
     @functools.wraps(command)
-    def with_sampling(
-        temperature: float,
-        top_k: int | None,
-        top_p: float | None,
-        min_p: float | None,
-        repetition_penalty: float,
-        **others: Any,
-    ) -> Any:
+    def with_sampling(**arguments: Any) -> Any:
         from gpt2core.inference import Sampling
 
-        return command(sampling=Sampling(temperature, top_k, top_p, min_p, repetition_penalty), **others)
+        names = [field.name for field in dataclasses.fields(Sampling)]
+        return command(sampling=Sampling(**{name: arguments.pop(name) for name in names}), **arguments)
 
     probability = click.FloatRange(min=0, max=1, min_open=True)
     options = (

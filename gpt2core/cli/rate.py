@@ -107,14 +107,13 @@ def _outs(dvc_yaml: Path) -> list[str]:
 
 def _chrf(responses: Responses) -> dict[str, dict[str, float]]:
     """Return chrF++ of every text that has a reference, by item."""
-    from gpt2core.evaluation.judges import Item
     from gpt2core.evaluation.judges.chrf import ChrfJudge
 
     texts = {item: text for item, text in responses.distinct().items() if text.reference.strip()}
     if not texts:
         return {}
     judge = ChrfJudge()
-    scores = judge.score([Item(t.instruction, t.input, t.reference, t.response) for t in texts.values()])
+    scores = judge.score(list(texts.values()))
     return {judge.name: {item: score for item, score in zip(texts, scores, strict=True) if score is not None}}
 
 

@@ -1,0 +1,1 @@
+"""Evaluation: metrics, judges, lm-eval's tasks, and people's ratings."""

@@ -30,7 +30,7 @@ from torch.nn.utils.rnn import pad_sequence
 from gpt2core import runtime
 from gpt2core.checkpoint.decoding import load_for_decoding
 from gpt2core.config.evaluate import Evaluate
-from gpt2core.errors import UserError
+from gpt2core.errors import UserError, first_line
 from gpt2core.evaluation.metrics.language_model import token_nats
 from gpt2core.evaluation.mmlu import read_mmlu
 from gpt2core.inference import Sampling, TextStream
@@ -186,8 +186,8 @@ class Adapter(TemplateLM):  # type: ignore[misc]  # lm-eval has no types
                 f"the task asks for up to {n_new} new tokens, and this model has {self.max_length} positions for them "
                 "and the question: lower max_gen_toks in the task's generation_kwargs"
             )
-        given = {key: kwargs[key] for key in _SAMPLING_KEYS if kwargs.get(key) is not None}
-        sampling = Sampling(**given) if kwargs["do_sample"] else Sampling()
+        sampling_kwargs = {key: kwargs[key] for key in _SAMPLING_KEYS if kwargs.get(key) is not None}
+        sampling = Sampling(**sampling_kwargs) if kwargs["do_sample"] else Sampling()
         stops = [stop for stop in handle_stop_sequences(kwargs["until"], eos=None) if stop and stop != END_OF_TEXT]
         return sampling, stops, n_new
 
@@ -309,15 +309,11 @@ def _load(manager: Any, task: str, spec: Any) -> dict[str, Any]:
         raise
     except (ConnectionError, FileNotFoundError) as error:
         raise UserError(
-            f"{task}: its data is not available ({_first_line(error)}). lm-eval downloads data from the Hub: "
+            f"{task}: its data is not available ({first_line(error)}). lm-eval downloads data from the Hub: "
             "run once where there is a network, or name a task file over local data (docs/benchmarks.md)"
         ) from None
     except Exception as error:  # lm-eval and datasets raise many types for a wrong task file
-        raise UserError(f"{task}: lm-eval cannot load it: {type(error).__name__}: {_first_line(error)}") from error
-
-
-def _first_line(error: BaseException) -> str:
-    return str(error).strip().split("\n")[0][:300]
+        raise UserError(f"{task}: lm-eval cannot load it: {type(error).__name__}: {first_line(error)}") from error
 
 
 def _mmlu(folder: Path, num_fewshot: int | None) -> Any:

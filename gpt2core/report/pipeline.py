@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from gpt2core import config, files, runtime
-from gpt2core.errors import UserError
+from gpt2core.errors import UserError, first_line
 from gpt2core.log import logger
 from gpt2core.report import results
 from gpt2core.report.inside import language_model_pictures, script_data, temperature_table
@@ -135,15 +135,15 @@ def _inside(root: Path, metrics: Mapping[str, Any]) -> Section | None:
 
 
 def _classifier(root: Path, metrics: Mapping[str, Any]) -> Section | None:
-    if (found := metrics.get("finetune_classify")) is None:
+    if (result := metrics.get("finetune_classify")) is None:
         return None
-    labels = found.get("labels", ["ham", "spam"])  # earlier results had these two
-    strongest = results.strongest_baseline(found)
+    labels = result.get("labels", ["ham", "spam"])  # earlier results had these two
+    strongest = results.strongest_baseline(result)
     rows = [
         (
             name + (" (strongest baseline)" if f"{key}_accuracy" == strongest else ""),
-            f"{found[f'{key}_accuracy']:.2%}",
-            f"{found[f'{key}_f1']:.4f}",
+            f"{result[f'{key}_accuracy']:.2%}",
+            f"{result[f'{key}_f1']:.4f}",
         )
         for name, key in (
             ("before fine-tuning", "before_test"),
@@ -152,13 +152,13 @@ def _classifier(root: Path, metrics: Mapping[str, Any]) -> Section | None:
             ("TF-IDF of words + logistic regression", "baseline_test"),
             ("most frequent class", "majority_test"),
         )
-        if f"{key}_accuracy" in found
+        if f"{key}_accuracy" in result
     ]
     f1 = f"F1 of {labels[1]}" if len(labels) == 2 else "F1, mean of the classes"
     columns, caption = ("test messages", "accuracy", f1), "Means over the seeds"
     title = "Spam or not" if labels == ["ham", "spam"] else f"Which of {len(labels)} classes"
     section = Section("classifier", title, tables=[Table(columns, rows, caption)])
-    section.pictures = _pictures("finetune-classify", found, root)
+    section.pictures = _pictures("finetune-classify", result, root)
     if mistakes := read_rows(root / PLOTS / "mistakes.csv"):
         rows = [(m["text"], m["actual"], f"{m['predicted']} {float(m['probability']):.1%}") for m in mistakes]
         caption = "The most confident mistakes of all seeds"
@@ -167,35 +167,35 @@ def _classifier(root: Path, metrics: Mapping[str, Any]) -> Section | None:
 
 
 def _instructions(root: Path, metrics: Mapping[str, Any]) -> Section | None:
-    if (found := metrics.get("finetune_instruct")) is None:
+    if (result := metrics.get("finetune_instruct")) is None:
         return None
     judged = metrics.get("llm_judge_eval", {})
     rows = [
         (name, format(values[before], form), format(values[after], form))
         for name, values, before, after, form in (
-            ("validation loss, nats per token", found, "before_val_loss", "val_loss", ".3f"),
-            ("loss on the test responses, nats per token", found, "before_test_loss", "test_loss", ".3f"),
-            ("perplexity of the test responses", found, "before_test_perplexity", "test_perplexity", ".2f"),
+            ("validation loss, nats per token", result, "before_val_loss", "val_loss", ".3f"),
+            ("loss on the test responses, nats per token", result, "before_test_loss", "test_loss", ".3f"),
+            ("perplexity of the test responses", result, "before_test_perplexity", "test_perplexity", ".2f"),
             (f"mean score by {judged.get('judge')}, 0 to 100", judged, "base_score", "mean_score", ".1f"),
         )
         if before in values and after in values
     ]
     section = Section("instructions", "Following instructions")
     section.tables = [Table(("", "before fine-tuning", "after"), rows)]
-    section.pictures = _pictures("finetune-instruct", found, root)
+    section.pictures = _pictures("finetune-instruct", result, root)
     section.answers = _answers(root)[:MAX_ANSWERS]
     return section
 
 
 def _judge(root: Path, metrics: Mapping[str, Any]) -> Section | None:
-    if (found := metrics.get("llm_judge_eval")) is None:
+    if (result := metrics.get("llm_judge_eval")) is None:
         return None
-    interval = f" (95% interval {found['ci_low']:.1f} to {found['ci_high']:.1f})"
-    table = [("the fine-tuned model", f"{found['mean_score']:.1f}{interval}")]
-    table += [(name, f"{found[key]:.1f}") for key, name in JUDGE_BASELINES.items()]
-    section = Section("judge", f"The judge: {found['judge']}", tables=[Table(("responses of", "mean score"), table)])
-    section.tables += [*_several_judges(found), *_checkpoints(found), *_tasks(found)]
-    if pictures := _pictures("llm-judge-eval", found, root):
+    interval = f" (95% interval {result['ci_low']:.1f} to {result['ci_high']:.1f})"
+    table = [("the fine-tuned model", f"{result['mean_score']:.1f}{interval}")]
+    table += [(name, f"{result[key]:.1f}") for key, name in JUDGE_BASELINES.items()]
+    section = Section("judge", f"The judge: {result['judge']}", tables=[Table(("responses of", "mean score"), table)])
+    section.tables += [*_several_judges(result), *_checkpoints(result), *_tasks(result)]
+    if pictures := _pictures("llm-judge-eval", result, root):
         section.pictures = pictures
         worst = sorted((a for a in _answers(root) if a["score"] is not None), key=lambda answer: answer["score"])
         section.answers = worst[:2]
@@ -203,18 +203,18 @@ def _judge(root: Path, metrics: Mapping[str, Any]) -> Section | None:
     return section
 
 
-def _several_judges(found: Mapping[str, Any]) -> Iterator[Table]:
+def _several_judges(result: Mapping[str, Any]) -> Iterator[Table]:
     """Yield tables of several judges' scores, their agreement, and comparisons with the base model."""
-    if judges := found.get("judges"):
+    if judges := result.get("judges"):
         rows = [(name, f"{j['mean_score']:.1f}", f"{j['base_score']:.1f}") for name, j in judges.items()]
-        rows.append(("their mean", f"{found['panel']['mean_score']:.1f}" if "panel" in found else "-", ""))
+        rows.append(("their mean", f"{result['panel']['mean_score']:.1f}" if "panel" in result else "-", ""))
         yield Table(("judge", "mean score", "of the base model"), rows)
         rows = [
             (pair, *("-" if a[key] is None else f"{a[key]:.2f}" for key in ("pearson", "spearman", "kendall")))
-            for pair, a in found["agreement"].items()
+            for pair, a in result["agreement"].items()
         ]
         yield Table(("judges", "Pearson", "Spearman", "Kendall"), rows)
-    if pairwise := found.get("pairwise"):
+    if pairwise := result.get("pairwise"):
         rows = [
             (name, f"{won['win_rate']:.1%}", f"{won['ci_low']:.1%} to {won['ci_high']:.1%}",
              *(str(won[key]) for key in ("wins", "ties", "losses", "order_flips")))
@@ -224,11 +224,11 @@ def _several_judges(found: Mapping[str, Any]) -> Iterator[Table]:
         yield Table(columns, rows)
 
 
-def _checkpoints(found: Mapping[str, Any]) -> Iterator[Table]:
+def _checkpoints(result: Mapping[str, Any]) -> Iterator[Table]:
     """Yield tables of the seeds and checkpoints of the fine-tuning, if there are several."""
     from gpt2core.evaluation import comparison
 
-    if checkpoints := found.get("checkpoints"):
+    if checkpoints := result.get("checkpoints"):
         columns = ("after", *comparison.COLUMNS[1:])
         caption = "Seeds and checkpoints on the test set: 95% intervals, and differences to the model that is kept"
         rows = [  # a narrow cell wraps before its interval
@@ -236,7 +236,7 @@ def _checkpoints(found: Mapping[str, Any]) -> Iterator[Table]:
             for name, *cells in comparison.table_rows(checkpoints)
         ]
         yield Table(columns, rows, caption)
-    if seeds := found.get("over_seeds"):
+    if seeds := result.get("over_seeds"):
         rows = [
             (name, f"{row['mean']:.3f}", f"{row['sd']:.3f}", f"{row['ci_low']:.3f} to {row['ci_high']:.3f}")
             for name, row in seeds.items()
@@ -244,11 +244,11 @@ def _checkpoints(found: Mapping[str, Any]) -> Iterator[Table]:
         yield Table(("over the seeds", "mean", "deviation", "95% interval"), rows)
 
 
-def _tasks(found: Mapping[str, Any]) -> Iterator[Table]:
+def _tasks(result: Mapping[str, Any]) -> Iterator[Table]:
     """Yield a table of the benchmarks of `evaluate.tasks`."""
     rows = [
         (task, name, f"{value:.4g}", f"{figures[f'{name}_stderr']:.2g}" if f"{name}_stderr" in figures else "")
-        for task, figures in found.get("tasks", {}).items()
+        for task, figures in result.get("tasks", {}).items()
         for name, value in figures.items()
         if name not in ("samples", "num_fewshot") and not name.endswith("_stderr")
     ]
@@ -264,8 +264,7 @@ def _runs(root: Path, metrics: Mapping[str, Any]) -> Section:
     try:
         section.runs = find_runs(root, stages, metrics)
     except Exception as error:  # an error of MLflow, its database, or its server must not stop the report
-        first_line = (str(error).splitlines() or [""])[0][:200]
-        logger.warning(f"the report has no runs ({type(error).__name__}: {first_line})")
+        logger.warning(f"the report has no runs ({type(error).__name__}: {first_line(error)})")
         section.lead = "The runs could not be read when this page was written."
         return section
     section.lead = "No run with these results is recorded here."

@@ -1,0 +1,1 @@
+"""Labeled texts and instructions: read, check, split."""

@@ -81,10 +81,15 @@ class RunWriter:
         self._send(point for point in points if self._value(point.key, point.step) is None)
 
     def log_results(self, metrics: Mapping[str, Any], timestamp_ms: int, step: int = 0) -> int:
-        """Make each number the latest value of its metric, at the last step. Return how many were not.
+        """Make each number the latest value of its metric, at the last step.
 
         Args:
+            metrics: numbers by name; nested names are joined.
+            timestamp_ms: of the points, in milliseconds since 1970.
             step: the last step, if the run does not have a later one.
+
+        Returns:
+            The number of metrics that had another latest value.
         """
         step = max(step, self.last_step())
         points = [Point(key, value, timestamp_ms, step) for key, value in numbers(metrics).items()]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import threading
 import time
@@ -75,62 +76,66 @@ def make_app(models: Models, host: str = LOOPBACK[0]) -> FastAPI:
         models: of the page.
         host: address that is served, see `bare_app`.
     """
-    app = bare_app(host)
-    computing = threading.Lock()  # one request at a time uses all cores; waiting requests alternate, one token each
-    by_kind = [(model.name, model.kind) for model in models.by_name.values()]
+    app, routes = bare_app(host), _Routes(models)
+    app.get("/")(routes.page)
+    app.post("/api/generate")(routes.generate)
+    app.post("/api/respond")(routes.respond)
+    app.post("/api/classify")(routes.classify)
+    app.post("/api/inspect")(routes.inspect)
+    return app
 
-    @app.get("/")
-    def page() -> HTMLResponse:
+
+class _Routes:
+    """The page and its requests. One request at a time uses all cores; waiting requests alternate, one token each."""
+
+    def __init__(self, models: Models) -> None:
+        self.models = models
+        self.computing = threading.Lock()
+
+    def page(self) -> HTMLResponse:
+        kinds = {model.name: model.kind for model in self.models.by_name.values()}
         names = {
-            "generate": [name for name, kind in by_kind if kind != CLASSIFIER],
-            "classify": [name for name, kind in by_kind if kind == CLASSIFIER],
-            "respond": [name for name, kind in by_kind if kind == INSTRUCT],
-            "inside": [name for name, _ in by_kind],
+            "generate": [name for name, kind in kinds.items() if kind != CLASSIFIER],
+            "classify": [name for name, kind in kinds.items() if kind == CLASSIFIER],
+            "respond": [name for name, kind in kinds.items() if kind == INSTRUCT],
+            "inside": list(kinds),
         }
         return HTMLResponse(render("ui.html", title="gpt2core", names=names, package="gpt2core.ui"))
 
-    @app.post("/api/generate")
-    def generate(request: Generate) -> StreamingResponse:
-        sampling = Sampling(
-            request.temperature, request.top_k, request.top_p, request.min_p, request.repetition_penalty
-        )
-        with computing:
-            model, tokenizer = models.language_model(request.model)
+    def generate(self, request: Generate) -> StreamingResponse:
+        options = request.model_dump(include={field.name for field in dataclasses.fields(Sampling)})
+        sampling = Sampling(**options)
+        with self.computing:
+            model, tokenizer = self.models.language_model(request.model)
         ids = tokenizer.encode(request.prompt) or [tokenizer.eot_id]
         columns = stream(model, [ids], request.max_new_tokens, sampling, request.seed)
-        return _stream_text(columns, tokenizer, computing, [request.stop] if request.stop else [])
+        return _stream_text(columns, tokenizer, self.computing, [request.stop] if request.stop else [])
 
-    @app.post("/api/respond")
-    def respond(request: Respond) -> StreamingResponse:
-        with computing:
-            model, tokenizer = models.language_model(request.model)
-        ids = tokenizer.encode(models.prompt(request.model)(request.instruction, request.input))
+    def respond(self, request: Respond) -> StreamingResponse:
+        with self.computing:
+            model, tokenizer = self.models.language_model(request.model)
+        ids = tokenizer.encode(self.models.prompt(request.model)(request.instruction, request.input))
         room = model.config.n_positions - len(ids)
         if room < 1:
             raise UserError(
                 f"the instruction with its input has {len(ids)} tokens, which leaves no room for a response in the "
                 f"model's {model.config.n_positions}; shorten it"
             )
-        return _stream_text(
-            stream(model, [ids], min(room, request.max_new_tokens), slide=False), tokenizer, computing, []
-        )
+        columns = stream(model, [ids], min(room, request.max_new_tokens), slide=False)
+        return _stream_text(columns, tokenizer, self.computing, [])
 
-    @app.post("/api/classify")
-    def classify(request: Classify) -> JSONResponse:
-        with computing:
-            model, tokenizer = models.classifier(request.model)
+    def classify(self, request: Classify) -> JSONResponse:
+        with self.computing:
+            model, tokenizer = self.models.classifier(request.model)
             predictions = predict_classes(model, tokenizer, request.texts)
         rows = [list(prediction.probabilities.values()) for prediction in predictions]  # [n, classes]
         return JSONResponse({"labels": model.labels, "probabilities": rows})
 
-    @app.post("/api/inspect")
-    def look_inside(request: Inspect) -> HTMLResponse:
-        with computing:
-            model, tokenizer = models.any(request.model)
+    def inspect(self, request: Inspect) -> HTMLResponse:
+        with self.computing:
+            model, tokenizer = self.models.any(request.model)
             inspection = inspect(model, tokenizer, tokenizer.encode(request.prompt) or [tokenizer.eot_id])
             return HTMLResponse(inspection_page(request.model, request.prompt, inspection))
-
-    return app
 
 
 def _stream_text(

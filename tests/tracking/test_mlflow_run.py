@@ -21,8 +21,8 @@ from gpt2core import runtime
 from gpt2core.config.tokenizer import Tokenizer
 from gpt2core.errors import UserError
 from gpt2core.params import Params
-from gpt2core.report.pipeline import _instructions
 from gpt2core.params.schema import all_keys
+from gpt2core.report.pipeline import _instructions
 from gpt2core.tracking import flatten, mlflow_run, pipeline_run, store, track_stage
 from gpt2core.tracking.writer import RunWriter
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from gpt2core import files, runtime
-from gpt2core.errors import UserError
+from gpt2core.errors import UserError, first_line
 from gpt2core.evaluation.judges.language_model import Chat, NoReply
 from gpt2core.evaluation.judges.replies import Messages
 
@@ -87,8 +87,7 @@ class TransformersChat(_LocalChat):
                 model_dir, local_files_only=True, use_safetensors=True, trust_remote_code=False, dtype="auto"
             )
         except (OSError, ValueError, KeyError, ImportError) as error:
-            first_line = (str(error).splitlines() or [""])[0][:200]
-            raise UserError(f"{where}: transformers cannot open it ({first_line})") from None
+            raise UserError(f"{where}: transformers cannot open it ({first_line(error)})") from None
         if not self._tokenizer.chat_template:
             raise UserError(f"{where}: has no chat template, so it cannot be asked; take an instruction-tuned model")
         self._model = self._model.to(runtime.device()).eval()

@@ -1,0 +1,1 @@
+"""Metrics and baselines: of language models, classifiers, judges, and their intervals."""

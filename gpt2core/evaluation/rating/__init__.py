@@ -1,0 +1,1 @@
+"""People's ratings of responses, and their statistics."""

@@ -20,6 +20,7 @@ from typing import Any
 
 from gpt2core import files
 from gpt2core.errors import UserError
+from gpt2core.evaluation.judges.judge import Item
 
 QUESTIONS = ("correctness", "helpfulness", "safety")
 SCORES = (1, 2, 3, 4, 5)  # 5 is best
@@ -31,13 +32,8 @@ Scores = dict[str, int]  # by question, without questions that were not answered
 
 
 @dataclass(frozen=True)
-class Response:
+class Response(Item):
     """A text to rate, with its instruction."""
-
-    instruction: str
-    input: str
-    reference: str
-    response: str
 
     @property
     def item(self) -> str:

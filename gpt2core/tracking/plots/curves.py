@@ -39,6 +39,7 @@ def draw_curve(curve: Curve, csv_path: AnyPath, out_path: AnyPath) -> None:
     """Draw columns of a CSV file by progress, a line for each value of the column `seed`, if there is one.
 
     Args:
+        curve: its columns, and how they are drawn.
         csv_path: the columns of the curve, and tokens, examples or epoch; cells may be empty.
         out_path: the file to write.
 
