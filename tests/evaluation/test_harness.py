@@ -228,7 +228,7 @@ def test_mistakes_are_told(
     monkeypatch.setattr(datasets, "load_dataset", away)
     refused(
         run("evaluate", model_dir, "--tasks", "hellaswag"), 1,
-        "hellaswag: its data cannot be had (Couldn't reach 'Rowan/hellaswag' on the Hub)", "local data",
+        "hellaswag: its data is not available (Couldn't reach 'Rowan/hellaswag' on the Hub)", "local data",
     )  # fmt: skip
     refused(run("evaluate", model_dir, "--tasks", "mmlu", "--mmlu-csv", tmp_path), 1, "has no test/SUBJECT_test.csv")
     with pytest.raises(UserError, match="asks for up to 64 new tokens, and this model has 64 positions"):
