@@ -1,4 +1,4 @@
-"""Draws every figure into a folder: `python -m tests.tracking.draw_all FOLDER SUFFIX`, to compare two processes."""
+"""Draws every figure into a folder: `python -m tests.tracking.draw_all FOLDER SUFFIX...`, to compare two processes."""
 
 from __future__ import annotations
 
@@ -67,4 +67,5 @@ def draw_all(folder: Path, suffix: str) -> None:
 
 
 if __name__ == "__main__":
-    draw_all(Path(sys.argv[1]), sys.argv[2])
+    for suffix in sys.argv[2:]:
+        draw_all(Path(sys.argv[1]), suffix)
