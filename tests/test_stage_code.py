@@ -262,7 +262,6 @@ def module_of(path: str) -> str:
 
 
 @pytest.mark.slow
-@pytest.mark.xdist_group("stage_code")
 @pytest.mark.parametrize(("name", "stage"), stage_definitions().items(), ids=stage_definitions())
 def test_all_code_that_a_stage_opens_is_a_dependency(pipeline: Pipeline, name: str, stage: dict[str, Any]) -> None:
     opened = pipeline.opened(name)
@@ -272,7 +271,6 @@ def test_all_code_that_a_stage_opens_is_a_dependency(pipeline: Pipeline, name: s
 
 
 @pytest.mark.slow
-@pytest.mark.xdist_group("stage_code")
 def test_observers_do_not_change_the_bytes(pipeline: Pipeline) -> None:
     """The pipeline ran with tracking; profiles/tiny.sha256 is of a run without."""
     expected = (ROOT / "profiles/tiny.sha256").read_text(encoding="utf-8").splitlines()
@@ -314,7 +312,6 @@ RERUN: dict[str, set[str]] = {
 
 
 @pytest.mark.slow
-@pytest.mark.xdist_group("stage_code")
 def test_a_changed_file_reruns_only_the_stages_that_it_decides(pipeline: Pipeline) -> None:
     assert pipeline.status() == set()
     found = {}
@@ -350,7 +347,6 @@ def run_a_benchmark_that_does_not_exist(params: dict[str, Any]) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.xdist_group("stage_code")
 def test_each_dependency_is_opened_under_some_params(pipeline: Pipeline) -> None:
     """Runs last in this module, since it changes the pipeline's params. A stage may fail after it opened its code."""
     params_file = pipeline.root / "params.yaml"

@@ -41,8 +41,7 @@ def main(write: bool, cpus: tuple[str, ...]) -> None:
 
 def compare(hashes: dict[str, str], where: str) -> None:
     """Print whether all hashes are the expected ones. Raises ClickException with the paths that differ."""
-    lines = EXPECTED.read_text(encoding="utf-8").splitlines()
-    expected = {path: hash_ for hash_, path in (line.split("  ", 1) for line in lines)}
+    expected = recorded_hashes()
     differing = sorted(path for path in expected.keys() | hashes.keys() if expected.get(path) != hashes.get(path))
     if differing:
         raise click.ClickException(
@@ -73,10 +72,21 @@ def rebuild(cpu: str | None) -> dict[str, str]:
             python.chmod(0o755)
         environment["PATH"] = f"{bin_folder}{os.pathsep}{os.environ['PATH']}"
         run(*dvc, cwd=clone, env=environment)
-        lock = yaml.safe_load((clone / "dvc.lock").read_text(encoding="utf-8"))
-        outs = [clone / out["path"] for stage in lock["stages"].values() for out in stage.get("outs", [])]
-        files = sorted(path for out in outs for path in [out, *out.rglob("*")] if path.is_file())
-        return {path.relative_to(clone).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
+        return output_hashes(clone)
+
+
+def recorded_hashes() -> dict[str, str]:
+    """Return profiles/tiny.sha256: the SHA-256 of each output file, by its path."""
+    lines = EXPECTED.read_text(encoding="utf-8").splitlines()
+    return {path: hash_ for hash_, path in (line.split("  ", 1) for line in lines)}
+
+
+def output_hashes(clone: Path) -> dict[str, str]:
+    """Return the SHA-256 of each file that the stages of a reproduced clone wrote, by its path."""
+    lock = yaml.safe_load((clone / "dvc.lock").read_text(encoding="utf-8"))
+    outs = [clone / out["path"] for stage in lock["stages"].values() for out in stage.get("outs", [])]
+    files = sorted(path for out in outs for path in [out, *out.rglob("*")] if path.is_file())
+    return {path.relative_to(clone).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
 
 
 def run(*command: str, cwd: Path, env: dict[str, str] | None = None) -> None:

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
-import os
 import runpy
 import subprocess
 import sys
@@ -65,14 +63,12 @@ def by_transformers(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def by_tensorflow(by_transformers: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def by_tensorflow(
+    by_transformers: Path, tensorflow: Callable[..., None], tmp_path_factory: pytest.TempPathFactory
+) -> Path:
     """The same model in OpenAI's format, by the script."""
-    if importlib.util.find_spec("tensorflow") is None:
-        pytest.skip("needs tensorflow")
     folder = tmp_path_factory.mktemp("by_tensorflow") / "openai"
-    script = ROOT / "scripts" / "make_openai_tiny.py"
-    environment = os.environ | {"PYTHONPATH": str(ROOT)}
-    subprocess.run([sys.executable, script, by_transformers, folder], check=True, capture_output=True, env=environment)
+    tensorflow(ROOT / "scripts" / "make_openai_tiny.py", by_transformers, folder)
     return folder
 
 

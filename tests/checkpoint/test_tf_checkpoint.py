@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 import contextlib
-import importlib.util
 import shutil
 import struct
-import subprocess
-import sys
 import tracemalloc
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -33,15 +30,12 @@ FLOAT32, SNAPPY = 1, 1
 
 
 @pytest.fixture(scope="module")
-def by_tensorflow(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def by_tensorflow(tensorflow: Callable[..., None], tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folders of `make_checkpoint.py`."""
-    if importlib.util.find_spec("tensorflow") is None:
-        pytest.skip("needs tensorflow")
     folder = tmp_path_factory.mktemp("by_tensorflow")
     (folder / "ours").mkdir()
     tf_writer.write_checkpoint(folder / "ours" / "model.ckpt", OURS.items())
-    script = Path(__file__).with_name("make_checkpoint.py")
-    subprocess.run([sys.executable, script, folder], check=True, capture_output=True)
+    tensorflow(Path(__file__).with_name("make_checkpoint.py"), folder)
     return folder
 
 

@@ -442,15 +442,15 @@ def program(*command: str | Path) -> tuple[int, str, str]:
     return done.returncode, done.stdout, done.stderr
 
 
-def test_the_console_script_is_the_module(models: Path) -> None:
+def test_the_console_script_is_the_module(run: Run, models: Path) -> None:
     script = Path(sys.executable).parent / ("gpt2core.exe" if os.name == "nt" else "gpt2core")
     assert script.exists(), "gpt2core is not installed: pip install -e ."
     arguments = ("generate", models / "lm", "--prompt", "The", "--max-new-tokens", "9", "--seed", "3")
-    by_module = program(sys.executable, "-m", "gpt2core", *arguments)
-    assert by_module == program(script, *arguments)
-    code, out, err = by_module
+    code, out, err = program(sys.executable, "-m", "gpt2core", *arguments)
+    assert (code, out, err) == run(*arguments)
     assert (code, err) == (0, "")
     assert out.startswith("The")
+    assert program(script, "--help") == program(sys.executable, "-m", "gpt2core", "--help")
 
 
 def test_exit_codes_of_the_program(models: Path) -> None:

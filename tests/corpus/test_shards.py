@@ -133,8 +133,8 @@ def test_every_order_is_equally_likely(tmp_path: Path, monkeypatch: pytest.Monke
 
 
 def test_training_reads_a_shard_without_taking_memory(tmp_path: Path) -> None:
-    """Half a gigabyte of batches, read through: neither the process's own memory grows nor what it has mapped."""
-    n_tokens = 1 << 28
+    """256 MB of batches, read through: neither the process's own memory grows nor what it has mapped."""
+    n_tokens = 1 << 27
     with (tmp_path / "big.bin").open("wb") as file:
         file.write(HEADER.pack(b"gpt2toks", 1, 2, 50257, n_tokens, 1, 4 * n_tokens))
         file.truncate(HEADER.size + 2 * n_tokens)

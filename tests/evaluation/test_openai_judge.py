@@ -192,7 +192,7 @@ def test_what_is_no_url_is_an_error_too(base_url: str) -> None:
 def test_a_slow_server_is_given_up_after_the_timeout(server: Server) -> None:
     slow = "<response>\nslow"
     server.answer = lambda request: Reply("60", delay_s=20 if slow in request.prompt else 0)
-    assert score(server, "slow", "fast", timeout_s=2, max_retries=0) == [None, 60.0]
+    assert score(server, "slow", "fast", timeout_s=1, max_retries=0) == [None, 60.0]
     message = failure(server, "slow", "slow", timeout_s=0.3, max_retries=0)
     assert "2 × no reply within judge.timeout_s = 0.3 s" in message or "1 × no reply within" in message
 

@@ -62,16 +62,37 @@ def test_native_sets_nothing() -> None:
     assert {name: value for name, value in found.items() if name in names} == PRESET
 
 
-def test_preset_variables_decide_nothing() -> None:
-    """NumPy would refuse to start with features both enabled and disabled, and the probe checks the results."""
-    code = """
+OPERATIONS = ("torch attention", "numpy matrix product")
+
+
+@pytest.fixture(scope="module")
+def starts() -> list[str]:
+    """The error of a start for each operation that gives other bits, then the outcome of a start without any."""
+    code = f"""
 from gpt2core import numerics
 numerics.prepare("portable")
+from gpt2core.errors import UserError
+from gpt2core.numerics import probe
+hashes = dict(probe.HASHES)
+messages = []
+for operation in {OPERATIONS}:
+    probe.HASHES[operation] = "0" * 16
+    try:
+        numerics.start("portable")
+    except UserError as error:
+        messages.append(str(error))
+    assert not numerics.is_portable()
+    probe.HASHES.update(hashes)
 numerics.start("portable")
-import torch
-print(numerics.is_portable(), torch.get_num_threads())
+import json, torch
+print(json.dumps([*messages, f"{{numerics.is_portable()}} {{torch.get_num_threads()}}"]))
 """
-    assert output(code, **PRESET) == "True 1"
+    return list(json.loads(output(code, **PRESET)))
+
+
+def test_preset_variables_decide_nothing(starts: list[str]) -> None:
+    """NumPy would refuse to start with features both enabled and disabled, and the probe checks the results."""
+    assert starts[-1] == "True 1"
 
 
 @pytest.mark.parametrize("library", ["torch", "numpy"])
@@ -117,50 +138,45 @@ def test_several_processes_are_rejected() -> None:
     assert "\n" not in message
 
 
-@pytest.mark.parametrize("operation", ["torch attention", "numpy matrix product"])
-def test_other_bits_are_an_error_that_names_the_operation(operation: str) -> None:
-    code = f"""
-from gpt2core import numerics
-numerics.prepare("portable")
-from gpt2core.numerics import probe
-probe.HASHES["{operation}"] = "0" * 16
-numerics.start("portable")
-"""
-    message = error_of(code)
+@pytest.mark.parametrize(("index", "operation"), enumerate(OPERATIONS))
+def test_other_bits_are_an_error_that_names_the_operation(starts: list[str], index: int, operation: str) -> None:
+    message = starts[index]
     assert message.startswith(f"numerics: portable: {operation} gives other bits on this machine")
     assert "numerics: native" in message
     assert "\n" not in message
 
 
 UNPROMISED = """
-from gpt2core import numerics, runtime
-from gpt2core import environment
-PATCH
-from gpt2core import log
+import os, types
+from gpt2core import environment, log, numerics, runtime
+numerics.prepare("portable")
+import torch  # by both children
 said = []
 log.logger.warning = said.append
-numerics.prepare("portable")
-numerics.start("portable")
-numerics.start("portable")
-from gpt2core.numerics import kernels
-print(numerics.is_portable(), kernels._library, len(said))
-print(said[0])
+
+def on_a_gpu():
+    runtime.device = lambda: types.SimpleNamespace(type="cuda")
+
+def on_an_old_cpu():
+    environment.has_avx2 = lambda: False
+
+for machine in (on_a_gpu, on_an_old_cpu):
+    if not os.fork():
+        machine()
+        numerics.start("portable")
+        numerics.start("portable")
+        from gpt2core.numerics import kernels
+        print(numerics.is_portable(), kernels._library, len(said), said[0], flush=True)
+        os._exit(0)
+    os.wait()
 """
 
 
-@pytest.mark.parametrize(
-    ("patch", "machine"),
-    [
-        ("import types; runtime.device = lambda: types.SimpleNamespace(type='cuda')", "cuda"),
-        ("environment.has_avx2 = lambda: False", "CPU"),
-    ],
-)
-def test_a_machine_without_the_promise_warns_once_and_keeps_its_kernels(patch: str, machine: str) -> None:
-    facts, *warnings = output(UNPROMISED.replace("PATCH", patch)).splitlines()
-    assert facts == "False None 1"
-    (warning,) = warnings
-    assert warning.startswith("numerics: portable: this ")
-    assert machine in warning
+def test_a_machine_without_the_promise_warns_once_and_keeps_its_kernels() -> None:
+    on_a_gpu, on_an_old_cpu = output(UNPROMISED).splitlines()
+    for line, machine in ((on_a_gpu, "cuda"), (on_an_old_cpu, "CPU")):
+        assert line.startswith("False None 1 numerics: portable: this ")
+        assert machine in line
 
 
 # -- What must not change the bytes ----------------------------------------------------------------------------------

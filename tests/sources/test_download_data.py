@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import gzip
 import hashlib
 import json
@@ -19,10 +20,18 @@ from gpt2core.tasks import instructions, labeled_texts
 
 SMS = "ham\thello\nspam\twin now\n"
 ENTRIES = json.dumps([{"instruction": "Name a colour.", "output": "Red."}])
+# Most tests need the embedded data only next to what they are about: each is generated once per seed.
+GENERATORS = {
+    "download_data.generate_messages": functools.cache(generate_messages),
+    "download_data.generate_instructions": functools.cache(generate_instructions),
+    "raw_corpus.generate_tales": functools.cache(generate_tales),
+}
 
 
 @pytest.fixture
 def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    for name, generate in GENERATORS.items():
+        monkeypatch.setattr(f"gpt2core.sources.{name}", generate)
     monkeypatch.setenv("DVC_ROOT", str(tmp_path))
     monkeypatch.delenv("GPT2CORE_MIRROR", raising=False)
     (tmp_path / "own").mkdir()
@@ -82,6 +91,8 @@ def test_embedded_data_is_what_the_generators_write(project: Path) -> None:
 
 def test_the_seed_decides_the_bytes(project: Path) -> None:
     first = prepare(project, seed=1)
+    for generate in GENERATORS.values():
+        generate.cache_clear()
     assert prepare(project, seed=1) == first
     other = prepare(project, seed=2)
     assert all(other["sha256"][name] != sha256 for name, sha256 in first["sha256"].items())

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import os
 import shutil
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,7 +18,7 @@ from typing import Any
 import pytest
 from ruamel.yaml import YAML
 
-from gpt2core import numerics
+from gpt2core import files, numerics
 
 ROOT = Path(__file__).parents[2]
 BIN = Path(sys.executable).parent
@@ -95,7 +95,7 @@ class Project:
         self.git("commit", "--quiet", "--allow-empty", "--message", message)
 
     def profile(self, name: str) -> None:
-        self.python("-m", "gpt2core", "profile", name, "--force", timeout_s=60)
+        self.python("-m", "gpt2core", "profile", name, "--force", timeout_s=60, PYTHONPATH=str(self.root))
 
     def set_params(self, values: dict[str, Any]) -> None:
         """Change values of params.yaml, named as `section.key`."""
@@ -118,17 +118,22 @@ class Project:
         return Project(root, self.env)
 
 
-def clone(root: Path) -> Project:
-    """Clone the repository with its uncommitted changes, so that the tests look at the working tree."""
+def environment(root: Path) -> dict[str, str]:
+    """Return the variables for commands in the clone `root`: none of the surroundings decides what they do."""
     env = {name: value for name, value in os.environ.items() if not name.startswith(PRIVATE)}
     env.pop("PYTHONPATH", None)
-    env |= {
+    return env | {
         "PATH": f"{BIN}{os.pathsep}{os.environ['PATH']}",  # the stages' `python` is ours
         "DVC_NO_ANALYTICS": "1",
         "DVC_SITE_CACHE_DIR": str(root.parent / f"{root.name}-dvc-site"),
         "GPT2CORE_TRACKING": "off",
         "OMP_NUM_THREADS": "1",  # two clones run at once; last bits depend on the number of threads
     }
+
+
+def clone(root: Path) -> Project:
+    """Clone the repository with its uncommitted changes, so that the tests look at the working tree."""
+    env = environment(root)
     project = Project(root, env)
     changed = {*_git_names("diff", "--name-only", "HEAD"), *_git_names("ls-files", "--others", "--exclude-standard")}
     subprocess.run(["git", "clone", "--quiet", str(ROOT), str(root)], check=True, timeout=120, env=env)
@@ -156,20 +161,33 @@ def _git_names(*command: str) -> list[str]:
     return [name for name in listed.stdout.split("\0") if name]
 
 
+def reproduced(folder: Path, tracking: str) -> Project:
+    """Return the clean clone in which the profile `tiny` was reproduced, with tracking "on" or "off".
+
+    All processes of a test run share it: the first one that needs it makes it, the others wait.
+    """
+    root, done = folder / f"tracking-{tracking}", folder / f"tracking-{tracking}.done"
+    project = Project(root, environment(root) | {"GPT2CORE_TRACKING": tracking})
+    with files.lock(folder / f"tracking-{tracking}.lock"):
+        if not done.exists():
+            shutil.rmtree(root, ignore_errors=True)
+            clone(root)
+            for name in ("embedded", "tiny"):
+                project.profile(name)
+                project.commit(f"the profile {name}")
+            project.dvc("repro", timeout_s=420)
+            done.touch()
+    return project
+
+
 @pytest.fixture(scope="session")
-def tiny_twins(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Project, Project]]:
-    """Two clean clones in which the profile `tiny` was reproduced; the first one with tracking."""
-    folder = tmp_path_factory.mktemp("twins")
-    tracked, untracked = clone(folder / "tracked"), clone(folder / "untracked")
-    tracked.env = tracked.env | {"GPT2CORE_TRACKING": "on"}
-    for project in (tracked, untracked):
-        for name in ("embedded", "tiny"):
-            project.profile(name)
-            project.commit(f"the profile {name}")
-    with ThreadPoolExecutor() as pool:  # at once: each on one core
-        list(pool.map(lambda project: project.dvc("repro", timeout_s=420), (tracked, untracked)))
-    yield tracked, untracked
-    shutil.rmtree(folder, ignore_errors=True)
+def tiny_twins(tmp_path_factory: pytest.TempPathFactory) -> tuple[Project, Project]:
+    """Two clean clones in which the profile `tiny` was reproduced, to read; the first one with tracking."""
+    own = tmp_path_factory.getbasetemp()
+    shared = own.parent if "PYTEST_XDIST_WORKER" in os.environ else own
+    with ThreadPoolExecutor() as pool:  # each on one core
+        tracked, untracked = pool.map(functools.partial(reproduced, shared / "tiny"), ("on", "off"))
+    return tracked, untracked
 
 
 @pytest.fixture(autouse=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import json
 import os
@@ -16,20 +17,20 @@ from typing import Any
 
 import pytest
 import torch
-from ruamel.yaml import YAML
 
 from gpt2core import runtime
 from gpt2core.checkpoint.model_dir import save_model
 from gpt2core.corpus.shards import write_shard
 from gpt2core.corpus.splits import Piece
 from gpt2core.model import GPT, GPTClassifier, GPTConfig
-from gpt2core.params.profiles import render_profile
+from gpt2core.params import read_values
 from gpt2core.tokenizer import Tokenizer
 from gpt2core.tokenizer.train import train_bpe
 
 ROOT = Path(__file__).parents[2]
 STAGES = sorted(path.stem for path in (ROOT / "stages").glob("*.py") if path.stem != "__init__")
 ARGUMENTS = {"fetch_openai_weights": ["tiny"], "convert": ["tiny"]}
+TINY = read_values(ROOT / "profiles/tiny.yaml")
 TALE = "The keeper of the harbour took lamp {i} to the tower, and the lamp was lit at {i} o'clock.\n"
 TALES = "<|endoftext|>\n".join(TALE.format(i=i) for i in range(40))
 ENTRY = {"instruction": "Sort these.", "input": "3, 1", "output": "1, 3"}
@@ -43,18 +44,16 @@ class Folder:
 
     def __init__(self, root: Path):
         self.root = root
-        (root / "params.yaml").write_text(render_profile(ROOT / "profiles/tiny.yaml"))
+        self.values = copy.deepcopy(TINY)
         (root / "data/own").mkdir(parents=True)
         self.params({"pretrain.context": 32, "pretrain.n_positions": 128, "tokenizer.vocab_size": 270})
 
     def params(self, values: dict[str, Any]) -> None:
         """Change values of params.yaml, named as `section.key`."""
-        yaml = YAML()
-        tree = yaml.load(self.root / "params.yaml")
         for name, value in values.items():
             section, _, key = name.rpartition(".")
-            (tree[section] if section else tree)[key] = value
-        yaml.dump(tree, self.root / "params.yaml")
+            (self.values[section] if section else self.values)[key] = value
+        self.write("params.yaml", self.values)  # JSON is YAML, and written in a tenth of the time
 
     def write(self, name: str, content: Any) -> None:
         """Bytes and text as they are, anything else as JSON."""

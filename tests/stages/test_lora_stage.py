@@ -17,8 +17,10 @@ from gpt2core import prompts
 from gpt2core.checkpoint.model_dir import save_model
 from gpt2core.model import GPT, GPTConfig
 from gpt2core.params import read_values
+from gpt2core.runtime import stage_main
 from gpt2core.sources.synthetic import generate_instructions
 from gpt2core.tokenizer.train import train_bpe
+from stages import finetune_instruct
 
 ROOT = Path(__file__).parents[2]
 ENTRIES = generate_instructions(0)[:60]
@@ -80,11 +82,14 @@ def test_what_it_leaves_behind(project: Path, monkeypatch: pytest.MonkeyPatch) -
     assert Path("models/instruct-adapter/README.md").read_text().count("models/own/base") == 2
 
 
-def test_rounded_weights_that_should_learn_are_refused(project: Path) -> None:
+def test_rounded_weights_that_should_learn_are_refused(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     text = (project / "params.yaml").read_text().replace("trainable: lora", "trainable: blocks")
     (project / "params.yaml").write_text(text)
-    ended = stage(project)
-    assert ended.returncode == 1 and not (project / "models/instruct").exists()
+    monkeypatch.chdir(project)
+    monkeypatch.setenv("DVC_ROOT", str(project))
+    with pytest.raises(SystemExit) as ended:
+        stage_main(finetune_instruct.main)
+    assert not (project / "models/instruct").exists()
     assert "finetune_instruct.lora_base_dtype: 'int8' weights cannot learn; take float32, or trainable: lora" in (
-        ended.stderr
+        ended.value.code
     )

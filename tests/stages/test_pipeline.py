@@ -29,7 +29,9 @@ import gpt2core
 from gpt2core.model import GPTClassifier
 from tests.report.html import Page
 from tests.stages.conftest import Project
+from tools import tiny_outputs
 
+pytestmark = pytest.mark.slow
 STAGES = {
     "download-data", "tokenize", "pretrain", "fetch-openai-weights@tiny", "convert@tiny", "finetune-classify",
     "finetune-instruct", "llm-judge-eval",
@@ -69,6 +71,12 @@ def test_two_clones_end_with_the_same_lock(tiny_twins: tuple[Project, Project]) 
     one, other = ((project.root / "dvc.lock").read_bytes() for project in tiny_twins)
     assert one == other
     assert tiny_twins[0].lock().keys() >= STAGES
+
+
+def test_outputs_have_the_recorded_hashes(tiny_twins: tuple[Project, Project]) -> None:
+    """As on every x86-64 CPU with AVX2: those of profiles/tiny.sha256."""
+    for twin in tiny_twins:
+        assert tiny_outputs.output_hashes(twin.root) == tiny_outputs.recorded_hashes()
 
 
 def children_s() -> float:
@@ -124,7 +132,6 @@ def test_metrics_agree_with_each_other(metrics: dict[str, dict[str, Any]]) -> No
     assert metrics["llm_judge_eval"]["judge"] == "chrf"
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("name", ["pretrained", "openai/tiny", "classifier", "instruct"])
 def test_transformers_opens_the_models_as_they_stand(tracked: Project, name: str) -> None:
     transformers = pytest.importorskip("transformers")
@@ -149,7 +156,6 @@ def test_transformers_opens_the_models_as_they_stand(tracked: Project, name: str
         assert prompt.endswith("### Instruction:\nName a colour.\n\n### Response:\n")
 
 
-@pytest.mark.slow
 def test_no_file_is_a_pickle(tracked: Project) -> None:
     """Neither in the model directories nor in what MLflow keeps of them."""
     kept = [path for name in ("models", "mlartifacts") for path in (tracked.root / name).rglob("*") if path.is_file()]
@@ -163,7 +169,6 @@ def test_no_file_is_a_pickle(tracked: Project) -> None:
 # -- Ways to look at it ----------------------------------------------------------------------------------------------
 
 
-@pytest.mark.slow
 def test_summary(tracked: Project, metrics: dict[str, dict[str, Any]]) -> None:
     shown = tracked.python("-m", "gpt2core", "summary", timeout_s=120).stdout
     assert f"{metrics['pretrain']['val_loss']:.3f}" in shown
@@ -179,7 +184,6 @@ def test_summary(tracked: Project, metrics: dict[str, dict[str, Any]]) -> None:
         assert row["text"] in " ".join(shown.split()) or row["text"][:40] in shown
 
 
-@pytest.mark.slow
 def test_dvc_metrics_show(tracked: Project, metrics: dict[str, dict[str, Any]]) -> None:
     shown = json.loads(tracked.dvc("metrics", "show", "--json", timeout_s=60).stdout)
     by_file = {Path(name).stem: entry["data"] for name, entry in shown[""]["data"].items()}
@@ -187,14 +191,12 @@ def test_dvc_metrics_show(tracked: Project, metrics: dict[str, dict[str, Any]]) 
         assert by_file[name] == {key: value for key, value in metrics[name].items() if not isinstance(value, list)}
 
 
-@pytest.mark.slow
 def test_dvc_params_diff(tracked: Project) -> None:
     """From the default profile, a commit back, to `tiny`."""
     shown = json.loads(tracked.dvc("params", "diff", "HEAD~1", "--json", timeout_s=60).stdout)
     assert shown["params.yaml"]["pretrain.n_embd"] == {"old": None, "new": 64}
 
 
-@pytest.mark.slow
 def test_dvc_plots_show(tracked: Project, tmp_path: Path) -> None:
     tracked.dvc("plots", "show", "--out", tmp_path, timeout_s=120)
     page = (tmp_path / "index.html").read_text(encoding="utf-8")
@@ -306,7 +308,6 @@ def test_mlflow_has_a_parent_with_a_child_for_each_stage(tracked: Project, metri
         assert found >= wanted
 
 
-@pytest.mark.slow
 def test_the_line_that_opens_the_runs_in_a_browser_works(tracked: Project) -> None:
     """As `gpt2core summary` prints it, on a free port."""
     shown = tracked.python("-m", "gpt2core", "summary", timeout_s=120).stdout
@@ -349,7 +350,6 @@ def poll(url: str, server: subprocess.Popen[bytes], timeout_s: float = 90) -> st
 # -- What reruns -----------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.slow
 def test_an_edited_byte_of_ones_own_corpus_reruns_what_reads_it(scratch: Project) -> None:
     tales = (scratch.root / "data/raw/corpus/train/tales.txt").read_text(encoding="utf-8")
     own = scratch.root / "data/own/tales.txt"
@@ -364,13 +364,11 @@ def test_an_edited_byte_of_ones_own_corpus_reruns_what_reads_it(scratch: Project
     assert (scratch.root / "data/raw/corpus/train/tales.txt").read_bytes() == text[:-1] + b"!"
 
 
-@pytest.mark.slow
 def test_a_file_in_data_own_that_no_param_names_reruns_nothing_else(scratch: Project) -> None:
     (scratch.root / "data/own/notes.txt").write_text("not for the model\n", encoding="utf-8")
     assert scratch.dvc("repro", timeout_s=180).stages_run == ["download-data"]
 
 
-@pytest.mark.slow
 def test_an_edited_judge_reruns_the_judge_alone(scratch: Project) -> None:
     path = scratch.root / "gpt2core/evaluation/judges/chrf.py"
     path.write_text(path.read_text(encoding="utf-8") + "\n# edited\n", encoding="utf-8")
@@ -379,7 +377,6 @@ def test_an_edited_judge_reruns_the_judge_alone(scratch: Project) -> None:
     assert {name: entry.get("outs") for name, entry in scratch.lock().items()} == before  # the same bytes again
 
 
-@pytest.mark.slow
 def test_a_stage_that_fails_leaves_its_message_and_no_traceback(scratch: Project) -> None:
     scratch.set_params({"pretrain.n_head": 5, "pretrain.context": 4096, "judge.kind": "oracle"})
     failed = scratch.dvc("repro", timeout_s=120, check=False)
