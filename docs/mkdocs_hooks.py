@@ -1,7 +1,8 @@
-"""Puts into the site what mkdocs.yml names under vendor/: scripts, style sheets and fonts from docs/node_modules; and a
-page of reference for each part of the package, which mkdocstrings fills from the docstrings.
+"""Hooks of the documentation site: vendored files, and a reference page for each part of the package.
 
-It holds each page to two promises: a reader's browser fetches nothing from elsewhere, and KaTeX can set every formula.
+Scripts, style sheets, and fonts that mkdocs.yml names under vendor/ come from docs/node_modules; mkdocstrings fills the
+reference pages from the docstrings. Each page is checked: a reader's browser fetches nothing from elsewhere, and KaTeX
+can typeset every formula.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ URL = re.compile(r"url\(['\"]?([^'\")]+)['\"]?\)")
 
 
 def parts() -> list[str]:
-    """The modules and packages right below `gpt2core`, but those that only have a command line."""
+    """Return the modules and packages directly in `gpt2core`, except those that only have a command line."""
     names = {path.stem for path in PACKAGE.glob("[a-z]*.py")} | {
         path.parent.name for path in PACKAGE.glob("*/__init__.py")
     }
@@ -35,7 +36,7 @@ def parts() -> list[str]:
 
 
 def reference_page(name: str) -> str:
-    """A part's page. Of a package it has each module once: what an `__init__` hands on stands where it is defined."""
+    """Return the page of a part; a package's page has each module once, and each name where it is defined."""
     folder = PACKAGE / name
     paths = sorted(folder.rglob("*.py")) if folder.is_dir() else []
     text = f"# gpt2core.{name}\n\n::: gpt2core.{name}\n"
@@ -50,14 +51,14 @@ def reference_page(name: str) -> str:
 
 
 def on_config(config: MkDocsConfig) -> MkDocsConfig:
-    """Called by MkDocs with what mkdocs.yml says."""
+    """Change the configuration that MkDocs read from mkdocs.yml; MkDocs calls this."""
     reference = [{f"gpt2core.{name}": f"api/{name}.md"} for name in parts()]
     config.nav = [*(config.nav or []), {"Reference": reference}]
     return config
 
 
 def with_what_it_names(path: Path) -> Iterator[Path]:
-    """A file, and of a style sheet the fonts that it names."""
+    """Yield a file, and the fonts that it names if it is a style sheet."""
     if not path.is_file():
         raise PluginError(f"{path} is missing; run: npm ci --prefix docs --ignore-scripts")
     yield path
@@ -67,7 +68,7 @@ def with_what_it_names(path: Path) -> Iterator[Path]:
 
 
 def on_files(files: Files, config: MkDocsConfig) -> Files:
-    """Called by MkDocs with the pages it found."""
+    """Add pages to those that MkDocs found; MkDocs calls this."""
     for name in parts():
         files.append(File.generated(config, f"api/{name}.md", content=reference_page(name)))
     wanted = [str(name) for name in (*config.extra_css, *config.extra_javascript)]
@@ -81,7 +82,7 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
 
 
 def on_post_page(output: str, page: Page, config: MkDocsConfig) -> str:
-    """Called by MkDocs with each page as it will be written."""
+    """Change a page before MkDocs writes it; MkDocs calls this."""
     if found := FETCHED.search(output):
         raise PluginError(f"{page.file.src_uri}: would be fetched from elsewhere: {found.group()}")
     check_formulas(page.file.src_uri, [html.unescape(tex) for tex in FORMULA.findall(output)])
@@ -89,7 +90,7 @@ def on_post_page(output: str, page: Page, config: MkDocsConfig) -> str:
 
 
 def check_formulas(name: str, formulas: list[str]) -> None:
-    """Raises PluginError with KaTeX's own words if it cannot set one of them."""
+    """Typeset formulas; raise PluginError with KaTeX's message if one has an error."""
     if not formulas:
         return
     script = "for (const tex of JSON.parse(require('fs').readFileSync(0))) require('katex').renderToString(tex)"

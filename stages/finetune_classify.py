@@ -37,10 +37,10 @@ def main() -> None:
         )
     key_params = {"numerics": mode, "finetune_classify": section.model_dump()}
     with (
-        stage_checkpoints("finetune-classify", key_params, [MESSAGES, base]) as states,
+        stage_checkpoints("finetune-classify", key_params, [MESSAGES, base]) as checkpoints,
         track_stage(
             "finetune-classify", params, sections=("numerics", "data", "finetune_classify"), inputs=[MESSAGES, base],
-            run_file=states.run_file
+            run_file=checkpoints.run_file
         ) as run,
     ):  # fmt: skip
         results = SeedResults(labels)
@@ -52,7 +52,9 @@ def main() -> None:
                 balance=section.balance, drop_duplicates=section.drop_duplicates,
             )  # fmt: skip
             on_metrics = run.log_metrics if number == 0 else _silent  # one curve a run
-            result = finetune_classify(section, seed, base, labels, splits, on_metrics, states.training(f"seed-{seed}"))
+            result = finetune_classify(
+                section, seed, base, labels, splits, on_metrics, checkpoints.training(f"seed-{seed}")
+            )
             results.add(seed, splits.train, splits.test, result.before, result.after, result.probabilities)
             curve += add_seed_column(seed, result.curve)
             kept_epochs[str(seed)] = result.kept_epoch
@@ -76,7 +78,7 @@ def main() -> None:
 
 
 def _silent(metrics: dict[str, float], step: int) -> None:
-    """Curves of further seeds are in the CSV."""
+    """Log nothing: curves of further seeds are in the CSV."""
 
 
 if __name__ == "__main__":

@@ -38,10 +38,10 @@ def main() -> None:
     key_params = {**top.model_dump(), "finetune_instruct": section.model_dump()}
     splits = instructions.split(entries, section.val_fraction, section.test_fraction, top.seed)
     with (
-        stage_checkpoints("finetune-instruct", key_params, [ENTRIES, base]) as states,
+        stage_checkpoints("finetune-instruct", key_params, [ENTRIES, base]) as checkpoints,
         track_stage(
             "finetune-instruct", params, sections=("numerics", "data", "finetune_instruct"), inputs=[ENTRIES, base],
-            run_file=states.run_file
+            run_file=checkpoints.run_file
         ) as run,
     ):  # fmt: skip
         results = InstructSeeds(section, splits)
@@ -49,7 +49,7 @@ def main() -> None:
             is_first = results.before is None  # whose model is kept, and whose curve is logged
             result = finetune_instruct(
                 section, seed, base, splits,
-                run.log_metrics if is_first else _silent, states.training(f"seed-{seed}"), results.before,
+                run.log_metrics if is_first else _silent, checkpoints.training(f"seed-{seed}"), results.before,
             )  # fmt: skip
             results.add(seed, result)
             if is_first:
@@ -67,7 +67,7 @@ def main() -> None:
 
 
 def _silent(metrics: dict[str, float], step: int) -> None:
-    """Curves of further seeds are not kept."""
+    """Log nothing: curves of further seeds are not kept."""
 
 
 if __name__ == "__main__":

@@ -25,7 +25,7 @@ RESPONSES = "data/responses"
 MODEL = Path("models/instruct")  # for evaluate.tasks alone
 METRICS = "metrics/llm_judge_eval.json"
 SCORES = "metrics/plots/judge_scores.csv"
-REPLIES = ".judge-replies"  # in the project's root, as states: an experiment's temporary copy is deleted
+REPLIES = ".judge-replies"  # in the project's root, as checkpoints: an experiment's temporary copy is deleted
 
 
 def main() -> None:

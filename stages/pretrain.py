@@ -34,23 +34,23 @@ def main() -> None:
     numerics.start(top.numerics)
     tokenizer = Tokenizer.load(TOKENS)
     train, val = open_shard(TOKENS / "train.bin"), open_shard(TOKENS / "val.bin")
-    if runtime.rank():  # of several processes the first one keeps the states and writes what comes out
+    if runtime.rank():  # of several processes the first one saves checkpoints and writes the outputs
         pretrain(section, top.seed, train, val, tokenizer)
         return
     key_params = {**top.model_dump(), "pretrain": section.model_dump()}
     with (
-        stage_checkpoints("pretrain", key_params, [TOKENS]) as states,
+        stage_checkpoints("pretrain", key_params, [TOKENS]) as checkpoints,
         track_stage(
             "pretrain",
             params,
             sections=("numerics", "data", "tokenizer", "pretrain"),
             inputs=[TOKENS],
-            run_file=states.run_file,
+            run_file=checkpoints.run_file,
         ) as run,
     ):
         result = pretrain(
             section, top.seed, train, val, tokenizer,
-            with_throughput(run.log_metrics), states.training("pretrain"),
+            with_throughput(run.log_metrics), checkpoints.training("pretrain"),
         )  # fmt: skip
         metrics: dict[str, Any] = evaluate(result.model, val, tokenizer.eot_id, section.context)
         trigram = Trigram(train.tokens[:MAX_TRIGRAM_TOKENS], tokenizer.vocab_size)

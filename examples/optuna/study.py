@@ -22,7 +22,7 @@ ROOT = Path.cwd()
 
 
 def suggest(trial: optuna.Trial) -> dict[str, Any]:
-    """The params of a trial, by their names in params.yaml."""
+    """Return the params of a trial, by their names in params.yaml."""
     return {
         "pretrain.lr": trial.suggest_float("pretrain.lr", 1e-3, 1e-2, log=True),
         "pretrain.weight_decay": trial.suggest_float("pretrain.weight_decay", 0.0, 0.2, step=0.05),

@@ -33,4 +33,5 @@ class GPTConfig:
             raise UserError(f"n_head: {self.n_head} heads do not divide the width n_embd {self.n_embd}")
 
     def to_dict(self) -> dict[str, Any]:
+        """Return the fields by name."""
         return asdict(self)
