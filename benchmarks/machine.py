@@ -22,7 +22,7 @@ from typing import NamedTuple, TypeVar
 
 import torch
 
-from gpt2core.config import PRESETS
+from gpt2core.config.presets import PRESETS
 from gpt2core.model import GPT, GPTConfig
 from gpt2core.tokenizer import Tokenizer
 
