@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import subprocess
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -18,6 +19,7 @@ ROOT = Path(__file__).parents[2]
 BEFORE: dict[str, str] = json.loads((Path(__file__).parent / "outputs_e004422.json").read_text(encoding="utf-8"))
 
 
+@cache
 def lock() -> dict[str, str]:
     """The MD5 of each output, as the last commit's dvc.lock has it."""
     text = subprocess.run(["git", "show", "HEAD:dvc.lock"], cwd=ROOT, capture_output=True, check=True).stdout
