@@ -190,7 +190,7 @@ MAP = (ROOT / "docs/architecture.md").read_text(encoding="utf-8").partition("## 
 MAPPED = [
     "", "config", "params",
     "numerics", "model", "tokenizer", "inference", "corpus", "tasks", "sources", "checkpoint", "training",
-    "evaluation", "evaluation/metrics", "evaluation/rating",
+    "evaluation", "evaluation/judges", "evaluation/metrics", "evaluation/rating", "tracking",
 ]  # fmt: skip
 
 

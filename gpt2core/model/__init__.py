@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Any
 from gpt2core.model.config import GPTConfig
 
 if TYPE_CHECKING:
+    from gpt2core.model.classifier import GPTClassifier
     from gpt2core.model.gpt import GPT
-    from gpt2core.model.heads import GPTClassifier
 
 __all__ = ["GPT", "GPTClassifier", "GPTConfig"]
 
@@ -20,7 +20,7 @@ def __getattr__(name: str) -> Any:
 
         return GPT
     if name == "GPTClassifier":
-        from gpt2core.model.heads import GPTClassifier
+        from gpt2core.model.classifier import GPTClassifier
 
         return GPTClassifier
     raise AttributeError(f"module 'gpt2core.model' has no attribute {name!r}")

@@ -16,8 +16,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from gpt2core.errors import UserError
+from gpt2core.model.classifier import GPTClassifier
 from gpt2core.model.gpt import GPT
-from gpt2core.model.heads import GPTClassifier
 from gpt2core.model.quantized import QuantizedLinear
 
 TARGETS = ("attn.c_attn", "attn.c_proj", "mlp.c_fc", "mlp.c_proj")  # the linear layers of a block

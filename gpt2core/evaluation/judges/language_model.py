@@ -14,7 +14,7 @@ from tqdm import tqdm
 from gpt2core.errors import UserError
 from gpt2core.evaluation.judges import questions
 from gpt2core.evaluation.judges.judge import Item, Pair, Preference
-from gpt2core.evaluation.judges.replies import Messages, Replies
+from gpt2core.evaluation.judges.reply_cache import Messages, ReplyCache
 from gpt2core.log import logger
 
 
@@ -67,7 +67,7 @@ class LanguageModelJudge:
         self.name = f"{chat.kind}:{chat.model}"
         self._chat, self._min_coverage = chat, min_coverage
         identity = {"judge": chat.kind, "model": chat.model, "prompt_version": questions.PROMPT_VERSION}
-        self._replies = Replies(replies_dir, {**identity, **chat.settings})
+        self._replies = ReplyCache(replies_dir, {**identity, **chat.settings})
 
     def score(self, items: Sequence[Item]) -> list[float | None]:
         """Return the score of each item, or None; see the class for errors."""
@@ -129,7 +129,7 @@ class LanguageModelJudge:
         raise UserError(
             f"{self._chat.where}: of {total} responses, {answered} were judged and {failed} could not be before "
             f"judge.min_coverage = {self._min_coverage:g} was out of reach: {_listed(failures)}; {self._chat.remedy}, "
-            f"or judge.min_coverage; or set judge.kind to chrf. Replies so far are kept in {self._replies.path}"
+            f"or judge.min_coverage; or set judge.kind to chrf. ReplyCache so far are kept in {self._replies.path}"
         )
 
 

@@ -9,7 +9,7 @@ from typing import Any
 from gpt2core import files, runtime
 from gpt2core.errors import UserError, first_line
 from gpt2core.evaluation.judges.language_model import Chat, NoReply
-from gpt2core.evaluation.judges.replies import Messages
+from gpt2core.evaluation.judges.reply_cache import Messages
 
 MAX_REPLY_TOKENS = 16  # a score has one to three tokens, and a longer reply cannot be parsed anyway
 

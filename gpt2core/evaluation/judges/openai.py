@@ -17,7 +17,7 @@ import openai
 from gpt2core.config.judge import Judge as JudgeParams
 from gpt2core.errors import UserError
 from gpt2core.evaluation.judges.language_model import NoReply
-from gpt2core.evaluation.judges.replies import Messages
+from gpt2core.evaluation.judges.reply_cache import Messages
 
 
 class OpenAIChat:

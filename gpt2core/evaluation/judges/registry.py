@@ -14,7 +14,7 @@ def make_judges(judge: JudgeParams, seed: int, replies_dir: Path) -> list[Judge]
     Args:
         judge: the section `judge`.
         seed: of the pipeline; sent with each request to a judge that samples.
-        replies_dir: where language models' replies are kept, see `Replies`.
+        replies_dir: where language models' replies are kept, see `ReplyCache`.
     """
     judges: list[Judge] = []
     for kind in judge.kinds():

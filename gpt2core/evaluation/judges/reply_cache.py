@@ -21,7 +21,7 @@ from typing import Any
 Messages = Sequence[Mapping[str, str]]  # role, content
 
 
-class Replies:
+class ReplyCache:
     """The replies of one judge. Threads may share the object, and processes the file.
 
     Args:
