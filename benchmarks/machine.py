@@ -23,6 +23,7 @@ from typing import NamedTuple, TypeVar
 import torch
 
 from gpt2core.config.presets import PRESETS
+from gpt2core.log import log_to_stderr
 from gpt2core.model import GPT, GPTConfig
 from gpt2core.tokenizer import Tokenizer
 
@@ -35,7 +36,8 @@ Result = TypeVar("Result")
 
 
 def new_parser(doc: str | None) -> argparse.ArgumentParser:
-    """Return a parser whose help is a module's docstring."""
+    """Return a parser whose help is a module's docstring; from now on, messages appear on standard error."""
+    log_to_stderr()
     return argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
 
 

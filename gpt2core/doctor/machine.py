@@ -15,6 +15,7 @@ from gpt2core import runtime
 from gpt2core.doctor.finding import Finding, Level, some_of
 from gpt2core.errors import UserError
 from gpt2core.params import Params
+from gpt2core.params.checks import TRAININGS
 
 OLDEST_PYTHON = (3, 11)
 OLDEST_TORCH = (2, 9)
@@ -89,9 +90,10 @@ def compiler(params: Params) -> Iterator[Finding]:
     """Check what torch.compile needs, if the params switch it on."""
     import torch
 
-    compile_param = params.pretrain.compile
-    if compile_param is False:
-        yield Finding("ok", "compiler", "not needed: pretrain.compile is false")
+    values = {section: getattr(params, section).compile for section in TRAININGS}
+    compiled = [section for section, value in values.items() if value is not False]
+    if not compiled:
+        yield Finding("ok", "compiler", "not needed: compile is false in each training")
         return
     if torch.cuda.is_available():
         name, remedy = "Triton", "pip install triton"
@@ -102,6 +104,6 @@ def compiler(params: Params) -> Iterator[Finding]:
     if compiler:
         yield Finding("ok", "compiler", compiler)
     else:
-        missing = f"no {name}, and pretrain.compile is {str(compile_param).lower()}"
-        level: Level = "problem" if compile_param is True else "warning"
-        yield Finding(level, "compiler", missing, f"{remedy}, or set pretrain.compile: false")
+        said = " and ".join(f"{section}.compile is {str(values[section]).lower()}" for section in compiled)
+        level: Level = "problem" if True in values.values() else "warning"
+        yield Finding(level, "compiler", f"no {name}, and {said}", f"{remedy}, or set compile: false there")

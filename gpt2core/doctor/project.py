@@ -23,9 +23,9 @@ def parameters(root: Path) -> Iterator[Finding]:
     path = root / "params.yaml"
     try:
         values = read_values(path)
-        changes = updated(files.read_text(path))[1]
+        changes = updated(files.read_text(path), path)[1]
     except UserError as error:
-        yield Finding("problem", "params", str(error), "make profile NAME=embedded")
+        yield Finding("problem", "params", str(error), "fix it, or: make profile NAME=embedded FORCE=1")
         return
     if changes:
         level: Level = "problem" if missing(values) else "warning"

@@ -42,9 +42,10 @@ def _context(params: Params) -> Iterator[str]:
 
 
 def _warmup(params: Params) -> Iterator[str]:
-    if params.pretrain.warmup_steps > params.pretrain.max_steps:
-        steps = f"{params.pretrain.warmup_steps} is more than pretrain.max_steps {params.pretrain.max_steps}"
-        yield f"pretrain.warmup_steps: {steps}"
+    for name in TRAININGS:
+        section = getattr(params, name)
+        if section.max_steps is not None and section.warmup_steps > section.max_steps:
+            yield f"{name}.warmup_steps: {section.warmup_steps} is more than {name}.max_steps {section.max_steps}"
 
 
 def _processes(params: Params) -> Iterator[str]:

@@ -22,9 +22,13 @@ DEFAULTS = "defaults"  # what the profile `embedded` extends
 
 def load_params(path: str | os.PathLike[str] = "params.yaml") -> Params:
     """Read and check a params file or a profile. Raises one UserError that lists all errors in it."""
-    content = read_yaml(path)
+    content, command = read_yaml(path), "make params"
+    if Path(path).name != "params.yaml":
+        command += f" FILE={path}"
+    elif isinstance(content, dict) and "extends" in content:
+        raise UserError(f"{path}: extends: is for profiles; save it as profiles/MINE.yaml, and make profile NAME=MINE")
     values = _complete(content, Path(path))
-    problems = [f"{name}: {MISSING}" for name in missing(values)]
+    problems = [f"{name}: {MISSING.replace('make params', command)}" for name in missing(values)]
     try:
         params = Params.model_validate(values)
     except ValidationError as error:
@@ -38,7 +42,7 @@ def load_params(path: str | os.PathLike[str] = "params.yaml") -> Params:
         noun = "problem" if len(problems) == 1 else "problems"
         raise UserError("\n".join([f"{path}: {len(problems)} {noun}", *(f"  {problem}" for problem in problems)]))
     for old, new in old_names(content):
-        logger.warning(f"{path}: {old} is now {new}, and works for one more release; `make params` updates the file")
+        logger.warning(f"{path}: {old} is now {new}, and works for one more release; `{command}` updates the file")
     return params
 
 
@@ -53,7 +57,8 @@ def _complete(content: Any, path: Path, extended: tuple[str, ...] = ()) -> dict[
     values = with_new_names(content)
     if "extends" not in values:
         return values
-    base = PROFILES.get(values.pop("extends"), content["extends"])
+    base = values.pop("extends")
+    base = PROFILES.get(base, base) if isinstance(base, str) else base
     if base == DEFAULTS:
         return _merged(defaults(), values)
     known = sorted(file.stem for file in path.parent.glob("*.yaml"))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterable, Iterator
 from itertools import takewhile
 from pathlib import Path
 
@@ -44,6 +46,13 @@ def own_comments(text: str) -> dict[tuple[str, str], str]:
     }
 
 
+def _rendered(profiles: Iterable[Path]) -> Iterator[str]:
+    """Yield `params.yaml` under each of the profiles that are valid."""
+    for path in profiles:
+        with contextlib.suppress(UserError):
+            yield render_profile(path)
+
+
 def write_profile(name: str, root: Path = Path(), *, force: bool = False) -> str:
     """Write `params.yaml` from the profile `profiles/NAME.yaml`; return the profile's present name.
 
@@ -58,7 +67,7 @@ def write_profile(name: str, root: Path = Path(), *, force: bool = False) -> str
         raise UserError(f"NAME={name}: no such profile; there are: {', '.join(profiles)} (make profile NAME=tiny)")
     params = root / "params.yaml"
     new = render_profile(profiles[name])
-    if params.exists() and not force and files.read_text(params) not in map(render_profile, profiles.values()):
+    if params.exists() and not force and files.read_text(params) not in _rendered(profiles.values()):
         raise UserError(
             "params.yaml was edited, and this would overwrite it: save it as profiles/MINE.yaml, "
             f"or: make profile NAME={name} FORCE=1"

@@ -13,6 +13,7 @@ from typing import Any
 
 from ruamel.yaml import YAML
 from ruamel.yaml.comments import CommentedMap
+from ruamel.yaml.error import YAMLError
 
 from gpt2core import files
 from gpt2core.config import read_yaml
@@ -31,12 +32,12 @@ def update_file(path: Path) -> list[str]:
         A line for each renamed, added, or removed key. Without any the file stays untouched.
 
     Raises:
-        UserError: the file cannot be read, has a section in one line, or would lose a value.
+        UserError: the file cannot be read, has a form that cannot be edited line by line, or would lose a value.
     """
     before = with_new_names(read_yaml(path))
     if not isinstance(before, dict):
         raise UserError(f"{path}: must hold sections ({', '.join(SECTIONS)}), found {before!r}")
-    new, changes = updated(files.read_text(path))
+    new, changes = updated(files.read_text(path), path)
     if changes:
         if lost := _lost(before, YAML(typ="safe").load(new)):
             raise UserError(f"{path}: cannot keep the value of {', '.join(lost)}; write each key on its own line")
@@ -45,8 +46,27 @@ def update_file(path: Path) -> list[str]:
     return changes
 
 
-def updated(text: str) -> tuple[str, list[str]]:
-    """Return the updated text of a params file or profile, and a line for each change."""
+def updated(text: str, where: str | Path = "params.yaml") -> tuple[str, list[str]]:
+    """Return the updated text of a params file or profile, and a line for each change.
+
+    Raises:
+        UserError: the file has a form that cannot be edited line by line, such as a section in one line.
+    """
+    line_end = "\r\n" if "\r\n" in text else "\n"
+    try:
+        new, changes = _updated(text.replace("\r\n", "\n"))
+        YAML(typ="safe").load(new)
+    except (YAMLError, KeyError, TypeError, _CannotEdit) as error:
+        reason = error if isinstance(error, _CannotEdit) else "its form is too unusual to be edited"
+        raise UserError(f"{where}: {reason}; write each key on its own line, without anchors and documents") from None
+    return new.replace("\n", line_end), changes
+
+
+class _CannotEdit(Exception):
+    """The form of a file is not one key per line."""
+
+
+def _updated(text: str) -> tuple[str, list[str]]:
     changes: list[str] = []
     for old, new in PARAMS.items():
         if (key := _find(text, old)) and not _find(text, new):
@@ -68,6 +88,7 @@ def updated(text: str) -> tuple[str, list[str]]:
 
 def _with_all_keys(text: str) -> tuple[str, list[str]]:
     """Return the text with each missing key below the key that precedes it in `params.yaml`."""
+    text = _without_empty_sections(text)
     absent, standard, changes = missing(YAML(typ="safe").load(text)), defaults(), []
     order = {"": [*TopLevel.model_fields, *SECTIONS], **{name: keys_of(schema) for name, schema in SECTIONS.items()}}
     for name in absent:
@@ -76,7 +97,9 @@ def _with_all_keys(text: str) -> tuple[str, list[str]]:
             lines, what = ["", *section_lines(key, standard[key])], "all keys"
         else:
             value = standard[section][key] if section else standard[key]
-            lines, what = key_lines(section, key, value), yaml_value(value)
+            indent = " " * _indent(text, section)
+            lines = [indent + line.lstrip() for line in key_lines(section, key, value)]
+            what = yaml_value(value)
         earlier = [f"{section}.{other}".lstrip(".") for other in order[section][: order[section].index(key)]]
         place = next((found for other in reversed(earlier) if (found := _find(text, other))), None)
         parent = _find(text, section) if section else None
@@ -85,6 +108,24 @@ def _with_all_keys(text: str) -> tuple[str, list[str]]:
         text = _joined([*rows[: below + 1], *lines, *rows[below + 1 :]])
         changes.append(f"added {name}: {what}")
     return text, changes
+
+
+def _without_empty_sections(text: str) -> str:
+    """Return the text without sections that have no keys, such as `evaluate: {}`."""
+    for name, rows in YAML(typ="safe").load(text).items():
+        if name in SECTIONS and not rows:
+            number = YAML().load(text).lc.key(name)[0]
+            lines = text.splitlines()
+            text = _joined([*lines[:number], *lines[number + 1 :]])
+    return text
+
+
+def _indent(text: str, section: str) -> int:
+    """Return the column of a section's keys; 0 for no section."""
+    if not section:
+        return 0
+    rows = YAML().load(text)[section]
+    return int(rows.lc.key(next(iter(rows)))[1])
 
 
 @dataclass(frozen=True)
@@ -123,7 +164,7 @@ def _find(text: str, name: str) -> _Key | None:
     if not isinstance(rows, CommentedMap) or key not in rows:
         return None
     if rows.fa.flow_style():
-        raise UserError(f"{section}: write each key on its own line")
+        raise _CannotEdit(f"{section or 'the file'} is written in one line")
     lines = text.splitlines()
     number, column = rows.lc.key(key)
     starts = sorted(mapping.lc.key(other)[0] for mapping in (top, rows) for other in mapping)

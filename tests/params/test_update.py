@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import difflib
+import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -166,3 +168,44 @@ def test_dvc_runs_an_updated_file(tmp_path: Path) -> None:
     text = path.read_text(encoding="utf-8")
     assert "# half of it is enough" in text
     assert project.lock()["tokenize"]["params"]["params.yaml"]["seed"] == 5
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda text: re.sub(r"^  (?=\S)", "    ", text, flags=re.MULTILINE),  # four spaces
+        lambda text: re.sub(r"^mlflow:.*?(?=^\S|\Z)", "mlflow: null\n", text, flags=re.MULTILINE | re.DOTALL),
+        lambda text: re.sub(r"^evaluate:.*?(?=^\S|\Z)", "evaluate: {}\n", text, flags=re.MULTILINE | re.DOTALL),
+        lambda text: text.replace("\n", "\r\n"),
+    ],
+)
+def test_files_of_another_form_are_updated(old_file: Path, change: Callable[[str], str]) -> None:
+    text = change(old_file.read_text(encoding="utf-8"))
+    old_file.write_bytes(text.encode())
+    update_file(old_file)
+    load_params(old_file)
+    new = old_file.read_bytes().decode()
+    assert ("\r\n" in new) == ("\r\n" in text)
+    assert "\n" not in new.replace("\r\n", "") or "\r\n" not in new
+
+
+@pytest.mark.parametrize("text", ["base: &base\n  lr: 0.1\npretrain:\n  <<: *base\n", "seed: 1\n...\n", "{seed: 1}\n"])
+def test_files_that_cannot_be_edited_are_named(tmp_path: Path, text: str) -> None:
+    path = tmp_path / "params.yaml"
+    path.write_text(text, encoding="utf-8")
+    with pytest.raises(UserError, match=f"{path.name}: .*write each key on its own line"):
+        update_file(path)
+    assert path.read_text(encoding="utf-8") == text
+    assert not path.with_name("params.yaml.old").exists()
+
+
+def test_params_yaml_extends_nothing(tmp_path: Path) -> None:
+    (tmp_path / "params.yaml").write_text("extends: defaults\n", encoding="utf-8")
+    with pytest.raises(UserError, match="make profile NAME="):
+        load_params(tmp_path / "params.yaml")
+
+
+def test_a_profile_that_extends_a_list_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "mine.yaml").write_text("extends: [a]\n", encoding="utf-8")
+    with pytest.raises(UserError, match="extends"):
+        load_params(tmp_path / "mine.yaml")
