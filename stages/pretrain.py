@@ -59,7 +59,9 @@ def main() -> None:
         if config.load_section(Data, "data").corpus == "embedded":
             texts = [tokenizer.decode(ids.tolist()) for ids in documents(val, tokenizer.eot_id)]
             metrics["bits_per_byte_floor"] = round(-sum(map(log2_probability, texts)) / val.n_bytes, 6)
-        metrics["train_loss"] = round(result.curve[-1]["train_loss"], 6)
+        metrics["train_loss"] = round(result.kept_row["train_loss"], 6)
+        if section.patience_evals:
+            metrics["kept_step"] = result.kept_step
         metrics["parameters"] = sum(parameter.numel() for parameter in result.model.parameters())
 
         save_model("models/pretrained", result.model, tokenizer)

@@ -186,10 +186,8 @@ def read_checkpoints(
         return None
     content = files.read_json(path)
     try:
-        last_steps: dict[int, int] = {}  # of each seed
-        for row in content["checkpoints"]:
-            if row["seed"] is not None:
-                last_steps[row["seed"]] = max(row["step"], last_steps.get(row["seed"], 0))
+        # The last row of a seed is that of its kept model.
+        last_steps = {row["seed"]: row["step"] for row in content["checkpoints"] if row["seed"] is not None}
         models = [
             Answers(
                 "base" if row["seed"] is None else f"seed_{row['seed']}_step_{row['step']}",

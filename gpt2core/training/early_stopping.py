@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+
+from gpt2core.errors import UserError
 
 
 class EarlyStopping:
@@ -27,9 +30,15 @@ class EarlyStopping:
 
     @torch.no_grad()
     def update(self, step: int, val_loss: float) -> None:
-        """Keep the weights if their validation loss is the lowest so far; of equals the first stay."""
+        """Keep the weights if their validation loss is the lowest so far; of equals the first stay.
+
+        Raises:
+            UserError: the validation loss is not finite.
+        """
         if not self._patience_evals:
             return
+        if not math.isfinite(val_loss):
+            raise UserError(f"step {step}: the validation loss is {val_loss}; lower lr, or use dtype: float32")
         self._n_evals_since += 1
         if val_loss < self._best_loss:
             self._best_loss, self._best_step, self._n_evals_since = val_loss, step, 0

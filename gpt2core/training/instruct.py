@@ -71,6 +71,8 @@ class Instructed:
         adapter: what LoRA merged into the model, else None.
         curve: a row per epoch, with `COLUMNS`.
         checkpoints: the base first, the tuned model last.
+        kept_step: the step whose weights the tuned model has.
+        kept_row: the row of `curve` at that step.
         test_tokens: number of tokens of each reference response of the test entries.
         truncated: number of entries that are longer than the context.
     """
@@ -81,6 +83,8 @@ class Instructed:
     adapter: Adapter | None = None
     curve: list[dict[str, float]] = field(default_factory=list)
     checkpoints: list[EvalResult] = field(default_factory=list)
+    kept_step: int = 0
+    kept_row: dict[str, float] = field(default_factory=dict)
     test_tokens: list[int] = field(default_factory=list)
     truncated: int = 0
 
@@ -130,10 +134,16 @@ class InstructTask(Task):
         metrics = {"val_loss": self.mean_loss(self.val)}
         if self.epochs.is_end(step):
             self.curve.append({**self.epochs.position(step), "train_loss": self.mean_train_loss(), **metrics})
-        if step in self.params.checkpoint_steps and step < self.max_steps:  # the last one is that of the merged model
+        # Without early stopping, the last evaluation is that of the merged model.
+        is_last = step == self.max_steps and not self.params.patience_evals
+        if step in self.params.checkpoint_steps and not is_last:
             self.checkpoints.append(self.eval_result(step, metrics["val_loss"]))
             metrics["test_loss"] = self.checkpoints[-1].test_loss
         return metrics
+
+    def counts_for_patience(self, step: int) -> bool:
+        """Return whether an epoch ends: `checkpoint_steps` must not change the training."""
+        return self.epochs.is_end(step)
 
     def evaluate_base(self) -> bool:
         if not self.checkpoints:  # another seed's training may have evaluated the same base
@@ -211,8 +221,10 @@ def finetune_instruct(
     if result.adapter and not params.frozen_dtype:  # the model that is evaluated is the one that is saved
         merge_lora(model)
     model.eval()
-    val_loss = task.curve[-1]["val_loss"] if kept_step == task.max_steps else task.mean_loss(task.val)
-    result.checkpoints = [*task.checkpoints, task.eval_result(kept_step, val_loss)]
+    result.kept_step = kept_step
+    result.kept_row = task.curve[int(task.epochs.position(kept_step)["epoch"]) - 1]
+    earlier = [checkpoint for checkpoint in task.checkpoints if checkpoint.step != kept_step]
+    result.checkpoints = [*earlier, task.eval_result(kept_step, result.kept_row["val_loss"])]
     if params.frozen_dtype:  # the merged model may not fit in memory where this one does, so it is not evaluated
         merge_lora(model.cpu(), read_state(base_dir)[0])
     result.curve = task.curve

@@ -33,6 +33,8 @@ class InstructSeeds:
         if self.before is None:
             self.before = result.before
             self.metrics = _metrics(result, self._splits)
+            if self._params.patience_evals:
+                self.metrics["kept_step"] = result.kept_step
             self._answered = [
                 {**entry, "response": response, "base_response": base_response}
                 for entry, response, base_response in zip(
@@ -65,7 +67,7 @@ def _metrics(result: Instructed, splits: Splits) -> dict[str, Any]:
     return {
         "val_loss": round(after.val_loss, 6),
         "before_val_loss": round(before.val_loss, 6),
-        "train_loss": round(result.curve[-1]["train_loss"], 6),
+        "train_loss": round(result.kept_row["train_loss"], 6),
         "train_entries": len(splits.train),
         "val_entries": len(splits.val),
         "test_entries": len(splits.test),

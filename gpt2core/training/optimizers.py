@@ -46,7 +46,7 @@ def muon_and_adamw(
     rest = [parameter for parameter in model.parameters() if id(parameter) not in chosen]
     if not hidden:  # a head alone is trained
         return [adamw(rest, lr=lr, weight_decay=weight_decay, beta1=beta1, beta2=beta2)]
-    return [
-        Muon([{"params": hidden, "initial_lr": muon_lr}], lr=muon_lr, weight_decay=weight_decay),
-        adamw(rest, lr=lr, weight_decay=weight_decay, beta1=beta1, beta2=beta2),
-    ]
+    muon = Muon([{"params": hidden, "initial_lr": muon_lr}], lr=muon_lr, weight_decay=weight_decay)
+    if not any(parameter.requires_grad for parameter in rest):  # adapters alone are trained
+        return [muon]
+    return [muon, adamw(rest, lr=lr, weight_decay=weight_decay, beta1=beta1, beta2=beta2)]

@@ -36,12 +36,19 @@ class Pretrained:
     Attributes:
         model: of several processes, only the first one has its weights.
         curve: a row per evaluation, with `COLUMNS`.
-        samples: the text sampled at each evaluation.
+        samples: the text sampled at each evaluation; the last one is by `model`.
+        kept_step: the step whose weights `model` has.
     """
 
     model: GPT
     curve: list[dict[str, float]] = field(default_factory=list)
     samples: list[dict[str, Any]] = field(default_factory=list)
+    kept_step: int = 0
+
+    @property
+    def kept_row(self) -> dict[str, float]:
+        """The row of `curve` at `kept_step`."""
+        return next(row for row in self.curve if row["step"] == self.kept_step)
 
 
 class PretrainTask(Task):
@@ -160,8 +167,11 @@ def pretrain(
         raise UserError(problem)
     dtype = runtime.training_dtype(params.dtype)
     task = PretrainTask(params, seed, train_shard, val_shard, tokenizer, dtype)
-    fit(task, new_recipe(params, task.model, task.max_steps, dtype), checkpoints, on_metrics)
-    return Pretrained(distributed.full_model(task.model).eval(), task.curve, task.samples)
+    kept_step = fit(task, new_recipe(params, task.model, task.max_steps, dtype), checkpoints, on_metrics)
+    result = Pretrained(distributed.full_model(task.model).eval(), task.curve, task.samples, kept_step)
+    if result.samples and result.kept_row is not result.curve[-1]:
+        result.samples.append(next(row for row in task.samples if row["tokens"] == result.kept_row["tokens"]))
+    return result
 
 
 def new_model(params: Pretrain, vocab_size: int, seed: int) -> GPT:

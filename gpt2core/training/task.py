@@ -69,8 +69,13 @@ class Task(ABC):
     def evaluate(self, step: int) -> dict[str, float]:
         """Evaluate the model after `step` steps, and return the metrics to log.
 
-        `val_loss` among them decides which weights are kept, and when the training ends, if `patience_evals` is set.
+        `val_loss` among them decides which weights are kept, and when the training ends, if `patience_evals` is set and
+        `counts_for_patience`.
         """
+
+    def counts_for_patience(self, step: int) -> bool:
+        """Return whether the evaluation after `step` steps counts for early stopping: those that add to `curve` do."""
+        return True
 
     def evaluate_base(self) -> bool:
         """Evaluate the model before the first step; return whether that took long enough to be saved."""

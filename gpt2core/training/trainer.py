@@ -137,7 +137,7 @@ def _evaluate(task: Task, n_steps: int, stopping: EarlyStopping, on_metrics: OnM
     with uncompiled(task.model):
         metrics = task.evaluate(n_steps)
     on_metrics(metrics, n_steps)
-    if "val_loss" in metrics:
+    if "val_loss" in metrics and task.counts_for_patience(n_steps):
         stopping.update(n_steps, metrics["val_loss"])
 
 
@@ -245,6 +245,6 @@ def _read(unread: Sequence[_Unread]) -> Iterator[Step]:
             if not abs(value) < float("inf"):  # neither infinite nor NaN
                 raise UserError(
                     f"step {row.step}: the {name} is {value} (learning rate {row.lr:g}); stopped, and nothing of this "
-                    "step is kept. Lower lr, raise warmup_steps, lower grad_clip, or use dtype: float32"
+                    "step is kept. Lower lr (and muon_lr), raise warmup_steps, lower grad_clip, or use dtype: float32"
                 )
         yield Step(row.step, loss, grad_norm, row.lr, row.n_targets)

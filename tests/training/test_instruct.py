@@ -306,3 +306,29 @@ def test_a_directory_can_be_read_with_rounded_blocks(base: Path) -> None:
         ids = torch.arange(60).view(2, 30)
         difference = (model(ids) - whole(ids)).norm() / whole(ids).norm()
         assert 1e-5 < difference < far
+
+
+def test_early_stopping_keeps_the_best_epoch_and_checkpoint_steps_change_nothing(base: Path) -> None:
+    """A learning rate that is too high overfits at once: the best epoch comes before the last."""
+    recipe = dict(epochs=6, lr=0.05, patience_evals=2, schedule="constant")
+    result = run(base, **recipe)
+    losses = [row["val_loss"] for row in result.curve]
+    best = losses.index(min(losses))
+    assert len(losses) == min(6, best + 3)
+    assert result.kept_row == result.curve[best]
+    assert result.after.step == result.kept_step == 6 * (best + 1)  # 22 entries, 4 per step
+    assert result.after.val_loss == losses[best]
+    with_checkpoints = run(base, **recipe, checkpoint_steps=[1, 2, result.kept_step])
+    assert [row.step for row in with_checkpoints.checkpoints] == [0, 1, 2, result.kept_step]
+    assert with_checkpoints.curve == result.curve
+    assert all(
+        torch.equal(a, b) for a, b in zip(weights(result).values(), weights(with_checkpoints).values(), strict=True)
+    )
+
+
+@pytest.mark.parametrize(
+    "recipe", [dict(optimizer="muon"), dict(optimizer="muon", trainable="lora"), dict(schedule="wsd")]
+)
+def test_fine_tuning_has_every_optimizer_and_schedule(base: Path, recipe: dict[str, object]) -> None:
+    curve = run(base, epochs=3, **recipe).curve
+    assert curve[-1]["train_loss"] < curve[0]["train_loss"]

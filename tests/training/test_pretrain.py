@@ -111,3 +111,15 @@ def test_batches_are_made_while_the_step_before_is_under_way() -> None:
 
     train(model, [optimizer], lambda step: 1.0, batches, loss_sum, max_steps=4, grad_clip=1.0)
     assert all(event.is_set() for event in made)
+
+
+def test_early_stopping_keeps_the_best_weights(tokenizer: Tokenizer) -> None:
+    """The model's own validation loss is that of the best row; its sample is the last one."""
+    result, _ = run(
+        tokenizer, max_steps=40, eval_interval_steps=4, lr=0.5, optimizer="adamw", schedule="constant", patience_evals=2
+    )
+    losses = [row["val_loss"] for row in result.curve]
+    best = losses.index(min(losses))
+    assert result.kept_row == result.curve[best]
+    assert len(losses) == min(10, best + 3)
+    assert result.samples[-1]["tokens"] == result.kept_row["tokens"]
