@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
+from itertools import islice
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -86,11 +87,14 @@ class LanguageModelJudge:
         answers: dict[str, Any] = {}
         answered = 0
         failures: Counter[str] = Counter()
+        waiting, pending = iter(counts), deque[tuple[str, Future[tuple[Any, str]]]]()
         try:
-            futures = {question: pool.submit(self._answer, question, parse, repair, expected) for question in counts}
             # `disable=None`: a progress bar only on a terminal.
-            bar = tqdm(futures.items(), desc=self.name, unit="answer", disable=None, leave=False)
-            for question, future in bar:
+            for _ in tqdm(counts, desc=self.name, unit="answer", disable=None, leave=False):
+                # Few questions ahead of the answers: after an error, no more are sent, however busy this machine is.
+                for question in islice(waiting, 2 * self._chat.concurrency - len(pending)):
+                    pending.append((question, pool.submit(self._answer, question, parse, repair, expected)))
+                question, future = pending.popleft()
                 answers[question], failure = future.result()
                 if failure:
                     failures[failure] += counts[question]
