@@ -141,9 +141,9 @@ def test_a_full_disk_is_one_warning_and_costs_no_earlier_state(
 WRITER = """
 import sys, torch
 from pathlib import Path
-from gpt2core.training.checkpoints import States
+from gpt2core.training.checkpoints import CheckpointManager
 
-states = States(Path(sys.argv[1]))
+states = CheckpointManager(Path(sys.argv[1]))
 for step in range(1, 100_000):
     states.save(step, {"weight": torch.full((300, 1000), float(step))}, {"step": step})
     print(step, flush=True)
@@ -338,8 +338,10 @@ def test_a_stage_says_why_it_starts_anew(
 STAGE = """
 import sys, time, torch
 from pathlib import Path
+from gpt2core.log import log_to_stderr
 from gpt2core.training.checkpoints import stage_checkpoints
 
+log_to_stderr()
 name, last = sys.argv[1], int(sys.argv[2])
 with stage_checkpoints("pretrain", {}, []) as stage:
     states = stage.training("pretrain")
