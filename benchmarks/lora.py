@@ -89,7 +89,7 @@ class RepeatedBatch(Task):
         return False
 
     def evaluate(self, step: int) -> dict[str, float]:
-        raise NotImplementedError
+        return {}
 
 
 def steps(model_dir: Path, kind: str, batch_size: int, n_tokens: int, max_steps: int) -> int:

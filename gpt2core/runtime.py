@@ -29,7 +29,7 @@ class Terminated(KeyboardInterrupt):
 
 
 def stage_main(main: Callable[[], None]) -> None:
-    """Run a stage's `main`.
+    """Run the function `main` of a stage or command.
 
     A user's mistake or a full disk ends with a message and exit code 1, Ctrl-C with 130, SIGTERM with 143; there is no
     traceback.

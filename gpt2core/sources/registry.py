@@ -155,7 +155,7 @@ def from_url(url: str) -> Asset:
     if parts.scheme != "https" or not parts.hostname or not name:
         raise UserError(f"{url!r} must be the address of a file, such as https://example.org/shard.jsonl.zst")
     if pin and not re.fullmatch(r"sha256=[0-9a-f]{64}", pin):
-        raise UserError(f"{url!r}: behind # only sha256= and 64 hexadecimal digits are allowed")
+        raise UserError(f"{url!r}: after #, only sha256= and 64 hexadecimal digits are allowed")
     file = File(name, (urlunsplit(parts._replace(fragment="")),), pin.removeprefix("sha256=") or None)
     pinned = "pinned by SHA-256" if pin else "no hash is pinned"
     return Asset(parts.hostname, "corpus", f"{name}, by its address; {pinned}", "its own", (file,))

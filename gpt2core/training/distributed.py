@@ -123,7 +123,7 @@ def parallel_loss(model: GPT, sharding: str, device: torch.device) -> nn.Module:
 
 
 def sync_gradients(loss: nn.Module, is_last: bool) -> None:
-    """Add the gradients of all processes in the next backward pass if it is the last one of a step."""
+    """Sum gradients over all processes in the next backward pass if it is the last one of a step."""
     if isinstance(loss, DistributedDataParallel):
         loss.require_backward_grad_sync = is_last  # as its `no_sync` does
     elif isinstance(loss, FSDPModule):

@@ -30,7 +30,7 @@ SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
 class ResumableTraining:
-    """Save a training from time to time and when it is told to stop, and restore it.
+    """Save a training from time to time and after a signal to stop, and restore it.
 
     Ctrl-C and SIGTERM save first, at the next pause of the loop, and then end it by `KeyboardInterrupt` and its kind
     `Terminated`; a second Ctrl-C ends it immediately. When a checkpoint is saved does not change any result.
