@@ -23,9 +23,11 @@ SMALL = {
     "pretrain.max_steps": 12,
     "pretrain.eval_interval_steps": 12,
     "finetune_classify.max_steps": 2,
+    "finetune_classify.warmup_steps": 1,
     "finetune_classify.test_fraction": 0.02,
     "finetune_classify.val_fraction": 0.02,
     "finetune_instruct.max_steps": 2,
+    "finetune_instruct.warmup_steps": 1,
     "finetune_instruct.max_new_tokens": 4,
     "judge.bootstrap_samples": 20,
 }
