@@ -11,9 +11,14 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 import sys
 
+from gpt2core.redact import redacted
+
 logger = logging.getLogger("gpt2core")
+# Everything that moves the cursor, colors, or reorders text (Unicode's bidirectional controls), but not \n and \t.
+CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u200e\u200f\u2028-\u202e\u2066-\u2069]")
 
 
 class _AboveProgressBars(logging.Handler):
@@ -25,7 +30,15 @@ class _AboveProgressBars(logging.Handler):
         if int(os.environ.get("RANK", "0")):  # of the processes that torchrun started, only the first one reports
             return
         prefix = "" if record.levelno < logging.WARNING else f"{record.levelname.lower()}: "
-        tqdm.write(prefix + record.getMessage(), file=sys.stderr)
+        tqdm.write(prefix + shown(record.getMessage()), file=sys.stderr)
+
+
+def shown(message: str) -> str:
+    """Return a message as a terminal may show it: secrets in URLs are hidden, and control characters are escaped.
+
+    What a server or a file said may be part of the message, and a terminal obeys control characters.
+    """
+    return CONTROL.sub(lambda match: match[0].encode("unicode_escape").decode(), redacted(message))
 
 
 def log_to_stderr() -> None:

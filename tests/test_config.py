@@ -187,3 +187,20 @@ def test_benchmarks_need_their_extra_before_anything_runs(tmp_path: Path, monkey
 def test_a_seed_of_the_instructions_counts_once(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"finetune_instruct.seeds: \[3, 3\] names a seed twice"):
         load_params(edited(tmp_path, ("finetune_instruct.seeds", [3, 3])))
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("data.corpus", "https://user:planted@example.org/a.txt"),
+        ("data.corpus", ["embedded", "https://example.org/a.txt?X-Amz-Signature=planted"]),
+        ("judge.base_url", "http://user:planted@127.0.0.1:8000/v1"),
+        ("judge.base_url", "http://127.0.0.1:8000/v1?api-key=planted"),
+        ("judge.model", "http://x/?token=planted"),  # whatever the key is
+    ],
+)
+def test_a_secret_in_an_address_is_refused_and_not_printed(tmp_path: Path, key: str, value: object) -> None:
+    with pytest.raises(UserError, match="OPENAI_API_KEY") as caught:
+        load_params(edited(tmp_path, (key, value)))
+    assert f"{key}: " in str(caught.value)
+    assert "planted" not in str(caught.value)

@@ -15,6 +15,7 @@ import requests
 from gpt2core.doctor.finding import Finding
 from gpt2core.errors import UserError
 from gpt2core.params import Params
+from gpt2core.redact import redacted
 from gpt2core.sources import registry
 from gpt2core.sources.registry import Asset, File
 from gpt2core.tracking import store
@@ -75,7 +76,7 @@ def _database(path: Path) -> Finding:
 
 
 def _server(address: str) -> Finding:
-    shown = urlsplit(address)._replace(netloc=urlsplit(address).netloc.rpartition("@")[2]).geturl()
+    shown = redacted(address)
     try:
         answer = requests.get(f"{address.rstrip('/')}/health", timeout=CONNECT_TIMEOUT_S)
     except requests.RequestException as error:

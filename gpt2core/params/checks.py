@@ -8,9 +8,15 @@ import re
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
+from gpt2core.redact import redacted, secret_in_url
+
 if TYPE_CHECKING:
     from gpt2core.params.schema import Params
 
+SECRETS_BELONG = (
+    "a judge's key belongs in the environment variable OPENAI_API_KEY, a mirror's password in GPT2CORE_MIRROR; "
+    "download another file into data/own/ and name it own/FILE"
+)
 TRAININGS = ("pretrain", "finetune_classify", "finetune_instruct")
 
 
@@ -108,6 +114,15 @@ def _judge(params: Params) -> Iterator[str]:
         yield f"judge.model: {judge.model} names a model twice"
 
 
+def _secrets(params: Params) -> Iterator[str]:
+    """Refuse secrets in any address: Git, MLflow, and the report show the params."""
+    for section, keys in params.model_dump().items():
+        for key, value in keys.items() if isinstance(keys, dict) else ():
+            for text in value if isinstance(value, list) else [value]:
+                if isinstance(text, str) and "://" in text and (secret := secret_in_url(text)):
+                    yield f"{section}.{key}: {redacted(text)} has {secret}, not allowed in params; {SECRETS_BELONG}"
+
+
 def _evaluate(params: Params) -> Iterator[str]:
     if len(set(params.evaluate.tasks)) < len(params.evaluate.tasks):
         yield f"evaluate.tasks: {params.evaluate.tasks} names a task twice"
@@ -141,5 +156,5 @@ def _induction(params: Params) -> Iterator[str]:
 
 _ALL = (
     _heads, _context, _warmup, _processes, _numerics, _openai_sizes, _bases, _fractions,
-    _seeds, _judge, _evaluate, _lora, _induction,
+    _seeds, _judge, _secrets, _evaluate, _lora, _induction,
 )  # fmt: skip

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import contextlib
 import email.utils
+import json
+import math
 import os
 import re
 import shutil
@@ -17,32 +19,43 @@ import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from urllib.parse import quote, urljoin, urlsplit
+from urllib.parse import quote, urljoin
 
 import requests
 import tenacity
+import urllib3
 from filelock import Timeout
 from tqdm import tqdm
 
 from gpt2core import config, files
+from gpt2core.deadline import within
 from gpt2core.errors import UserError
 from gpt2core.log import logger
+from gpt2core.redact import redacted
 from gpt2core.sources.registry import Asset, File
 
-CHUNK_BYTES = 16 << 10  # what a cut connection can lose: requests hands on whole chunks only
+CHUNK_BYTES = 16 << 10
 PROGRESS_BYTES = 8 << 20  # a try that brings this much is a success of its own: the count of tries starts anew
 TRANSIENT_STATUS = (408, 425, 429, 500, 502, 503, 504)
+MAX_DOWNLOAD_BYTES = 64 << 30  # of a file whose size the registry does not know; OpenAI's largest has 6.2 GB
+MAX_ARCHIVE_FACTOR = 20  # a zip may have this many times the bytes of the one member that is taken out of it
 
 
 @dataclass(frozen=True)
 class Retry:
-    """How often and how patiently one URL is tried; the wait doubles from try to try, up to `longest_wait_s`."""
+    """How often and how patiently one URL is tried; the wait doubles from try to try, up to `longest_wait_s`.
+
+    A try ends when fewer than `min_bytes_per_s` arrive on average over `read_timeout_s`; all tries together end after
+    `deadline_s`.
+    """
 
     tries: int = 5
     first_wait_s: float = 0.5
     longest_wait_s: float = 60.0
     connect_timeout_s: float = 10.0
     read_timeout_s: float = 60.0
+    min_bytes_per_s: float = 1000.0
+    deadline_s: float = 24 * 3600.0
 
 
 class _Failed(Exception):
@@ -105,7 +118,7 @@ def fetch(asset: Asset, file: File, out_path: Path, retry: Retry | None = None) 
     failures: list[str] = []
     with disk_errors(out_path):
         for place in _places(asset, file):
-            shown = _without_password(place)
+            shown = redacted(place)
             if failures:
                 logger.info(f"{asset.name}/{file.name} is not available from {failures[-1]}; asking {shown}")
             try:
@@ -144,19 +157,14 @@ def _places(asset: Asset, file: File) -> list[Path | str]:
         return [_mirror_url(mirror, asset, file), *file.urls]
     folder = config.project_root() / Path(mirror).expanduser()
     if not folder.is_dir():
-        raise UserError(f"GPT2CORE_MIRROR={mirror}: there is no such folder; set it to a folder or an http(s) URL")
+        raise UserError(
+            f"GPT2CORE_MIRROR={redacted(mirror)}: there is no such folder; set it to a folder or an http(s) URL"
+        )
     return [folder / asset.name / file.name, *file.urls]
 
 
 def _mirror_url(mirror: str, asset: Asset, file: File) -> str:
     return f"{mirror.rstrip('/')}/{quote(asset.name)}/{quote(file.name)}"
-
-
-def _without_password(place: Path | str) -> str:
-    if isinstance(place, Path):
-        return str(place)
-    parts = urlsplit(place)
-    return parts._replace(netloc=parts.netloc.rpartition("@")[2]).geturl()
 
 
 @contextlib.contextmanager
@@ -175,7 +183,7 @@ def disk_errors(path: Path) -> Iterator[None]:
 
 def _copy(source: Path, file: File, out_path: Path) -> None:
     if not source.is_file():
-        raise _Failed("no such file")
+        raise _Failed("no such file" if not source.exists() else "not a regular file")
     with files.atomic_path(out_path) as temporary:
         shutil.copyfile(source, temporary)
         _verify(temporary, file)
@@ -200,8 +208,8 @@ def _download(url: str, asset: Asset, file: File, out_path: Path, retry: Retry) 
         raise _Failed("not an https:// URL")
     path = downloads_dir() / f"{asset.name}-{file.name}.part"
     with _alone(path):
-        part = _Part(path, url, pinned=file.sha256 is not None)
         is_zip = bool(file.archive_member) and not is_mirror
+        part = _Part(path, url, pinned=file.sha256 is not None, max_bytes=_max_bytes(file, is_zip))
         whole_bytes = file.size_bytes if file.sha256 and not is_zip else None  # a killed run may have left it whole
         for may_start_over in (True, False):
             if not part.size_bytes or part.size_bytes != whole_bytes:
@@ -222,6 +230,13 @@ def _download(url: str, asset: Asset, file: File, out_path: Path, retry: Retry) 
             else:
                 part.remove()
                 return
+
+
+def _max_bytes(file: File, is_zip: bool) -> int:
+    """Return how many bytes a server may send for a file."""
+    if file.size_bytes is None:
+        return MAX_DOWNLOAD_BYTES
+    return file.size_bytes * MAX_ARCHIVE_FACTOR if is_zip else file.size_bytes
 
 
 @contextlib.contextmanager
@@ -254,12 +269,16 @@ def _extract(archive: Path, file: File, out_path: Path) -> None:
 
 
 class _Part:
-    """An unfinished download with the validator (ETag or Last-Modified) of its version."""
+    """An unfinished download with the validator (ETag or Last-Modified) of its version.
 
-    def __init__(self, path: Path, url: str, pinned: bool):
-        self.path, self.url, self.pinned = path, url, pinned
+    Only its owner can read it and its note, because a mirror may be private.
+    """
+
+    def __init__(self, path: Path, url: str, pinned: bool, max_bytes: int):
+        self.path, self.url, self.pinned, self.max_bytes = path, redacted(url), pinned, max_bytes
         self.note = path.with_suffix(".part.json")
         self.validator: str | None = None
+        self.deadline_s = math.inf  # on the clock time.monotonic
         if self.size_bytes:
             self._read_note()
         self.is_pieced = self.size_bytes > 0
@@ -269,7 +288,7 @@ class _Part:
         try:
             note = files.read_json(self.note)
             self.validator = note["validator"]
-            if note["url"] == self.url and self.can_resume:
+            if note["url"] == self.url and self.can_resume and self.size_bytes <= self.max_bytes:
                 return
         except (UserError, KeyError, TypeError):
             pass
@@ -288,8 +307,18 @@ class _Part:
         """Start again with a version of the file."""
         self.remove()
         self.validator = validator
-        files.write_json(self.note, {"url": self.url, "validator": validator})
-        self.path.touch()
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        for path in (self.path, self.note):
+            path.touch(mode=0o600)
+        self.note.write_text(json.dumps({"url": self.url, "validator": validator}), encoding="utf-8")
+
+    def check(self, size_bytes: int) -> None:
+        """Raise _Failed if a server has more bytes than the file can have, or all the time is used."""
+        if time.monotonic() > self.deadline_s:
+            raise _Failed(f"not complete in time; {self.size_bytes:,} bytes are here")
+        if size_bytes > self.max_bytes:
+            self.remove()
+            raise _Failed(f"the server has more than the {self.max_bytes:,} bytes that are allowed for this file")
 
     def remove(self) -> None:
         self.path.unlink(missing_ok=True)
@@ -300,6 +329,7 @@ class _Part:
 def _complete(part: _Part, url: str, retry: Retry, title: str) -> None:
     """Request until the part is complete. Raises _Transient after the last try, _Failed when trying is no use."""
     best_bytes, first_try = part.size_bytes, 1
+    part.deadline_s = time.monotonic() + retry.deadline_s
 
     def stop(state: tenacity.RetryCallState) -> bool:
         nonlocal best_bytes, first_try
@@ -320,7 +350,7 @@ def _complete(part: _Part, url: str, retry: Retry, title: str) -> None:
         retry=tenacity.retry_if_exception_type(_Transient), stop=stop, wait=wait_s, retry_error_callback=give_up
     )
     with _Session() as session:
-        retrying(_ask, session, part, url, (retry.connect_timeout_s, retry.read_timeout_s), title)
+        retrying(_ask, session, part, url, retry, title)
 
 
 class _Session(requests.Session):
@@ -333,7 +363,7 @@ class _Session(requests.Session):
         return target
 
 
-def _ask(session: requests.Session, part: _Part, url: str, timeout_s: tuple[float, float], title: str) -> None:
+def _ask(session: requests.Session, part: _Part, url: str, retry: Retry, title: str) -> None:
     """Send one request for the rest of the part."""
     headers = {"Accept-Encoding": "identity"}  # ranges count the bytes of the file, not of its compressed form
     have_bytes = part.size_bytes
@@ -345,12 +375,20 @@ def _ask(session: requests.Session, part: _Part, url: str, timeout_s: tuple[floa
         if part.validator:
             headers["If-Range"] = part.validator
     has_begun = False  # whether the status was accepted
+    timeouts_s = (retry.connect_timeout_s, retry.read_timeout_s)
     try:
-        with session.get(url, headers=headers, stream=True, timeout=timeout_s) as response:
+        # The session's limits are per address of the host and per byte; this one is for the whole head of the answer.
+        with within(
+            2 * sum(timeouts_s), session.get, url, headers=headers, stream=True, timeout=timeouts_s
+        ) as response:
             total_bytes = _begin(response, part, have_bytes)
             has_begun = True
             if total_bytes != part.size_bytes:
-                _receive(response, part, total_bytes, title)
+                _receive(response, part, total_bytes, title, retry)
+    except TimeoutError:
+        raise _Transient("the server does not answer in time") from None
+    except urllib3.exceptions.HTTPError as error:
+        raise _failure(requests.exceptions.ConnectionError(error), part.size_bytes) from None
     except requests.exceptions.RequestException as error:
         raise _failure(error, part.size_bytes if has_begun else None) from None
 
@@ -384,11 +422,16 @@ def _reason(error: BaseException) -> str:
 def _begin(response: requests.Response, part: _Part, have_bytes: int) -> int | None:
     """Check status and headers and prepare the part for the body; return the file's length in bytes, if known."""
     status, headers = response.status_code, response.headers
+    if status in (200, 206) and (encoding := headers.get("Content-Encoding", "identity")) != "identity":
+        raise _Failed(f"the server compresses the file (Content-Encoding: {encoding}), which is refused")
     if status == 200:
         part.start(_validator(headers))
         length = headers.get("Content-Length", "")
-        return int(length) if length.isdecimal() else None
-    span = re.fullmatch(r"bytes (?:(\d+)-(\d+)|\*)/(\d+|\*)", headers.get("Content-Range", "").strip())
+        if not re.fullmatch(r"\d{1,18}", length, re.ASCII):
+            return None
+        part.check(int(length))
+        return int(length)
+    span = re.fullmatch(r"bytes (?:(\d{1,18})-(\d{1,18})|\*)/(\d{1,18}|\*)", headers.get("Content-Range", "").strip())
     if status == 206 and have_bytes:
         same = _validator(headers) in (part.validator, None)
         if span and span[1] and int(span[1]) == have_bytes and same:
@@ -423,14 +466,24 @@ def _retry_after_s(value: str | None) -> float | None:
     return None
 
 
-def _receive(response: requests.Response, part: _Part, total_bytes: int | None, title: str) -> None:
+def _receive(response: requests.Response, part: _Part, total_bytes: int | None, title: str, retry: Retry) -> None:
     bar = tqdm(
         desc=title, total=total_bytes, initial=part.size_bytes, unit="B", unit_scale=True, leave=False, disable=None
     )
+    size_bytes = part.size_bytes
+    window_start_s, window_bytes = time.monotonic(), 0
     with bar, part.path.open("ab") as file:
-        for chunk in response.iter_content(CHUNK_BYTES):
+        # Not iter_content: it undoes compression, and waits until a chunk is full.
+        while chunk := response.raw.read1(CHUNK_BYTES, decode_content=False):
             file.write(chunk)
             bar.update(len(chunk))
+            size_bytes += len(chunk)
+            window_bytes += len(chunk)
+            part.check(size_bytes)
+            if (elapsed_s := time.monotonic() - window_start_s) >= retry.read_timeout_s:
+                if window_bytes < retry.min_bytes_per_s * elapsed_s:
+                    raise _Transient(f"the server is too slow: {window_bytes:,} bytes in {elapsed_s:.0f} s")
+                window_start_s, window_bytes = time.monotonic(), 0
     size_bytes = part.size_bytes
     if total_bytes is not None and size_bytes < total_bytes:
         raise _Transient(f"the connection was cut after {size_bytes:,} of {total_bytes:,} bytes")

@@ -7,6 +7,7 @@ source is a zip.
 from __future__ import annotations
 
 import csv
+import os
 import re
 from dataclasses import dataclass, replace
 from functools import cache
@@ -16,9 +17,13 @@ from typing import Literal, cast
 from urllib.parse import unquote, urlsplit, urlunsplit
 
 from gpt2core.errors import UserError
+from gpt2core.redact import redacted, secret_in_url
 
 Kind = Literal["corpus", "classification", "instructions", "tokenizer", "openai", "scores"]
 Origin = Literal["public", "generated", "packaged"]
+
+MAX_NAME_BYTES = 200  # file systems allow 255; temporary names and locks add to it
+UNSAFE_IN_NAME = re.compile(r"[/\\:\x00-\x1f\x7f-\x9f\ud800-\udfff]")
 
 # The data shard, by far the largest, is last: after a small file failed, nothing large is fetched again.
 OPENAI_FILES = (
@@ -32,9 +37,22 @@ FINEWEB_EDU_URL = (
 )
 
 
+def _check_component(name: str) -> None:
+    """Raise UserError unless a name is one plain component of a path, whatever address or table it comes from."""
+    if name in ("", ".", "..") or len(os.fsencode(name)) > MAX_NAME_BYTES or UNSAFE_IN_NAME.search(name):
+        raise UserError(
+            f"{name!r} cannot be the name of a file: allowed are up to {MAX_NAME_BYTES} bytes without "
+            "slashes, backslashes, colons, and control characters"
+        )
+
+
 @dataclass(frozen=True)
 class File:
-    """One file of an asset. The URLs are tried in order; with `archive_member`, they are of a zip that has it."""
+    """One file of an asset. The URLs are tried in order; with `archive_member`, they are of a zip that has it.
+
+    Raises:
+        UserError: the name is not one plain component of a path.
+    """
 
     name: str
     urls: tuple[str, ...] = ()
@@ -42,10 +60,17 @@ class File:
     size_bytes: int | None = None
     archive_member: str | None = None
 
+    def __post_init__(self) -> None:
+        _check_component(self.name)
+
 
 @dataclass(frozen=True)
 class Asset:
-    """A named input. `generated` is written by `gpt2core.sources.synthetic`; `packaged` is in `gpt2core/assets/`."""
+    """A named input. `generated` is written by `gpt2core.sources.synthetic`; `packaged` is in `gpt2core/assets/`.
+
+    Raises:
+        UserError: the name, which is a folder in mirrors, is not one plain component of a path.
+    """
 
     name: str
     kind: Kind
@@ -55,6 +80,9 @@ class Asset:
     origin: Origin = "public"
     cut: Literal["gutenberg"] | None = None  # keep only the text between Project Gutenberg's START and END lines
     held_out: tuple[str, ...] = ()  # names of the files that are the validation split
+
+    def __post_init__(self) -> None:
+        _check_component(self.name)
 
 
 def find(kind: Kind, name: str) -> Asset:
@@ -149,9 +177,17 @@ def from_url(url: str) -> Asset:
 
     In a mirror it is `<host>/<file name>`. Raises UserError for what is no such address.
     """
-    parts = urlsplit(url)
+    try:
+        parts = urlsplit(url)
+    except ValueError as error:
+        raise UserError(f"{url!r} is not an address ({error})") from None
     name = unquote(PurePosixPath(parts.path).name)
     pin = parts.fragment
+    if secret := secret_in_url(url):
+        raise UserError(
+            f"{redacted(url)!r} has {secret}, which would be in params.yaml, Git, and MLflow; "
+            "download the file into data/own/ and name it own/FILE, or set GPT2CORE_MIRROR, which may hold a password"
+        )
     if parts.scheme != "https" or not parts.hostname or not name:
         raise UserError(f"{url!r} must be the address of a file, such as https://example.org/shard.jsonl.zst")
     if pin and not re.fullmatch(r"sha256=[0-9a-f]{64}", pin):

@@ -9,6 +9,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+from gpt2core.redact import redacted
 from gpt2core.tracking import store
 from gpt2core.tracking.flatten import numbers
 from gpt2core.tracking.state import file_stem
@@ -51,7 +52,7 @@ def find_runs(root: Path, stages: Iterable[str], metrics: Mapping[str, Mapping[s
     experiment = client.get_experiment_by_name(store.EXPERIMENT)
     if experiment is None:
         return []
-    page = address.rstrip("/") if address.startswith(("http://", "https://")) else LOCAL_PAGE
+    page = redacted(address.rstrip("/")) if address.startswith(("http://", "https://")) else LOCAL_PAGE
     found_runs = []
     for stage in stages:
         runs = client.search_runs(

@@ -16,7 +16,6 @@ from __future__ import annotations
 import contextlib
 import itertools
 import os
-import re
 import tempfile
 import threading
 import time
@@ -25,9 +24,10 @@ from pathlib import Path
 from typing import Any
 
 from gpt2core import config, files
-from gpt2core.errors import UserError
+from gpt2core.errors import UserError, first_line
 from gpt2core.log import logger
 from gpt2core.params import Params
+from gpt2core.redact import redacted
 from gpt2core.tracking import pending, state, store
 from gpt2core.tracking.flatten import numbers
 from gpt2core.tracking.inputs import input_hashes
@@ -84,7 +84,7 @@ def _outcome(error: BaseException) -> tuple[str, str]:
         return "KILLED", "interrupted"
     if isinstance(error, SystemExit) and not error.code:
         return "FINISHED", ""
-    return "FAILED", f"{type(error).__name__}: {error}"
+    return "FAILED", redacted(f"{type(error).__name__}: {error}")
 
 
 class StageRun:
@@ -315,7 +315,5 @@ def _now_ms() -> int:
 
 
 def _warn(message: str, error: Exception) -> None:
-    """Log one line with the first line of the error, without the credentials of a URL in it."""
-    first_line = (str(error).splitlines() or [""])[0][:300]
-    first_line = re.sub(r"//[^/@\s]+@", "//", first_line)
-    logger.warning(f"{message} ({type(error).__name__}: {first_line})")
+    """Log one line with the first line of the error."""
+    logger.warning(f"{message} ({type(error).__name__}: {first_line(error)})")

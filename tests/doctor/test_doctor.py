@@ -200,7 +200,7 @@ def test_a_tracking_server_that_is_away_and_one_that_answers(root: Path, monkeyp
     with server() as address:
         monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://me:secret@{address}")
         (finding,) = stores.mlflow(root)
-        assert (finding.level, finding.what) == ("ok", f"http://{address} answers (200)")
+        assert (finding.level, finding.what) == ("ok", f"http://***@{address} answers (200)")
     (finding,) = stores.mlflow(root)
     assert finding.level == "warning" and "secret" not in finding.what and "sync-mlflow" in finding.remedy
 

@@ -8,12 +8,13 @@ import hashlib
 import io
 import ipaddress
 import os
+import socket
 import ssl
 import subprocess
 import sys
 import threading
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -44,6 +45,7 @@ class Server(ThreadingHTTPServer):
         self.troubles: list[str] = []
         self.requests: list[dict[str, str]] = []  # the headers of each
         self.scheme = "http"
+        self.closers: list[Callable[[], object]] = []
 
     def handle_error(self, request: object, client_address: object) -> None:
         """A client that hangs up is what some tests are about; anything else is a mistake in this file."""
@@ -74,6 +76,8 @@ class Handler(BaseHTTPRequestHandler):
             return self.answer(404, b"", {})
         body = server.files[self.path]
         headers = {"ETag": server.etag} if server.etag else {}
+        if trouble.startswith("encoded "):
+            headers["Content-Encoding"] = trouble.split()[1]
         start = int(self.headers.get("Range", "bytes=0-").removeprefix("bytes=").removesuffix("-"))
         is_same = self.headers.get("If-Range", server.etag) == server.etag
         if start and is_same and trouble != "ignore range":
@@ -106,6 +110,8 @@ def serving(server: Server) -> Iterator[Server]:
     try:
         yield server
     finally:
+        for close in server.closers:
+            close()
         server.shutdown()
         thread.join()
         server.server_close()
@@ -265,7 +271,7 @@ def test_a_server_that_keeps_cutting_ends_in_a_message(http: Server, project: Pa
     http.etag = None
     http.troubles = ["cut"] * 50
     message = refusal(asset(pinned=False), project)
-    assert "the connection was cut after 9" in message
+    assert "the connection was cut after 102,400 bytes" in message
     assert "5 tries" in message
     assert len(http.requests) == 5
 
@@ -475,3 +481,114 @@ def test_a_full_disk_ends_in_one_sentence_and_the_part_is_continued(http: Server
     assert 0 < part <= 100_000
     assert get(asset(), project) == BODY
     assert http.ranges == [None, f"bytes={part}-"]
+
+
+# --- servers that lie, flood, or dawdle ---
+
+
+def endless(server: Server, chunk: bytes, pause_s: float = 0.0, head: bytes = b"") -> str:
+    """Serve an answer of chunks without end on a raw socket next to `server`; return its URL."""
+    listener = socket.create_server(("127.0.0.1", 0))
+    stop = threading.Event()
+    server.closers.append(lambda: (stop.set(), listener.close()))
+
+    def serve() -> None:
+        with contextlib.suppress(OSError):
+            while True:
+                connection, _ = listener.accept()
+                threading.Thread(target=answer, args=(connection,), daemon=True).start()
+
+    def answer(connection: socket.socket) -> None:
+        with contextlib.suppress(OSError), connection:
+            connection.recv(65536)
+            connection.sendall(head)
+            while not stop.is_set():
+                connection.sendall(chunk)
+                stop.wait(pause_s)
+
+    threading.Thread(target=serve, daemon=True).start()
+    return f"http://127.0.0.1:{listener.getsockname()[1]}"
+
+
+CHUNKED = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n"
+
+
+def test_an_endless_answer_ends_one_byte_past_the_size(http: Server, project: Path, monkeypatch) -> None:
+    chunk = b"10000\r\n" + b"x" * 0x10000 + b"\r\n"
+    monkeypatch.setenv("GPT2CORE_MIRROR", endless(http, chunk, head=CHUNKED))
+    largest = 0
+    check = download._Part.check
+
+    def watched(self: download._Part, size_bytes: int) -> None:
+        nonlocal largest
+        largest = max(largest, size_bytes)
+        check(self, size_bytes)
+
+    monkeypatch.setattr(download._Part, "check", watched)
+    assert "more than the 204,800 bytes" in refusal(asset(), project)
+    assert len(BODY) < largest <= len(BODY) + download.CHUNK_BYTES
+    assert parts(project) == []
+
+
+def test_without_a_size_a_download_has_a_cap(http: Server, project: Path, monkeypatch) -> None:
+    monkeypatch.setattr(download, "MAX_DOWNLOAD_BYTES", 100_000)
+    monkeypatch.setenv("GPT2CORE_MIRROR", endless(http, b"10\r\n" + b"x" * 16 + b"\r\n", head=CHUNKED))
+    assert "more than the 100,000 bytes" in refusal(asset(pinned=False), project)
+
+
+def test_an_announced_length_past_the_size_is_refused_before_it_arrives(http: Server, project: Path) -> None:
+    http.files["/asset/file.bin"] = BODY * 2
+    assert "more than the 204,800 bytes" in refusal(asset(), project)
+
+
+@pytest.mark.parametrize("encoding", ["gzip", "br", "x-nonsense"])
+def test_a_compressed_answer_is_refused(http: Server, project: Path, encoding: str) -> None:
+    http.troubles = [f"encoded {encoding}"]
+    assert f"Content-Encoding: {encoding}" in refusal(asset(), project)
+
+
+def test_a_trickle_of_bytes_is_given_up(http: Server, project: Path, monkeypatch) -> None:
+    monkeypatch.setenv("GPT2CORE_MIRROR", endless(http, b"1\r\nx\r\n", pause_s=0.01, head=CHUNKED))
+    impatient = replace(FAST, tries=2, read_timeout_s=0.2)
+    assert "too slow" in refusal(asset(), project, impatient)
+
+
+def test_a_trickle_of_headers_is_given_up(http: Server, project: Path, monkeypatch) -> None:
+    monkeypatch.setenv("GPT2CORE_MIRROR", endless(http, b"X-A: 1\r\n", pause_s=0.05, head=b"HTTP/1.1 200 OK\r\n"))
+    impatient = replace(FAST, tries=2, connect_timeout_s=0.1, read_timeout_s=0.1)
+    assert "does not answer in time" in refusal(asset(), project, impatient)
+
+
+def test_all_tries_together_have_a_deadline(http: Server, project: Path, monkeypatch) -> None:
+    monkeypatch.setenv("GPT2CORE_MIRROR", endless(http, b"1\r\nx\r\n", pause_s=0.01, head=CHUNKED))
+    assert "not complete in time" in refusal(asset(), project, replace(FAST, deadline_s=0.3))
+
+
+@pytest.mark.parametrize("length", ["-1", "9" * 5000, "1e3", "²"])
+def test_a_length_that_is_no_number_is_not_believed(http: Server, project: Path, monkeypatch, length: str) -> None:
+    body = b"HTTP/1.1 200 OK\r\nConnection: close\r\nContent-Length: " + length.encode() + b"\r\n\r\n" + BODY
+    monkeypatch.setenv("GPT2CORE_MIRROR", endless(http, b"", head=body + b"x"))
+    with pytest.raises(UserError):
+        fetch(asset(), asset().files[0], project / "out" / "file.bin", replace(FAST, read_timeout_s=0.2, tries=2))
+
+
+# --- secrets ---
+
+SECRET = "p4ssw0rd-planted"  # it can be quoted, spaced, or encoded in a message
+
+
+def test_the_password_of_a_mirror_is_in_no_message_and_no_file(http: Server, project: Path, monkeypatch) -> None:
+    http.troubles = ["cut"] * 20
+    with_password = http.url.replace("http://", f"http://user:{SECRET}@") + f"/?sig={SECRET}"
+    monkeypatch.setenv("GPT2CORE_MIRROR", with_password)
+    assert SECRET not in refusal(asset(), project)
+    monkeypatch.setenv("GPT2CORE_MIRROR", http.url.replace("http://", f"http://user:{SECRET}@"))
+    assert SECRET not in refusal(asset(), project)
+    left = parts(project)
+    assert len(left) == 2
+    for path in left:
+        assert SECRET.encode() not in path.read_bytes()
+        assert path.stat().st_mode & 0o777 == 0o600
+    http.troubles = []
+    assert get(asset(), project) == BODY
+    assert (project / "out" / "file.bin").stat().st_mode & 0o444 == 0o444

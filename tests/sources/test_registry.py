@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import re
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -12,7 +13,7 @@ from gpt2core import files
 from gpt2core.config.data import Data
 from gpt2core.config.presets import PRESETS
 from gpt2core.errors import UserError
-from gpt2core.sources.registry import Asset, find, from_url, registry
+from gpt2core.sources.registry import Asset, File, find, from_url, registry
 
 PUBLIC = [asset for asset in registry() if asset.origin == "public"]
 
@@ -87,3 +88,47 @@ def test_an_unknown_name_is_answered_with_what_there_is() -> None:
         find("corpus", "shakespear")
     with pytest.raises(UserError, match="no classification source is called 'the-verdict'"):
         find("classification", "the-verdict")
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["..%2f..%2f.bashrc.txt", "%2e%2e", "a%00b.txt", "a%5cb.txt", "%2fetc%2fa.txt", "a%0ab.txt", "x" * 201 + ".txt"],
+)
+def test_a_name_in_an_address_is_one_plain_component(name: str) -> None:
+    with pytest.raises(UserError, match="name of a file|must be the address"):
+        from_url(f"https://files.example.org/{name}")
+
+
+@pytest.mark.parametrize("host", ["..", "x" * 300, "a\\b"])
+def test_a_host_that_is_a_path_is_refused(host: str) -> None:
+    with pytest.raises(UserError):
+        from_url(f"https://{host}/shard.txt")
+
+
+@pytest.mark.parametrize("make", [lambda name: File(name), lambda name: Asset(name, "corpus", "", "")])
+@pytest.mark.parametrize("name", ["", ".", "..", "../a", "a/b", "/a", "a\\b", "C:a", "a\nb", "a\0b", "é" * 101])
+def test_no_table_can_name_a_file_elsewhere(make: Callable[[str], object], name: str) -> None:
+    with pytest.raises(UserError):
+        make(name)
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "https://user:planted@example.org/a.txt",
+        "https://user:pl%40nted@example.org/a.txt",
+        "https://planted@example.org/a.txt",
+        "https://example.org/a.txt?X-Amz-Signature=planted",
+        "https://example.org/a.txt?x=1&api_key=planted#sha256=" + "0" * 64,
+        "https://example.org/a.txt?sv=2020&sig=planted",
+    ],
+)
+def test_an_address_with_a_secret_is_refused_without_printing_it(url: str) -> None:
+    with pytest.raises(UserError, match="data/own") as error:
+        from_url(url)
+    assert "planted" not in str(error.value)
+    assert "pl%40nted" not in str(error.value)
+
+
+def test_a_query_without_a_secret_is_allowed() -> None:
+    assert from_url("https://example.org/a.txt?download=1&version=2").files[0].name == "a.txt"
