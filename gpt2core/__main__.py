@@ -1,5 +1,15 @@
-"""`python -m gpt2core` is the command `gpt2core`."""
+"""The command `gpt2core`, also as `python -m gpt2core`."""
 
-from gpt2core.cli import main
+from gpt2core.signals import exit_on_signals
 
-main()
+
+def main() -> None:
+    """Run the command; entry point of the console script."""
+    exit_on_signals()
+    from gpt2core.cli import main as run
+
+    run()
+
+
+if __name__ == "__main__":
+    main()

@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
+import errno
+import io
 import os
 import signal
 import sys
-import threading
 import time
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from types import FrameType
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from gpt2core import files
 from gpt2core.errors import UserError
-from gpt2core.log import log_to_stderr, logger
+from gpt2core.log import log_to_stderr, logger, shown
+from gpt2core.signals import interrupted, raise_on_signals
 
 if TYPE_CHECKING:
     import torch
@@ -24,37 +25,58 @@ DECODING_DTYPES = ("float32", "bfloat16", "float16", "int8")  # weights while ge
 RANK_0_FIRST_S = 5.0  # torchrun needs less to end the other processes after a failure
 
 
-class Terminated(KeyboardInterrupt):
-    """SIGTERM, which ends a stage as Ctrl-C does: open files are closed."""
-
-
 def stage_main(main: Callable[[], None]) -> None:
     """Run the function `main` of a stage or command.
 
-    A user's mistake or a full disk ends with a message and exit code 1, Ctrl-C with 130, SIGTERM with 143; there is no
-    traceback.
+    Whatever a user can put right ends with a message and exit code 1: a mistake, a file that cannot be read or written,
+    a full disk, too little memory, an input that is nested too deeply. Ctrl-C ends with 130, SIGTERM with 143. Another
+    exception is a bug, and keeps its traceback.
     """
     log_to_stderr()
-    if threading.current_thread() is threading.main_thread():
-        signal.signal(signal.SIGTERM, _terminate)
+    raise_on_signals()
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")  # a terminal that is not UTF-8 lacks most characters
     try:
         main()
     except UserError as error:
         _fail(f"error: {error}")
+    except BrokenPipeError:  # the reader of a pipe, as `head`, has what it wants
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python complains when it flushes
+        sys.exit(1)
     except OSError as error:
-        if error.errno not in files.DISK_FULL:
+        _fail(f"error: {_of_the_system(error)}")
+    except (MemoryError, RecursionError, RuntimeError) as error:
+        if not (reason := _of_the_machine(error)):
             raise
-        _fail(f"error: the disk is full: {error.filename or 'a file'} cannot be written; free some space, run again")
+        _fail(f"error: {reason}")
     except KeyboardInterrupt as error:
         interrupted(error)
 
 
-def interrupted(error: KeyboardInterrupt) -> NoReturn:
-    """Exit as a shell expects it after Ctrl-C or SIGTERM."""
-    message, code = ("terminated", 143) if isinstance(error, Terminated) else ("interrupted", 130)
-    if rank() == 0:
-        sys.stderr.write(f"\n{message}\n")
-    sys.exit(code)
+def _of_the_system(error: OSError) -> str:
+    """Return the message of an error of the operating system, with the file and what to do."""
+    if error.errno in files.DISK_FULL:
+        return f"the disk is full: {error.filename or 'a file'} cannot be written; free some space, run again"
+    where = f"{error.filename}: " if error.filename is not None else ""
+    remedies = {
+        errno.EACCES: "; check its permissions",
+        errno.EPERM: "; check its permissions",
+        errno.EROFS: "; copy the project to a place that can be written",
+        errno.EISDIR: "; a file is needed here",
+        errno.EMFILE: "; raise the limit with: ulimit -n 4096",
+    }
+    return f"{where}{error.strerror or error}{remedies.get(error.errno or 0, '')}"
+
+
+def _of_the_machine(error: Exception) -> str | None:
+    """Return the message if the machine is too small for the work; None for another error."""
+    if isinstance(error, RecursionError):
+        return "an input is nested too deeply; check the files that were just read"
+    out_of_memory = ("can't allocate memory", "out of memory", "DefaultCPUAllocator")  # torch raises RuntimeError
+    if isinstance(error, MemoryError) or any(words in str(error) for words in out_of_memory):
+        return "not enough memory; take a smaller batch_size or context, a smaller model, or close other programs"
+    return None
 
 
 def _fail(message: str) -> NoReturn:
@@ -67,6 +89,7 @@ def _fail(message: str) -> NoReturn:
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
         time.sleep(RANK_0_FIRST_S)
         message = f"process {rank()}: {message}"
+    message = shown(message)
     if path := os.environ.get("TORCHELASTIC_ERROR_FILE"):  # torchrun shows it in its own report, which comes last
         files.write_json(path, {"message": message, "timestamp": int(time.time())})
     sys.exit(message)
@@ -75,10 +98,6 @@ def _fail(message: str) -> NoReturn:
 def rank() -> int:
     """Return the number of this process among those that torchrun started together; 0 if there is one."""
     return int(os.environ.get("RANK", "0"))
-
-
-def _terminate(number: int, frame: FrameType | None) -> None:
-    raise Terminated
 
 
 def seed_everything(seed: int) -> None:

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
+
+if __name__ == "tokenize":  # `python stages/NAME.py` puts this folder before the standard library, which has this name
+    sys.exit("error: run a stage as a module, in the project's folder: python -m stages.NAME (or: dvc repro NAME)")
 
 from gpt2core import config, files
 from gpt2core.config.tokenizer import Tokenizer as TokenizerParams

@@ -3,13 +3,20 @@
 from __future__ import annotations
 
 import io
+import os
+import shlex
 import shutil
+import signal
+import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
 
 from gpt2core import runtime
+
+ROOT = Path(__file__).parents[1]
 
 
 @pytest.mark.parametrize(("has_it", "name"), [(True, "bfloat16"), (False, "float32")])
@@ -85,3 +92,92 @@ def test_progress_is_shown_on_a_terminal_for_what_takes_long(
 def test_the_environment_names_the_device_that_is_used(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("GPT2CORE_DEVICE", "cpu")
     assert runtime.environment()["device"] == "cpu"
+
+
+# --- how a stage or command ends ---
+
+
+def ended(body: str, folder: Path, **environment: str) -> subprocess.CompletedProcess[str]:
+    """Run the lines as the function of `stage_main` in a process of its own."""
+    lines = "\n".join(f"    {line}" for line in body.splitlines())
+    script = f"from gpt2core.runtime import stage_main\ndef main():\n{lines}\nstage_main(main)\n"
+    return subprocess.run(
+        [sys.executable, "-c", script], cwd=folder, env=os.environ | {"PYTHONPATH": str(ROOT)} | environment,
+        capture_output=True, text=True, errors="replace", timeout=60,
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("body", "facts"),
+    [
+        ("open('nowhere/file.txt')", ["nowhere/file.txt", "No such file"]),
+        ("open('.')", ["directory", "a file is needed"]),
+        ("raise PermissionError(13, 'Permission denied', 'params.yaml')", ["params.yaml", "Permission", "permissions"]),
+        ("raise OSError(30, 'Read-only file system', 'metrics')", ["metrics", "Read-only", "can be written"]),
+        ("raise OSError(28, 'No space left on device', 'models')", ["the disk is full", "models"]),
+        ("raise ConnectionResetError('peer')", ["peer"]),
+        ("bytearray(1 << 60)", ["not enough memory"]),
+        ("import torch; torch.empty(1 << 55)", ["not enough memory"]),
+        ("import json; json.loads('[' * 200_000)", ["nested too deeply"]),
+        ("from gpt2core.errors import UserError; raise UserError('a\\x1b[2Jb http://u:planted@h')", ["\\x1b", "***@h"]),
+    ],
+)
+def test_what_a_user_can_put_right_is_one_line(tmp_path: Path, body: str, facts: list[str]) -> None:
+    process = ended(body, tmp_path)
+    assert process.returncode == 1
+    assert len(process.stderr.splitlines()) == 1
+    assert process.stderr.startswith("error: ")
+    assert all(fact in process.stderr for fact in facts), process.stderr
+    assert "\x1b" not in process.stderr
+    assert "planted" not in process.stderr
+
+
+@pytest.mark.parametrize("body", ["raise RuntimeError('a bug')", "raise KeyError('x')", "1 / 0"])
+def test_a_bug_keeps_its_traceback(tmp_path: Path, body: str) -> None:
+    process = ended(body, tmp_path)
+    assert process.returncode == 1
+    assert "Traceback" in process.stderr
+
+
+def test_a_terminal_without_a_character_gets_a_replacement(tmp_path: Path) -> None:
+    process = ended("print('naïve → 漢字')", tmp_path, PYTHONIOENCODING="latin-1", PYTHONUTF8="0")
+    assert (process.returncode, process.stderr) == (0, "")
+
+
+def test_a_reader_that_has_enough_ends_the_command_in_silence(tmp_path: Path) -> None:
+    script = (
+        "from gpt2core.runtime import stage_main\n"
+        "def main():\n    for number in range(100_000):\n        print(number)\nstage_main(main)\n"
+    )
+    command = f"{shlex.quote(sys.executable)} -c {shlex.quote(script)} | head -1"
+    process = subprocess.run(["bash", "-c", command], cwd=ROOT, capture_output=True, text=True, timeout=60)
+    assert (process.stdout, process.stderr) == ("0\n", "")
+
+
+@pytest.mark.parametrize("module", ["gpt2core", "stages.pretrain"])
+@pytest.mark.parametrize(
+    ("number", "code", "said"), [(signal.SIGINT, 130, "interrupted"), (signal.SIGTERM, 143, "terminated")]
+)
+def test_a_signal_while_importing_is_one_line(tmp_path: Path, module: str, number: int, code: int, said: str) -> None:
+    slow = "import time\nprint('importing', flush=True)\ntime.sleep(60)\n"
+    for name in ("click", "torch"):
+        (tmp_path / f"{name}.py").write_text(slow, encoding="utf-8")
+    process = subprocess.Popen(
+        [sys.executable, "-m", module], cwd=tmp_path, env=os.environ | {"PYTHONPATH": f"{tmp_path}:{ROOT}"},
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    assert process.stdout is not None
+    assert process.stdout.readline() == "importing\n"
+    process.send_signal(number)
+    _, errors = process.communicate(timeout=60)
+    assert (process.returncode, errors.split()) == (code, [said])
+
+
+@pytest.mark.parametrize("stage", ["pretrain", "tokenize", "llm_judge_eval"])
+def test_a_stage_run_by_its_path_says_how_to_run_it(stage: str) -> None:
+    process = subprocess.run(
+        [sys.executable, f"stages/{stage}.py"], cwd=ROOT, capture_output=True, text=True, timeout=60
+    )
+    assert process.returncode == 1
+    assert len(process.stderr.splitlines()) == 1
+    assert "python -m stages." in process.stderr

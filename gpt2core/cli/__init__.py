@@ -28,7 +28,8 @@ from gpt2core.cli.summary import summary
 from gpt2core.cli.sync_mlflow import sync_mlflow
 from gpt2core.cli.ui import ui
 from gpt2core.cli.verify import verify
-from gpt2core.runtime import interrupted, stage_main
+from gpt2core.runtime import stage_main
+from gpt2core.signals import interrupted
 
 
 class Commands(click.Group):
@@ -57,5 +58,5 @@ for command in COMMANDS:
 
 
 def main() -> None:
-    """Run the command; entry point of the console script."""
+    """Run the command."""
     stage_main(lambda: cli.main(prog_name="gpt2core"))

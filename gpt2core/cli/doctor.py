@@ -10,6 +10,7 @@ import click
 
 from gpt2core import config
 from gpt2core.cli import options
+from gpt2core.log import shown
 
 if TYPE_CHECKING:
     from gpt2core.doctor import Finding
@@ -41,6 +42,6 @@ def doctor(as_json: bool) -> None:
 
 
 def _print(finding: Finding) -> None:
-    click.echo(f"{finding.level:<8} {finding.area:<9} {finding.what}")
+    click.echo(f"{finding.level:<8} {finding.area:<9} {shown(finding.what)}")
     for number, line in enumerate(finding.remedy.splitlines()):
         click.echo(f"{'':<18} {'do: ' if number == 0 else '    '}{line}")

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from gpt2core.errors import UserError
 from gpt2core.log import logger
-from gpt2core.runtime import Terminated
+from gpt2core.signals import Terminated
 from gpt2core.training import distributed
 from gpt2core.training.checkpoints import Checkpoint, CheckpointManager
 

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from gpt2core.errors import UserError
 from gpt2core.model import GPT, GPTConfig
-from gpt2core.runtime import Terminated
+from gpt2core.signals import Terminated
 from gpt2core.training import resume as resume_module
 from gpt2core.training.batches import Batch, WindowSampler
 from gpt2core.training.checkpoints import Checkpoint, CheckpointManager
