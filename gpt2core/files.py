@@ -12,6 +12,8 @@ import json
 import os
 import re
 import shutil
+import stat
+import sys
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -21,6 +23,7 @@ from filelock import FileLock, Timeout
 
 from gpt2core.errors import UserError
 
+MAX_TEXT_BYTES = 1 << 30  # of a text that is read into memory as a whole
 DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
@@ -139,19 +142,57 @@ def write_text(path: str | os.PathLike[str], text: str) -> None:
         temporary.write_text(text, encoding="utf-8", newline="")
 
 
-def read_text(path: str | os.PathLike[str]) -> str:
-    """Read a UTF-8 text with its line ends as they are; UserError if it is missing or not UTF-8."""
+def read_bytes(path: str | os.PathLike[str], max_bytes: int = MAX_TEXT_BYTES) -> bytes:
+    """Read a regular file; UserError if it is missing, larger than `max_bytes`, or a pipe, device, or folder."""
     try:
-        return Path(path).read_bytes().decode("utf-8")
+        # Without O_NONBLOCK, a pipe that nobody writes to would wait forever.
+        with open(path, "rb", opener=lambda name, flags: os.open(name, flags | getattr(os, "O_NONBLOCK", 0))) as file:
+            if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+                raise UserError(f"{path}: is not a regular file; a file that can be read again is needed here")
+            content = file.read(max_bytes + 1)
     except FileNotFoundError:
         raise UserError(f"{path}: no such file") from None
-    except OSError as error:
-        raise UserError(f"{path}: cannot be read ({error.strerror})") from None
+    except IsADirectoryError:
+        raise UserError(f"{path}: is a folder; a file is needed here") from None
+    except (OSError, ValueError) as error:  # ValueError: a NUL in the path
+        raise UserError(f"{path!s}: cannot be read ({getattr(error, 'strerror', None) or error})") from None
+    if len(content) > max_bytes:
+        raise UserError(f"{path}: is larger than {max_bytes:,} bytes, the limit for this kind of file")
+    return content
+
+
+def read_text(path: str | os.PathLike[str], max_bytes: int = MAX_TEXT_BYTES) -> str:
+    """Read a UTF-8 text with its line ends as they are, without a byte order mark.
+
+    Raises:
+        UserError: names the file, and the byte: missing, no regular file, too large, not UTF-8, or with a NUL.
+    """
+    return decode_text(read_bytes(path, max_bytes), path)
+
+
+def read_document(path: str | os.PathLike[str]) -> str:
+    """Read a UTF-8 text as `download-data` reads a corpus: every line end is LF. Raises UserError as `read_text`."""
+    return lf_line_ends(read_text(path))
+
+
+def lf_line_ends(text: str) -> str:
+    """Return a text with LF for each CRLF and CR."""
+    return re.sub(r"\r\n?", "\n", text)
+
+
+def decode_text(content: bytes, name: object) -> str:
+    """Return the text of bytes, without a byte order mark. Raises UserError that names `name` and the byte."""
+    try:
+        text = content.decode("utf-8").removeprefix("\ufeff")
     except UnicodeDecodeError as error:
+        encoding = "utf-16" if content.startswith((b"\xff\xfe", b"\xfe\xff")) else "latin1"
         raise UserError(
-            f"{path}: byte {error.start} is not UTF-8 ({error.reason}); "
-            "save the file as UTF-8 (for example: iconv -f latin1 -t utf-8)"
+            f"{name}: byte {error.start} is not UTF-8 ({error.reason}); "
+            f"save the file as UTF-8 (for example: iconv -f {encoding} -t utf-8)"
         ) from None
+    if "\0" in text:
+        raise UserError(f"{name}: byte {content.index(0)} is a NUL, which no text has; is this a text in UTF-8?")
+    return text
 
 
 def write_json(path: str | os.PathLike[str], value: Any) -> None:
@@ -161,10 +202,75 @@ def write_json(path: str | os.PathLike[str], value: Any) -> None:
 
 def read_json(path: str | os.PathLike[str]) -> Any:
     """Read a JSON file; UserError that names line and column if it is not JSON."""
+    return parse_json(read_text(path), path)
+
+
+def parse_json(text: str, name: object) -> Any:
+    """Return the value of a JSON text. Raises UserError that names `name`, line and column."""
     try:
-        return json.loads(read_text(path))
+        return json.loads(text)
     except json.JSONDecodeError as error:
-        raise UserError(f"{path}: not JSON: {error.msg} at line {error.lineno}, column {error.colno}") from None
+        raise UserError(f"{name}: not JSON: {error.msg} at line {error.lineno}, column {error.colno}") from None
+    except ValueError:  # Python refuses more digits, because it needs quadratic time for them
+        raise UserError(f"{name}: not usable JSON: a number has thousands of digits") from None
+    except RecursionError:
+        raise UserError(f"{name}: not usable JSON: nested too deeply") from None
+
+
+def read_records(path: str | os.PathLike[str]) -> Any:
+    """Read a JSON file, or JSON lines: one value per line, whatever the file's name ends with.
+
+    Returns:
+        The file's value, or the list of the values of its lines.
+
+    Raises:
+        UserError: names the file and the line that is not JSON.
+    """
+    text = read_text(path)
+    lines = [(row, line) for row, line in enumerate(text.split("\n"), start=1) if line.strip()]
+    if len(lines) < 2 or not lines[0][1].rstrip().endswith("}") or not lines[1][1].lstrip().startswith("{"):
+        return parse_json(text, path)
+    return [parse_json(line, f"{path}, row {row:,}") for row, line in lines]
+
+
+def read_csv(
+    path: str | os.PathLike[str], text: str | None = None
+) -> tuple[list[str], Iterator[tuple[int, list[str]]]]:
+    """Read a CSV with a header line; cells may have any length.
+
+    Args:
+        path: the file, or the name for messages if `text` is given.
+        text: the content, where it does not come from a file.
+
+    Returns:
+        The names of the columns without surrounding white space, and for each other row the line on which it ends and
+        its cells, as many as columns.
+
+    Raises:
+        UserError: names the file and the row: no CSV, or too many or too few cells.
+    """
+    csv.field_size_limit(sys.maxsize)
+    reader = csv.reader(io.StringIO(read_text(path) if text is None else text, newline=""), strict=True)
+
+    def rows() -> Iterator[tuple[int, list[str]]]:
+        try:
+            yield from ((reader.line_num, cells) for cells in reader if cells)
+        except csv.Error as error:
+            problem = f"not CSV: {error}; is a quotation mark left open?"
+            raise UserError(f"{path}, row {reader.line_num:,}: {problem}") from None
+
+    def checked() -> Iterator[tuple[int, list[str]]]:
+        for number, cells in records:
+            if len(cells) != len(header):
+                raise UserError(
+                    f"{path}, row {number:,}: {len(cells)} column(s), the header has {len(header)}; "
+                    "put a text with a comma between quotation marks"
+                )
+            yield number, cells
+
+    records = rows()
+    header = [name.strip() for name in next(records, (1, []))[1]]
+    return header, checked()
 
 
 def sha256(path: str | os.PathLike[str]) -> str:

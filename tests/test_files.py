@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import math
 import os
 import signal
@@ -170,3 +171,100 @@ def test_csv(tmp_path: Path) -> None:
 def test_sha256(tmp_path: Path) -> None:
     (tmp_path / "a").write_bytes(b"abc")
     assert files.sha256(tmp_path / "a") == hashlib.sha256(b"abc").hexdigest()
+
+
+# --- what people call a text ---
+
+
+@pytest.mark.parametrize(
+    ("content", "facts"),
+    [
+        (b"ab\xffcd", ["byte 2", "iconv -f latin1"]),
+        ("ab".encode("utf-16"), ["byte 0", "iconv -f utf-16"]),
+        (b"ab\0cd", ["byte 2", "NUL"]),
+    ],
+)
+def test_what_is_no_utf_8_is_refused_with_the_byte(tmp_path: Path, content: bytes, facts: list[str]) -> None:
+    path = tmp_path / "a.txt"
+    path.write_bytes(content)
+    with pytest.raises(UserError) as error:
+        files.read_text(path)
+    assert all(fact in str(error.value) for fact in [str(path), *facts])
+
+
+def test_byte_order_marks_and_line_ends_do_not_change_a_document(tmp_path: Path) -> None:
+    for name, content in {
+        "lf": b"a\nb\n",
+        "crlf": b"a\r\nb\r\n",
+        "cr": b"a\rb\r",
+        "bom": b"\xef\xbb\xbfa\nb\n",
+    }.items():
+        (tmp_path / name).write_bytes(content)
+        assert files.read_document(tmp_path / name) == "a\nb\n"
+    assert files.read_text(tmp_path / "bom") == "a\nb\n"
+    assert files.read_text(tmp_path / "crlf") == "a\r\nb\r\n"
+
+
+@pytest.mark.timeout(20)
+def test_only_regular_files_are_read(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "zero").symlink_to("/dev/zero")
+    (tmp_path / "loop").symlink_to("loop")
+    (tmp_path / "linked").symlink_to("real")
+    (tmp_path / "real").write_text("text")
+    assert files.read_text(tmp_path / "linked") == "text"
+    for name in ("pipe", "zero", "loop", ".", "missing", "a\0b", "x" * 300):
+        with pytest.raises(UserError) as error:
+            files.read_text(tmp_path / name)
+        assert str(tmp_path) in str(error.value)
+
+
+def test_a_file_past_its_limit_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "a").write_bytes(b"x" * 101)
+    with pytest.raises(UserError, match="100 bytes"):
+        files.read_text(tmp_path / "a", max_bytes=100)
+    assert len(files.read_text(tmp_path / "a", max_bytes=101)) == 101
+
+
+@pytest.mark.parametrize(
+    ("content", "fact"),
+    [
+        ("[" * 200_000, "nested"),
+        ('{"a":' * 100_000, "nested"),
+        ("9" * 5000, "digits"),
+        ("{'a': 1}", "line 1, column 2"),
+    ],
+)
+def test_hostile_json_is_one_message(tmp_path: Path, content: str, fact: str) -> None:
+    (tmp_path / "a.json").write_text(content)
+    with pytest.raises(UserError, match=fact) as error:
+        files.read_json(tmp_path / "a.json")
+    assert "a.json" in str(error.value)
+
+
+@pytest.mark.parametrize("name", ["a.json", "a.jsonl", "a"])
+@pytest.mark.parametrize("end", ["\n", "\r\n"])
+def test_json_lines_are_read_wherever_json_is(tmp_path: Path, name: str, end: str) -> None:
+    rows = [{"a": 1}, {"a": "x\u2028y"}, {"a": None}]
+    (tmp_path / name).write_bytes(end.join(json.dumps(row, ensure_ascii=False) for row in rows).encode())
+    assert files.read_records(tmp_path / name) == rows
+    (tmp_path / name).write_text(json.dumps(rows, indent=1))
+    assert files.read_records(tmp_path / name) == rows
+    (tmp_path / name).write_text('{"a": 1}\n{"a": 2\n')
+    with pytest.raises(UserError, match="row 2"):
+        files.read_records(tmp_path / name)
+
+
+def test_csv_rows_have_the_header_s_cells(tmp_path: Path) -> None:
+    long = "x" * 300_000  # the csv module allows 131,072 by default
+    path = tmp_path / "a.csv"
+    path.write_text(f'a, b\n1,"two\nlines"\n\n3,{long}\n')
+    header, rows = files.read_csv(path)
+    assert (header, list(rows)) == (["a", "b"], [(3, ["1", "two\nlines"]), (5, ["3", long])])
+    for row in ("1,2,3", "1", "1,2,"):
+        path.write_text(f"a,b\n1,2\n{row}\n")
+        with pytest.raises(UserError, match="row 3"):
+            list(files.read_csv(path)[1])
+    with pytest.raises(UserError, match="row 2"):
+        list(files.read_csv("name", 'a,b\n"1,2\n')[1])
+    assert files.read_csv("name", "")[0] == []

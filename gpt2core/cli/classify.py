@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import sys
 from pathlib import Path
 from typing import Any
@@ -75,10 +73,9 @@ def _format(probabilities: dict[str, float]) -> str:
 def _read(path: Path, column: str | None) -> list[str]:
     """Read the texts of a file. Raises UserError if there are none, or the column is missing."""
     if str(path) == "-":
-        name, content = "standard input", sys.stdin.read()
+        name, content = "standard input", files.decode_text(sys.stdin.buffer.read(), "standard input")
     else:
         name, content = str(path), files.read_text(path)
-    content = content.removeprefix("\ufeff")
     texts = content.split("\n") if column is None else _column(name, content, column)
     texts = [text.removesuffix("\r") for text in texts if text.strip()]
     if not texts:
@@ -87,10 +84,7 @@ def _read(path: Path, column: str | None) -> list[str]:
 
 
 def _column(name: str, content: str, column: str) -> list[str]:
-    rows = csv.DictReader(io.StringIO(content, newline=""), strict=True)
-    try:
-        if column not in (rows.fieldnames or ()):
-            raise UserError(f"{name}: has no column {column!r}; its header line has {', '.join(rows.fieldnames or ())}")
-        return [row[column] or "" for row in rows]
-    except csv.Error as error:
-        raise UserError(f"{name}, row {rows.line_num}: not CSV: {error}; is a quotation mark left open?") from None
+    header, rows = files.read_csv(name, content)
+    if column not in header:
+        raise UserError(f"{name}: has no column {column!r}; its header line has {', '.join(header)}")
+    return [cells[header.index(column)] for _, cells in rows]

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, BinaryIO
 
 import click
 
-from gpt2core import runtime
+from gpt2core import files, runtime
 from gpt2core.cli import options
 from gpt2core.errors import UserError
 
@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
     from gpt2core.inference import Sampling, TextStream
 
+MAX_PROMPT_BYTES = 64 << 20
 INTERRUPTED = 130  # exit code of a shell after Ctrl-C
 SAMPLES_PER_BATCH = 32  # each has its own keys and values: 74 KB per token with GPT-2 124M
 
@@ -93,11 +94,11 @@ def generate(
 
 
 def _read_prompt(file: BinaryIO) -> str:
-    try:
-        text = file.read().decode("utf-8")
-    except UnicodeDecodeError as error:
-        raise UserError(f"{file.name}: byte {error.start} is not UTF-8 ({error.reason}); save it as UTF-8") from None
-    return text.removesuffix("\n").removesuffix("\r")
+    name = getattr(file, "name", "standard input")
+    content = file.read(MAX_PROMPT_BYTES + 1)
+    if len(content) > MAX_PROMPT_BYTES:
+        raise UserError(f"{name}: is larger than {MAX_PROMPT_BYTES:,} bytes, the limit for a prompt")
+    return files.lf_line_ends(files.decode_text(content, name)).removesuffix("\n")
 
 
 def _fill(texts: Sequence[TextStream], columns: Iterable[Tensor], *, echo: bool) -> bool:

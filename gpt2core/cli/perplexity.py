@@ -54,7 +54,7 @@ def perplexity(
 
     if wikitext and max_tokens:
         raise UserError("--wikitext counts the words of the whole file: leave --max-tokens out")
-    text = files.read_text(text_file)
+    text = files.read_document(text_file)
     model, tokenizer = load_for_decoding(model_dir, dtype)
     n_positions = model.config.n_positions
     if context and context > n_positions:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -119,13 +117,14 @@ def _chrf(responses: Responses) -> dict[str, dict[str, float]]:
 
 def _read_scores(path: Path, responses: Responses) -> dict[str, dict[str, float]]:
     """Read judges' scores by item: `score` (and `base`, of base_response), and the columns after `nearest`."""
-    rows = list(csv.DictReader(io.StringIO(files.read_text(path), newline="")))
+    header, cells_of_rows = files.read_csv(path)
+    rows = [dict(zip(header, cells, strict=True)) for _, cells in cells_of_rows]
     first = next(iter(responses.by_model.values()))
     if not rows or len(rows) > len(first) or "score" not in rows[0]:
         raise UserError(f"{path}: must have a column 'score' and a row for each of the first entries of RESPONSES")
     judges: dict[str, dict[str, float]] = {}
     for column in rows[0]:
-        if column in ("index", "echo", "nearest", None):
+        if column in ("index", "echo", "nearest"):
             continue
         name, model = ("score", "base_response") if column == "base" else (column, "response")
         for number, row in enumerate(rows):

@@ -29,5 +29,6 @@ class Data(Section):
         default=None, description="of own/FILE; null: text, message, sentence, or content"
     )
     instructions: str = Field(
-        default="embedded", description="embedded | instruction-data | own/FILE.json (instruction, input, output)"
+        default="embedded",
+        description="embedded | instruction-data | own/FILE.json or own/FILE.jsonl",
     )

@@ -25,6 +25,8 @@ END_OF_TEXT = "<|endoftext|>"  # not imported from the tokenizer, on which no do
 
 PART_BYTES = 8 << 20
 BLOCK_CHARS = 1 << 20  # a longer document comes in several pieces of about this length
+MAX_LINE_BYTES = 256 << 20  # of a JSONL file; a compressed one may be small and unfold to any size
+MAX_UNCUT_CHARS = 64 << 20  # in memory as one piece
 BATCH_ROWS = 128  # documents of a Parquet file in memory at a time
 
 FORMATS = (".txt", ".jsonl", ".parquet")
@@ -74,7 +76,12 @@ def format_of(path: Path) -> tuple[str, str] | None:
 
 def find_documents(folder: Path) -> list[Path]:
     """Return all files of documents in a folder and its subfolders, sorted by path."""
-    return sorted(path for path in folder.rglob("*") if path.is_file() and format_of(path))
+    return sorted(path for path in folder.rglob("*") if is_documents(path))
+
+
+def is_documents(path: Path) -> bool:
+    """Return whether this is a file of documents, and not the companion that a Mac writes next to one (`._a.txt`)."""
+    return path.is_file() and format_of(path) is not None and not path.name.startswith("._")
 
 
 def plan(path: Path) -> list[Part]:
@@ -202,6 +209,11 @@ def _read_text(stream: BinaryIO, part: Part) -> Iterator[Piece]:
         if len(buffer) > BLOCK_CHARS and (cut := _last_safe_cut(buffer)):
             yield from piece(buffer[:cut], False)
             buffer = buffer[cut:]
+        if len(buffer) > MAX_UNCUT_CHARS:
+            raise Damaged(
+                f"more than {MAX_UNCUT_CHARS:,} characters without a space or line end between two words; "
+                "a text of this size needs line ends, or <|endoftext|> between documents"
+            )
     yield from piece(buffer, not part.is_open)
 
 
@@ -227,7 +239,9 @@ def _plan_lines(path: Path, data: mmap.mmap) -> list[Part]:
 
 
 def _read_lines(stream: BinaryIO) -> Iterator[Piece]:
-    for row, line in enumerate(stream, start=1):
+    for row, line in enumerate(iter(lambda: stream.readline(MAX_LINE_BYTES + 1), b""), start=1):
+        if len(line) > MAX_LINE_BYTES:
+            raise Damaged(f"longer than {MAX_LINE_BYTES:,} bytes; a document of this size belongs in a .txt file", row)
         if line.isspace():
             continue
         try:

@@ -7,6 +7,7 @@ to training (`shares`), and its reader cuts it accordingly.
 from __future__ import annotations
 
 import random
+import unicodedata
 from collections.abc import Iterator
 from hashlib import blake2b
 from pathlib import Path
@@ -19,6 +20,7 @@ from gpt2core.corpus.documents import SAFE_CUT, Part, Piece
 from gpt2core.corpus.workers import Workers
 from gpt2core.errors import UserError
 
+MAX_WORD_CHARS = 200
 FEW_DOCUMENTS = 20  # below this, the end of each document is held out; else whole documents
 
 # A share is the number of a document's characters for training, or one of these.
@@ -58,8 +60,7 @@ def split_pieces(part: Part, shares: np.ndarray) -> Iterator[tuple[str, Piece]]:
         elif share == ALL_VAL or is_cut:
             yield "val", piece
         elif share != DROPPED:
-            match = SAFE_CUT.search(piece.text, share - position)
-            cut = match.start() if match else n_chars
+            cut = _cut_at(piece.text, share - position)
             yield "train", Piece(piece.text[:cut], True)
             if cut < n_chars:
                 yield "val", Piece(piece.text[cut:], piece.ends_document)
@@ -67,6 +68,20 @@ def split_pieces(part: Part, shares: np.ndarray) -> Iterator[tuple[str, Piece]]:
         position += n_chars
         if piece.ends_document:
             index, position, is_cut = index + 1, 0, False
+
+
+def _cut_at(text: str, place: int) -> int:
+    """Return where to cut a document between training and validation: between two words, at or after `place`.
+
+    Chinese, or DNA, has no spaces between words: without one in MAX_WORD_CHARS, the cut is between two characters.
+    """
+    if match := SAFE_CUT.search(text, place, place + MAX_WORD_CHARS):
+        return match.start()
+    if len(text) - place <= MAX_WORD_CHARS:
+        return len(text)
+    while unicodedata.combining(text[place]) or text[place - 1 : place + 1] == "\r\n":
+        place += 1
+    return place
 
 
 class Corpus:

@@ -24,7 +24,7 @@ from gpt2core.tasks import instructions, labeled_texts
 
 OWN_SUFFIXES = {  # of files in data/own/ for these keys of params.data
     "classification": labeled_texts.SUFFIXES,
-    "instructions": (".json",),
+    "instructions": (".json", ".jsonl"),
 }
 
 

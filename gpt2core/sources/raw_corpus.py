@@ -51,7 +51,7 @@ def _own(own_dir: Path, name: str) -> OwnFiles:
         raise UserError(f"{name!r} must name a file in {own_dir}, such as own/corpus.txt or own/*.jsonl.zst")
     path = own_dir.joinpath(*pattern)
     if path.is_dir():
-        paths = [p for p in sorted(path.iterdir()) if p.is_file() and documents.format_of(p)]
+        paths = [p for p in sorted(path.iterdir()) if documents.is_documents(p)]
         if not paths:
             raise UserError(f"{path}: no file of documents in this folder ({documents.ALLOWED})")
         return OwnFiles(paths, path)
@@ -59,7 +59,7 @@ def _own(own_dir: Path, name: str) -> OwnFiles:
         _check_format(path)
         return OwnFiles([path], path.parent)
     matches = sorted(own_dir.glob("/".join(pattern)))
-    if paths := [p for p in matches if p.is_file() and documents.format_of(p)]:
+    if paths := [p for p in matches if documents.is_documents(p)]:
         return OwnFiles(paths, own_dir)
     raise UserError(f"{path}: no such file of the kind {documents.ALLOWED}; {own_listing(own_dir)}")
 
@@ -120,7 +120,7 @@ def cut_gutenberg(path: Path) -> str:
 
     Around it is Project Gutenberg's license, the same in each file: a model would learn it by heart.
     """
-    text = re.sub(r"\r\n?", "\n", files.read_text(path))
+    text = files.read_document(path)
     if not (match := GUTENBERG.search(text)) or not match[1].strip():
         raise UserError(f"{path}: no text between lines *** START OF and *** END OF of Project Gutenberg")
     return match[1].strip("\n") + "\n"

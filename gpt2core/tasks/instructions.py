@@ -24,12 +24,14 @@ class Splits(NamedTuple):
 
 
 def read(path: str | os.PathLike[str]) -> list[Entry]:
-    """Read a JSON list of objects with the keys instruction, input (optional), and output; other keys are dropped.
+    """Read a JSON list, or JSON lines, of objects with instruction, input (optional), and output.
+
+    Other keys are dropped.
 
     Raises:
         UserError: names file, entry (counted from 1) and key: not a list, empty, a key missing, empty or not a text.
     """
-    entries = files.read_json(path)
+    entries = files.read_records(path)
     if not isinstance(entries, list):
         kind = "an object" if isinstance(entries, dict) else type(entries).__name__
         raise UserError(f'{path}: must be a list of entries, found {kind}; write [{{"instruction": …}}, …]')

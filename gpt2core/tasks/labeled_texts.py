@@ -5,8 +5,6 @@ The first were the messages of the SMS Spam Collection (Almeida, Hidalgo and Yam
 
 from __future__ import annotations
 
-import csv
-import io
 import itertools
 import json
 import os
@@ -75,7 +73,7 @@ def read_table(
     if suffix == ".parquet":
         rows = _parquet_rows(path, columns)
     else:
-        table = files.read_text(path).removeprefix("\ufeff")
+        table = files.read_text(path)
         if not table.strip():
             raise UserError(f"{path}: the file is empty; it needs rows of label and text")
         read = {".csv": _csv_rows, ".jsonl": _jsonl_rows}.get(suffix, _tsv_rows)
@@ -118,20 +116,10 @@ def _tsv_rows(path: str | os.PathLike[str], table: str, columns: Columns) -> Ite
 
 
 def _csv_rows(path: str | os.PathLike[str], table: str, columns: Columns) -> Iterator[Row]:
-    reader = csv.reader(io.StringIO(table, newline=""), strict=True)
-    try:
-        header = [name.strip() for name in next(reader)]
-        label, text = (header.index(name) for name in _columns(f"{path}, row 1", header, columns))
-        for cells in reader:
-            if not cells:
-                continue
-            if len(cells) <= max(label, text):
-                raise UserError(
-                    f"{path}, row {reader.line_num:,}: {len(cells)} column(s), the header has {len(header)}"
-                )
-            yield reader.line_num, cells[label], cells[text]
-    except csv.Error as error:
-        raise UserError(f"{path}, row {reader.line_num:,}: not CSV: {error}; is a quotation mark left open?") from None
+    header, rows = files.read_csv(path, table)
+    label, text = (header.index(name) for name in _columns(f"{path}, row 1", header, columns))
+    for row, cells in rows:
+        yield row, cells[label], cells[text]
 
 
 def _jsonl_rows(path: str | os.PathLike[str], table: str, columns: Columns) -> Iterator[Row]:
@@ -140,10 +128,7 @@ def _jsonl_rows(path: str | os.PathLike[str], table: str, columns: Columns) -> I
         if not line.strip():
             continue
         where = f"{path}, row {row:,}"
-        try:
-            value = json.loads(line)
-        except json.JSONDecodeError as error:
-            raise UserError(f"{where}: not JSON: {error.msg}; a row is one object") from None
+        value = files.parse_json(line, where)
         if not isinstance(value, dict):
             raise UserError(f'{where}: must be an object such as {{"label": …, "text": …}}, found {line[:60]}')
         names = names or _columns(where, list(value), columns)

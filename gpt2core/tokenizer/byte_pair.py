@@ -24,6 +24,10 @@ TOKENIZER_JSON = "tokenizer.json"
 # Words are cut before merging (Radford et al. 2019, section 2.2), so that no token spans two of them.
 WORD_PATTERN = r"""'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"""
 
+# tiktoken overflows its stack on a run of about a million white spaces.
+LONG_RUN_CHARS = 100_000
+LONG_RUN = regex.compile(rf"\p{{White_Space}}{{{LONG_RUN_CHARS},}}")
+
 
 @functools.cache
 def printable_bytes() -> dict[int, str]:
@@ -48,6 +52,12 @@ def _from_printable_table() -> dict[str, int]:
 
 def _from_printable(text: str) -> bytes:
     return bytes(map(_from_printable_table().__getitem__, text))
+
+
+def _may_have_long_run(text: str) -> bool:
+    """Return quickly whether LONG_RUN can match: a run covers at least one block of half its length."""
+    half = LONG_RUN_CHARS // 2
+    return any(text[start : start + half].isspace() for start in range(0, len(text) - half, half))
 
 
 class Tokenizer:
@@ -87,9 +97,21 @@ class Tokenizer:
                     f"the tokenizer knows only the characters of its corpus, and {unknown.group()!r} is not one "
                     "of them; leave it out, or train with tokenizer.kind: bpe"
                 )
-        if allow_special:
-            return self._encoding.encode(text, allowed_special={END_OF_TEXT})
-        return self._encoding.encode_ordinary(text)
+        if not allow_special:
+            return self._encode_words(text)
+        first, *others = text.split(END_OF_TEXT)
+        return self._encode_words(first) + [i for other in others for i in (self.eot_id, *self._encode_words(other))]
+
+    def _encode_words(self, text: str) -> list[int]:
+        """Encode, with the words that tiktoken cannot cut, because they overflow its stack, cut here."""
+        ids: list[int] = []
+        start = 0
+        for run in LONG_RUN.finditer(text) if _may_have_long_run(text) else ():
+            end = run.end() - (run.end() < len(text))  # the pattern leaves the last white space to the next word
+            ids += self._encoding.encode_ordinary(text[start : run.start()])
+            ids += self._encoding._encode_single_piece(text[run.start() : end])
+            start = end
+        return ids + self._encoding.encode_ordinary(text[start:])
 
     def decode(self, ids: list[int]) -> str:
         """Return the text of ids; bytes that are not UTF-8 become U+FFFD. Raises UserError on an unknown id."""

@@ -246,7 +246,7 @@ def test_classify_reads_lines_columns_and_standard_input(
     (tmp_path / "texts.txt").write_bytes(f"{texts[0]}\r\n\n{texts[2]}\n".encode())
     by_column = run("classify", models / "classifier", "--file", tmp_path / "texts.csv", "--column", "text", "--json")
     by_line = run("classify", models / "classifier", "--file", tmp_path / "texts.txt", "--json")
-    monkeypatch.setattr(sys, "stdin", io.StringIO(texts[2]))
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO((texts[2]).encode())))
     by_both = run("classify", models / "classifier", texts[0], "--file", "-", "--json")
     for ended, expected in ((by_column, wanted), (by_line, wanted[::2]), (by_both, wanted[::2])):
         found = json.loads(ended.out)

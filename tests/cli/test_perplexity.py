@@ -138,7 +138,7 @@ def test_mistakes_are_told(run: Run, models: Path, text_file: Path) -> None:
     refused(run("perplexity", models / "lm", text_file, "--stride", "400"), 1, "400 is more than the context of 320")
     refused(run("perplexity", models / "lm", text_file, "--context", "321"), 1, "more than the model's 320 tokens")
     refused(run("perplexity", models / "lm", text_file.with_name("none.txt")), 1, "no such file")
-    refused(run("perplexity", models / "lm", text_file.parent), 1, "cannot be read (Is a directory)")
+    refused(run("perplexity", models / "lm", text_file.parent), 1, "is a folder")
     text_file.write_text("")
     refused(run("perplexity", models / "lm", text_file), 1, "is empty")
     refused(run("generate", models / "lm", "--dtype", "int4"), 2, "int4")

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import gzip
 import json
+import unicodedata
 from pathlib import Path
 
 import pytest
@@ -99,3 +101,46 @@ def test_bad_corpora_are_named(tmp_path: Path) -> None:
         Corpus(folder, 0.1, seed=1)
     with pytest.raises(UserError, match=r"no \.txt, \.jsonl .* file in this folder; run the stage download-data"):
         Corpus(tmp_path / "absent", 0.1, seed=1)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "　　亁倊仱凶冘凇匶儉侭什凧。\n" * 200,
+        "亁倊仱凶冘凇匶儉侭什凧" * 300,
+        "ACGTTGCA" * 1000,
+        "e\u0301" * 3000,
+    ],
+    ids=["Chinese paragraphs", "Chinese", "DNA", "combining accents"],
+)
+def test_a_text_without_spaces_between_words_is_split(tmp_path: Path, text: str) -> None:
+    corpus = Corpus(folder_with(tmp_path, a=text), 0.1, seed=1)
+    (train,), (val,) = (joined(corpus.pieces(split)) for split in ("train", "val"))
+    assert train + val == text.strip("\n") or train + val == text
+    assert abs(len(val) - 0.1 * len(text)) < 250
+    assert not unicodedata.combining(val[0])
+
+
+def test_a_text_too_large_to_cut_says_why(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(documents, "BLOCK_CHARS", 1000)
+    monkeypatch.setattr(documents, "MAX_UNCUT_CHARS", 5000)
+    with pytest.raises(UserError, match="a.txt: more than 5,000 characters without a space"):
+        Corpus(folder_with(tmp_path, a="ACGT" * 2000), 0.1, seed=1)
+
+
+def test_a_line_past_its_limit_is_refused_before_it_is_unfolded(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(documents, "MAX_LINE_BYTES", 1000)
+    folder = tmp_path / "train"
+    folder.mkdir()
+    with gzip.open(folder / "a.jsonl.gz", "wt") as file:
+        file.write('{"text": "short"}\n{"text": "' + "x" * 10_000 + '"}\n')
+    with pytest.raises(UserError, match="a.jsonl.gz, row 2: longer than 1,000 bytes"):
+        Corpus(tmp_path, 0.1, seed=1)
+
+
+def test_the_companion_files_of_a_mac_are_skipped(tmp_path: Path) -> None:
+    folder = folder_with(tmp_path, a=BOOK)
+    (folder / "train" / "._a.txt").write_bytes(b"\0\5\x16\7Mac OS X")
+    assert Corpus(folder, 0.1, seed=1).n_documents == 1

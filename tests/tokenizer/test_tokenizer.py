@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from tiktoken.load import data_gym_to_mergeable_bpe_ranks
 
 from gpt2core.errors import UserError
-from gpt2core.tokenizer import END_OF_TEXT, Tokenizer
+from gpt2core.tokenizer import END_OF_TEXT, Tokenizer, byte_pair
 from gpt2core.tokenizer.byte_pair import WORD_PATTERN, printable_bytes
 from gpt2core.tokenizer.train import train_bpe, train_char
 
@@ -145,3 +145,27 @@ def test_damaged_files_are_named(tmp_path: Path, vocab: str, merges: str, messag
     (tmp_path / "merges.txt").write_text(merges)
     with pytest.raises(UserError, match=message):
         Tokenizer.load(tmp_path)
+
+
+@pytest.fixture(scope="module")
+def spaced() -> Tokenizer:
+    """A tokenizer with tokens of several white spaces."""
+    return train_bpe([TEXT, "a" + " " * 500 + "b" + "\n" * 300 + "c" + " \n" * 200 + "\u3000" * 100], 400)
+
+
+@pytest.mark.parametrize("space", [" ", "\n", "\u3000", " \n"])
+@pytest.mark.parametrize("text", ["{}", "a{}b", "{}b", "a{}", "a{} b{}c<|endoftext|>{}d{}<|endoftext|>"])
+def test_a_long_run_of_white_space_is_cut_as_tiktoken_does(
+    spaced: Tokenizer, text: str, space: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = text.format(*[space * 300] * 4)
+    expected = spaced.encode(whole), spaced.encode(whole, allow_special=True)
+    monkeypatch.setattr(byte_pair, "LONG_RUN_CHARS", 100)
+    monkeypatch.setattr(byte_pair, "LONG_RUN", regex.compile(r"\p{White_Space}{100,}"))
+    assert (spaced.encode(whole), spaced.encode(whole, allow_special=True)) == expected
+    assert any(len(token) > 2 and token.isspace() for token in spaced.ranks)
+
+
+def test_a_million_white_spaces_are_encoded(spaced: Tokenizer) -> None:
+    text = "a" + " " * 1_100_000 + "b"
+    assert spaced.decode(spaced.encode(text)) == text

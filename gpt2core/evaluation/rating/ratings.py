@@ -6,9 +6,7 @@ still valid, and equal responses of two models are rated once. Raters do not see
 
 from __future__ import annotations
 
-import csv
 import hashlib
-import io
 import json
 import os
 import random
@@ -71,7 +69,7 @@ def read_responses(path: str | os.PathLike[str], models: Sequence[str] = ()) -> 
         UserError: names file, entry (rows of a CSV count from 1 after the header), and key.
     """
     path = Path(path)
-    entries = [row for _, row in _rows(path)] if path.suffix.lower() == ".csv" else files.read_json(path)
+    entries = [row for _, row in _rows(path)] if path.suffix.lower() == ".csv" else files.read_records(path)
     if not isinstance(entries, list) or not entries or not all(isinstance(entry, dict) for entry in entries):
         raise UserError(f"{path}: must be a list of entries with instruction, input, output and response")
     keys = [key for key in entries[0] if key.endswith(_SUFFIX)]
@@ -85,15 +83,9 @@ def read_responses(path: str | os.PathLike[str], models: Sequence[str] = ()) -> 
 
 def _rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
     """Yield number (the header is row 1) and cells of each row of a CSV."""
-    text = files.read_text(path).removeprefix("\ufeff")
-    try:
-        rows = csv.DictReader(io.StringIO(text, newline=""), strict=True)
-        for number, row in enumerate(rows, start=2):
-            if None in row or None in row.values():
-                raise UserError(f"{path}, row {number}: has not as many cells as the header")
-            yield number, row
-    except csv.Error as error:
-        raise UserError(f"{path}: no CSV: {error}") from None
+    header, rows = files.read_csv(path)
+    for number, cells in rows:
+        yield number, dict(zip(header, cells, strict=True))
 
 
 def _response(path: Path, number: int, entry: Mapping[str, Any], key: str) -> Response:
