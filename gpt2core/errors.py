@@ -12,5 +12,5 @@ class UserError(Exception):
 
 
 def first_line(error: BaseException) -> str:
-    """Return the first 300 characters of the first line of an error's message."""
-    return (str(error).strip().splitlines() or [""])[0][:300]
+    """Return the first 400 characters of the first line of an error's message."""
+    return (str(error).strip().splitlines() or [""])[0][:400]

@@ -10,10 +10,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from urllib.parse import urlsplit
 
-import requests
-
-from gpt2core.doctor.finding import Finding
-from gpt2core.errors import UserError
+from gpt2core.doctor.finding import Finding, Level
+from gpt2core.errors import UserError, first_line
 from gpt2core.params import Params
 from gpt2core.redact import redacted
 from gpt2core.sources import registry
@@ -47,17 +45,27 @@ def mlflow(root: Path) -> Iterator[Finding]:
     if not store.is_enabled():
         yield Finding("note", "mlflow", "GPT2CORE_TRACKING disables it", "unset GPT2CORE_TRACKING")
         return
-    address = os.environ.get("MLFLOW_TRACKING_URI")
-    if address and address.startswith(("http://", "https://")):
-        yield _server(address)
-        return
-    path = Path(address.removeprefix("sqlite:///")) if address else root / store.DATABASE
-    if address and not address.startswith("sqlite:///"):
-        yield Finding("note", "mlflow", f"the store is {urlsplit(address).scheme}://…, which is not examined")
-    elif not path.exists():
+    address = store.address(root)
+    path = Path(address.removeprefix("sqlite:///"))
+    if address.startswith("sqlite:///") and not path.exists() and not path.is_symlink():
         yield Finding("ok", "mlflow", f"{path.name} will be made by the first stage")
-    else:
+        return
+    try:
+        client, experiment_id = store.open_store(root)
+    except Exception as error:  # of MLflow, SQLAlchemy, requests, …: a stage continues after each of them
+        what, _, remedy = (str(error) if isinstance(error, UserError) else first_line(error)).partition("; ")
+        level: Level = "problem" if address.startswith("sqlite:///") else "warning"
+        yield Finding(
+            level, "mlflow", f"{what}; stages would continue without it",
+            f"{remedy or 'see to the store, or unset MLFLOW_TRACKING_URI'}\n"
+            "gpt2core sync-mlflow fills in later what is missing",
+        )  # fmt: skip
+        return
+    if address.startswith("sqlite:///"):
         yield _database(path)
+    else:
+        client.search_runs([experiment_id], max_results=1)
+        yield Finding("ok", "mlflow", f"{redacted(address)} answers")
 
 
 def _database(path: Path) -> Finding:
@@ -73,18 +81,6 @@ def _database(path: Path) -> Finding:
     if verdict != "ok":
         return Finding("problem", "mlflow", f"{path.name} is damaged ({verdict})", aside)
     return Finding("ok", "mlflow", f"{path.name}, {runs} runs")
-
-
-def _server(address: str) -> Finding:
-    shown = redacted(address)
-    try:
-        answer = requests.get(f"{address.rstrip('/')}/health", timeout=CONNECT_TIMEOUT_S)
-    except requests.RequestException as error:
-        return Finding(
-            "warning", "mlflow", f"{shown} does not answer ({type(error).__name__}); stages would continue untracked",
-            "start it, or unset MLFLOW_TRACKING_URI; gpt2core sync-mlflow fills in later what is missing",
-        )  # fmt: skip
-    return Finding("ok", "mlflow", f"{shown} answers ({answer.status_code})")
 
 
 def source_names(params: Params) -> list[tuple[registry.Kind, str]]:

@@ -302,11 +302,20 @@ class StageRun:
         except Exception as error:  # of MLflow, SQLAlchemy, requests, the disk, …: none may stop the training
             self._turn_off(error)
 
+    def _is_warned(self) -> bool:
+        """Return whether an earlier stage of this pipeline run has already continued without MLflow, and said so."""
+        if self._pipeline is None:
+            return False
+        with contextlib.suppress(Exception):
+            notes = pending.read(config.project_root().absolute())
+            return any(note.pipeline == self._pipeline.key and note.stages != [self.stage] for note in notes)
+        return False
+
     def _turn_off(self, error: Exception) -> None:
         with self._mutex:
             was_tracked, self._is_tracked = self._is_tracked, False
             self._points.clear()
-        if was_tracked:
+        if was_tracked and not self._is_warned():
             _warn(f"stage {self.stage} continues without MLflow; gpt2core sync-mlflow completes its run", error)
 
 
@@ -315,5 +324,6 @@ def _now_ms() -> int:
 
 
 def _warn(message: str, error: Exception) -> None:
-    """Log one line with the first line of the error."""
-    logger.warning(f"{message} ({type(error).__name__}: {first_line(error)})")
+    """Log one line with the first line of the error; a UserError says all that is needed."""
+    kind = "" if isinstance(error, UserError) else f"{type(error).__name__}: "
+    logger.warning(f"{message} ({kind}{first_line(error)})")

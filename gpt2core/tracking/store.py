@@ -4,13 +4,19 @@ from __future__ import annotations
 
 import contextlib
 import gc
+import importlib.util
 import logging
 import os
+import re
+import sqlite3
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from gpt2core import files
+from gpt2core.deadline import within
+from gpt2core.errors import UserError
+from gpt2core.redact import redacted
 
 if TYPE_CHECKING:
     from filelock import FileLock
@@ -20,6 +26,7 @@ EXPERIMENT = "gpt2core"
 DATABASE = "mlflow.db"  # in the project's root
 KIND = {"mlflow.experimentKind": "custom_model_development"}  # pages for training, not for prompts and traces
 LOCK_TIMEOUT_S = 120.0  # the first stage on a new machine creates the database, which takes several seconds
+CHECK_TIMEOUT_S = 3.0
 CLIENT_SETTINGS = {  # a dead server costs 3 s and a hanging one 15 s, not MLflow's 4 and 16 minutes
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2",
     "MLFLOW_HTTP_REQUEST_TIMEOUT": "5",
@@ -85,6 +92,73 @@ def experiment_id_of(client: MlflowClient, root: Path) -> str:
     return client.create_experiment(EXPERIMENT, artifact_location=location, tags=KIND)
 
 
+def check(root: Path) -> None:
+    """Find out within seconds whether the store can be opened, which MLflow tries for minutes.
+
+    Raises:
+        UserError: says what is wrong and what to do: the database is no regular file, no database, damaged, or locked,
+            or made by another version of MLflow; the server does not answer.
+    """
+    uri = address(root)
+    if uri.startswith(("http://", "https://")):
+        _check_server(uri)
+    elif uri.startswith("sqlite:///"):
+        path = Path(uri.removeprefix("sqlite:///"))
+        if path.exists() or path.is_symlink():
+            _check_database(path)
+
+
+def _check_server(uri: str) -> None:
+    import requests
+
+    try:
+        within(CHECK_TIMEOUT_S, requests.head, uri, timeout=CHECK_TIMEOUT_S, allow_redirects=False)
+    except (requests.RequestException, TimeoutError) as error:
+        raise UserError(
+            f"{redacted(uri)} does not answer ({type(error).__name__}); start it, or unset MLFLOW_TRACKING_URI"
+        ) from None
+
+
+def _check_database(path: Path) -> None:
+    move = f"move it away (mv {path} {path}.old); gpt2core sync-mlflow fills a new one from Git and metrics/"
+    if not path.is_file():
+        raise UserError(f"{path} is not a file; {move}")
+    uri = f"{path.absolute().as_uri()}?mode=ro"
+    try:
+        with contextlib.closing(sqlite3.connect(uri, uri=True, timeout=CHECK_TIMEOUT_S)) as database:
+            tables = {name for (name,) in database.execute("SELECT name FROM sqlite_master WHERE type = 'table'")}
+            if "alembic_version" not in tables:
+                return  # empty: MLflow creates its tables
+            (version,) = database.execute("SELECT version_num FROM alembic_version").fetchone() or ("",)
+    except sqlite3.OperationalError as error:
+        raise UserError(f"{path} cannot be opened ({error}); end the program that uses it") from None
+    except sqlite3.DatabaseError as error:
+        raise UserError(f"{path} is not a sound database ({error}); {move}") from None
+    versions = _schema_versions()
+    if version not in versions:
+        raise UserError(
+            f"{path} was written by another version of MLflow, with the schema {version!r}; "
+            f"install that version, or {move}"
+        )
+    if not versions[version]:
+        raise UserError(
+            f"{path} was written by an older version of MLflow; back it up, then run: mlflow db upgrade sqlite:///{path}"
+        )
+
+
+def _schema_versions() -> dict[str, bool]:
+    """Return the versions of the database's schema that MLflow knows, and whether each is its newest one.
+
+    MLflow has a script per version, which names the version before it. It is not imported, which would take seconds.
+    """
+    package = importlib.util.find_spec("mlflow")
+    folder = Path(package.submodule_search_locations[0]) if package and package.submodule_search_locations else Path()
+    scripts = [path.read_text(encoding="utf-8") for path in (folder / "store/db_migrations/versions").glob("*.py")]
+    earlier = {match[1] for script in scripts if (match := re.search(r"^down_revision\b.*?[\"'](\w+)", script, re.M))}
+    known = {match[1] for script in scripts if (match := re.search(r"^revision\b.*?[\"'](\w+)", script, re.M))}
+    return {version: version not in earlier for version in known}
+
+
 def lock(root: Path) -> FileLock:
     """Return the lock between the processes that may create the store, or a parent run in it."""
     return files.lock(root / ".locks" / "mlflow.lock", LOCK_TIMEOUT_S)
@@ -116,7 +190,11 @@ def open_store(root: Path) -> tuple[MlflowClient, str]:
 
     Args:
         root: the project; see `address`.
+
+    Raises:
+        UserError: the store cannot be opened as it is, with the remedy.
     """
+    check(root)
     prepare_mlflow()
     from mlflow import MlflowClient
 
@@ -127,7 +205,13 @@ def open_store(root: Path) -> tuple[MlflowClient, str]:
         with lock(root):
             local_store(root)
     client = MlflowClient(tracking_uri=uri)
-    if (experiment := client.get_experiment_by_name(EXPERIMENT)) is not None:
-        return client, experiment.experiment_id
-    with lock(root):
-        return client, experiment_id_of(client, root)
+    experiment = client.get_experiment_by_name(EXPERIMENT)
+    if experiment is None:
+        with lock(root):
+            return client, experiment_id_of(client, root)
+    if experiment.lifecycle_stage != "active":
+        raise UserError(
+            f"the experiment {EXPERIMENT!r} was deleted; restore it: MLFLOW_TRACKING_URI={redacted(uri)} "
+            f"mlflow experiments restore --experiment-id {experiment.experiment_id}"
+        )
+    return client, experiment.experiment_id

@@ -180,9 +180,17 @@ def test_an_old_torch_and_a_device_that_is_not_there_are_problems(monkeypatch: p
 
 
 class Answers(http.server.BaseHTTPRequestHandler):
+    """As much of a tracking server as a look at the experiment needs."""
+
     def do_GET(self) -> None:
+        experiment = {"experiment_id": "1", "name": "gpt2core", "lifecycle_stage": "active"}
+        body = json.dumps({"experiment": experiment} if "get-by-name" in self.path else {}).encode()
         self.send_response(200)
+        self.send_header("Content-Length", str(len(body)))
         self.end_headers()
+        self.wfile.write(body)
+
+    do_POST = do_HEAD = do_GET
 
     def log_message(self, *_: object) -> None:
         pass
@@ -200,17 +208,16 @@ def test_a_tracking_server_that_is_away_and_one_that_answers(root: Path, monkeyp
     with server() as address:
         monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://me:secret@{address}")
         (finding,) = stores.mlflow(root)
-        assert (finding.level, finding.what) == ("ok", f"http://***@{address} answers (200)")
+        assert (finding.level, finding.what) == ("ok", f"http://***@{address} answers")
     (finding,) = stores.mlflow(root)
     assert finding.level == "warning" and "secret" not in finding.what and "sync-mlflow" in finding.remedy
 
 
-@pytest.mark.parametrize("content", [b"no database" * 100, b""])
-def test_a_damaged_database_is_a_problem(root: Path, content: bytes) -> None:
+def test_a_damaged_database_is_a_problem(root: Path) -> None:
     assert [finding.level for finding in stores.mlflow(root)] == ["ok"]
-    (root / "mlflow.db").write_bytes(content)
+    (root / "mlflow.db").write_bytes(b"no database" * 100)
     (finding,) = stores.mlflow(root)
-    assert finding.level == "problem" and "mlflow.db cannot be read" in finding.what
+    assert finding.level == "problem" and "not a sound database" in finding.what
 
 
 def test_a_folder_without_dvc_is_a_problem_and_one_with_it_is_none(root: Path) -> None:

@@ -391,7 +391,8 @@ def test_a_figure_that_fails_is_a_warning_and_stops_neither_stage_nor_tracking(r
         run.log_figure("norm", write_text, "<svg/>")
         run.finish({"val_loss": 1.5})
     (warning,) = capfd.readouterr().err.splitlines()
-    assert warning == f"warning: stage pretrain: plots/loss.svg was not drawn ({type(error).__name__}: {error})"
+    assert warning.startswith("warning: stage pretrain: plots/loss.svg was not drawn (")
+    assert str(error) in warning
     assert figures(root) == {"norm.svg": "<svg/>"}
     (child,) = runs(root)[1]
     assert (child.info.status, child.data.metrics["val_loss"]) == ("FINISHED", 1.5)
