@@ -6,7 +6,7 @@ export VIRTUAL_ENV := $(CURDIR)/$(VENV)
 READY := $(VENV)/ready
 ON_ALL_CORES := --numprocesses logical --maxprocesses 8 --dist loadfile --no-loadscope-reorder
 
-.PHONY: help repro test test-durations test-slow test-all tiny-outputs tiny-emulated deps clean-repro golden peers docs docs-tools report seeds profile params mirror mlflow lint
+.PHONY: help private-cache repro test test-durations test-slow test-all tiny-outputs tiny-emulated deps clean-repro golden peers docs docs-tools report seeds profile params mirror mlflow lint
 
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*##' Makefile | sed -E 's/:.*## /\t/' | expand -t 16
@@ -16,7 +16,12 @@ $(READY): requirements.lock pyproject.toml
 	$(PYTHON) -m venv $(VENV)
 	$(VENV)/bin/python -m pip install --quiet -r requirements.lock
 	$(VENV)/bin/python -m pip install --quiet --no-deps --no-build-isolation -e .
+	@$(MAKE) --no-print-directory private-cache
 	@touch $(READY)
+
+# DVC reads pickles from its site cache, by default a folder in /var/tmp that everyone on the machine can write to.
+private-cache:
+	@if [ -d .dvc ]; then install -d -m 700 .dvc/tmp/site && dvc config --local core.site_cache_dir "$(CURDIR)/.dvc/tmp/site"; fi
 
 repro: $(READY)  ## run the pipeline (dvc repro) and show what it made
 	@gpt2core params --check

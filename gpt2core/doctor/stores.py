@@ -30,6 +30,7 @@ def dvc(root: Path) -> Iterator[Finding]:
         with contextlib.closing(Repo(str(root))) as repo:
             remote = repo.config["core"].get("remote")
             cache = Path(repo.cache.local.path)
+            site_cache = Path(repo.site_cache_dir)
     except (DvcException, OSError) as error:
         yield Finding("problem", "dvc", f"{error}", "dvc init")
         return
@@ -38,6 +39,20 @@ def dvc(root: Path) -> Iterator[Finding]:
         yield Finding("problem", "dvc", f"its cache {cache} cannot be written", f"sudo chown -R $USER {cache}")
     else:
         yield Finding("ok", "dvc", f"cache {cache}, {f'remote {remote}' if remote else 'no remote'}")
+    if not _is_private(site_cache):
+        yield Finding(
+            "warning", "dvc", f"others can write to its site cache {site_cache}, from which DVC reads pickles",
+            'install -d -m 700 .dvc/tmp/site && dvc config --local core.site_cache_dir "$PWD/.dvc/tmp/site"',
+        )  # fmt: skip
+
+
+def _is_private(folder: Path) -> bool:
+    """Return whether the folder, or one that it is in, belongs to this user and can be entered by no one else."""
+    return any(
+        path.stat().st_uid == os.getuid() and not path.stat().st_mode & 0o077
+        for path in (folder, *folder.parents)
+        if path.exists()
+    )
 
 
 def mlflow(root: Path) -> Iterator[Finding]:

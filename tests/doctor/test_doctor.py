@@ -9,6 +9,7 @@ import os
 import socket
 import subprocess
 import sys
+import tempfile
 import threading
 from pathlib import Path
 
@@ -225,7 +226,7 @@ def test_a_folder_without_dvc_is_a_problem_and_one_with_it_is_none(root: Path) -
     assert (finding.level, finding.remedy) == ("problem", "dvc init")
     git(root, "init")
     subprocess.run([sys.executable, "-m", "dvc", "init", "-q"], cwd=root, check=True)
-    (finding,) = stores.dvc(root)
+    finding, *_ = stores.dvc(root)
     assert finding.level == "ok" and finding.what.endswith("no remote")
 
 
@@ -343,3 +344,30 @@ def test_the_command_speaks_json_and_ends_with_1_for_a_problem(root: Path) -> No
     assert all(finding["remedy"] for finding in problems)
     assert any("older version" in finding["what"] and "pretrain.init" in finding["remedy"] for finding in problems)
     assert not any("pretrain.init: missing" in finding["what"] for finding in problems), "told once"
+
+
+def test_a_site_cache_that_others_can_write_to_is_a_warning_and_its_remedy_works(
+    root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("DVC_SITE_CACHE_DIR", raising=False)
+    git(root, "init")
+    subprocess.run([sys.executable, "-m", "dvc", "init", "-q"], cwd=root, check=True)
+    # pytest's own folders are private, so all in them is.
+    monkeypatch.setattr(stores, "_is_private", lambda path: path.is_relative_to(root / ".dvc/tmp/site"))
+    *_, warning = stores.dvc(root)
+    assert (warning.level, "pickles" in warning.what) == ("warning", True)
+    dvc = f"{sys.executable} -m dvc"
+    subprocess.run(["bash", "-c", warning.remedy.replace("dvc config", f"{dvc} config")], cwd=root, check=True)
+    assert (root / ".dvc/tmp/site").stat().st_mode & 0o777 == 0o700
+    assert [finding.level for finding in stores.dvc(root)] == ["ok"]
+
+
+@pytest.mark.parametrize(("mode", "private"), [(0o700, True), (0o755, False), (0o777, False), (0o770, False)])
+def test_a_folder_is_private_if_no_one_else_can_enter_it(mode: int, private: bool) -> None:
+    with tempfile.TemporaryDirectory(dir="/var/tmp") as folder:
+        Path(folder).chmod(mode)
+        inner = Path(folder) / "repo" / "0123"
+        inner.mkdir(parents=True)
+        for path in (inner, inner.parent):
+            path.chmod(0o777)
+        assert stores._is_private(inner) == private
