@@ -6,7 +6,7 @@ export VIRTUAL_ENV := $(CURDIR)/$(VENV)
 READY := $(VENV)/ready
 ON_ALL_CORES := --numprocesses logical --maxprocesses 8 --dist loadfile --no-loadscope-reorder
 
-.PHONY: help private-cache repro test test-durations test-slow test-all tiny-outputs tiny-emulated deps clean-repro golden peers docs docs-tools report seeds profile params mirror mlflow lint
+.PHONY: help private-cache repro test test-durations test-slow test-all tiny-outputs tiny-emulated deps clean-repro golden peers docs docs-tools report seeds profile params mirror mlflow lint sbom
 
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*##' Makefile | sed -E 's/:.*## /\t/' | expand -t 16
@@ -83,6 +83,12 @@ mirror: $(READY)  ## fetch the public inputs into mirror/, for GPT2CORE_MIRROR
 
 mlflow: $(READY)  ## look at all runs in the browser
 	mlflow ui --backend-store-uri sqlite:///mlflow.db --host 127.0.0.1
+
+sbom: $(READY)  ## list every installed package for security scanners: build/sbom.json (CycloneDX)
+	@$(PYTHON) -m venv build/sbom
+	@build/sbom/bin/python -m pip install --quiet cyclonedx-bom==7.5.0
+	@build/sbom/bin/cyclonedx-py environment --output-reproducible --pyproject pyproject.toml -o build/sbom.json $(VENV)
+	@echo build/sbom.json
 
 lint: $(READY)  ## style, common mistakes and types
 	ruff check .
