@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
@@ -204,3 +205,37 @@ def test_a_secret_in_an_address_is_refused_and_not_printed(tmp_path: Path, key: 
         load_params(edited(tmp_path, (key, value)))
     assert f"{key}: " in str(caught.value)
     assert "planted" not in str(caught.value)
+
+
+@pytest.mark.timeout(60)
+@pytest.mark.parametrize(
+    ("content", "fact"),
+    [
+        ("a: &a [x, x]\nb: &b [*a, *a]\nc: [*b, *b]\n", "line 2.*alias"),
+        ("[" * 200_000, "nested"),
+        ("{a: " * 100_000, "nested|not YAML"),
+        ("a: " + "9" * 5000, "params.yaml"),
+        ("seed: 1\nseed: 2\n", "not YAML"),
+        ("\xff", "params.yaml"),
+        ("a: !!python/object/apply:os.system ['true']", "not YAML"),
+        ("#" * 2_000_000, "1,048,576 bytes"),
+        ("a: b: c", "not YAML"),
+        ("\t- x", "not YAML"),
+        ("a: \0", "NUL"),
+        ("- " * 60_000, "nested"),
+    ],
+    ids=lambda value: str(value)[:12],
+)
+def test_hostile_yaml_is_one_message(tmp_path: Path, content: str, fact: str) -> None:
+    (tmp_path / "params.yaml").write_text(content)
+    with pytest.raises(UserError, match=fact) as error:
+        load_params(tmp_path / "params.yaml")
+    assert len(str(error.value)) < 4000
+
+
+def test_params_that_are_a_folder_or_a_pipe_are_one_message(tmp_path: Path) -> None:
+    (tmp_path / "folder").mkdir()
+    os.mkfifo(tmp_path / "pipe")
+    for name in ("folder", "pipe"):
+        with pytest.raises(UserError, match=name):
+            load_params(tmp_path / name)

@@ -56,7 +56,7 @@ def tokenize(
     size_bytes = sum(path.stat().st_size for path in inputs)
     if processes is None:
         processes = runtime.available_processes() if size_bytes >= PARALLEL_FROM_BYTES else 1
-    checkpoints = config.project_root() / ".checkpoints"
+    checkpoints = config.checkpoints_dir()
     work_dir = checkpoints / "tokenize" / _key(params, seed, raw, inputs)
     with Workers(processes) as workers, files.lock(checkpoints / "tokenize.lock"):
         corpus = Corpus(raw, params.val_fraction, seed, params.drop_duplicates, workers)

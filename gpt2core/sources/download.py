@@ -72,7 +72,7 @@ class _Transient(_Failed):
 
 def downloads_dir() -> Path:
     """Return the folder of unfinished downloads: outside every DVC output, and one for all experiments."""
-    return config.project_root() / ".checkpoints" / "downloads"
+    return config.checkpoints_dir() / "downloads"
 
 
 def fetch_all(asset: Asset, out_dir: Path, retry: Retry | None = None) -> None:

@@ -153,7 +153,7 @@ def stage_checkpoints(stage: str, params: Mapping[str, Any], inputs: Iterable[Pa
         yield StageCheckpoints()
         return
     known = fingerprint(stage, params, inputs)
-    checkpoints = config.project_root() / ".checkpoints"
+    checkpoints = config.checkpoints_dir()
     folder = checkpoints / f"{stage}-{digest(known)}"
     try:
         lock = files.lock(_lock_path(folder))
