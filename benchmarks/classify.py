@@ -31,7 +31,6 @@ from gpt2core.config.finetune_classify import FinetuneClassify
 from gpt2core.config.presets import PRESETS
 from gpt2core.evaluation.metrics.classification import tfidf_baseline
 from gpt2core.inference.classify import encode
-from gpt2core.model.padding import pad
 from gpt2core.params import load_params
 from gpt2core.tasks import labeled_texts
 from gpt2core.training.classify import finetune_classify, new_classifier
@@ -99,7 +98,7 @@ def usual_way(
     times = []
     for step in range(n_steps + 1):
         rows = order[step * section.batch_size : (step + 1) * section.batch_size]
-        padded = pad([[*ids[i], *[tokenizer.eot_id] * (USUAL_TOKENS - len(ids[i]))] for i in rows], 0)
+        padded = torch.tensor([[*ids[i], *[tokenizer.eot_id] * (USUAL_TOKENS - len(ids[i]))] for i in rows])
         ends = torch.full((len(rows),), USUAL_TOKENS)
         step_time, _ = timed(functools.partial(train, padded, ends, labels[rows]))
         with torch.no_grad():

@@ -80,7 +80,7 @@ class RepeatedBatch(Task):
         self.rows = rows
 
     def batch(self, step: int) -> list[Batch]:
-        return [next_token_batch(self.rows, self.rows, pad_id=0)]
+        return [next_token_batch(zip(self.rows, self.rows, strict=True), pad_id=0)]
 
     def loss(self, batch: Batch) -> Tensor:
         return batch_loss(self.model, batch)

@@ -7,10 +7,10 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 
 from gpt2core import runtime
 from gpt2core.model import GPTClassifier
-from gpt2core.model.padding import pad
 from gpt2core.tokenizer import Tokenizer
 
 BATCH_SIZE = 64
@@ -67,7 +67,8 @@ class Texts:
 
     def batch(self, rows: Sequence[int], pad_id: int = 0) -> tuple[Tensor, Tensor]:
         """Return the inputs of `logits` for these rows: ids [B, T], padded on the right, and lengths [B]."""
-        return pad([self.ids[i] for i in rows], pad_id), self._lengths(rows)
+        ids = [torch.tensor(self.ids[i]) for i in rows]
+        return pad_sequence(ids, batch_first=True, padding_value=pad_id), self._lengths(rows)
 
     def logits(self, ids: Tensor, lengths: Tensor) -> Tensor:
         """Return the logits [B, classes] of ids [B, T] with lengths [B]."""

@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import TypeVar
 
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 
 from gpt2core.corpus.shards import release
 from gpt2core.errors import UserError
-from gpt2core.model.padding import pad
 
 T = TypeVar("T")
 IGNORE = -100  # marks a position without a target, as in torch's cross_entropy
@@ -80,16 +80,17 @@ class WindowSampler:
     Args:
         tokens: [n], may be a memory map.
         context: tokens of a window; targets are the next tokens.
-        batch_size: windows of a batch.
+        seed: of the order.
+        where: the split, for messages.
     """
 
-    def __init__(self, tokens: np.ndarray, context: int, batch_size: int, seed: int, where: str):
+    def __init__(self, tokens: np.ndarray, context: int, seed: int, where: str):
         if len(tokens) < context + 1:
             raise UserError(
                 f"{where}: {len(tokens)} tokens are fewer than one context of {context} and its next token; "
                 "bring more text, or lower pretrain.context"
             )
-        self.tokens, self.context, self.batch_size, self.seed = tokens, context, batch_size, seed
+        self.tokens, self.context, self.seed = tokens, context, seed
         # One window fewer than fits where there are several, so that every offset has as many.
         self.windows = max(1, (len(tokens) - 1) // context - 1)
         self.epoch = functools.lru_cache(maxsize=2)(self._epoch)
@@ -99,10 +100,6 @@ class WindowSampler:
         rng = np.random.default_rng([self.seed, epoch])
         slack = len(self.tokens) - 1 - self.windows * self.context
         return rng.integers(slack + 1) + self.context * rng.permutation(self.windows)
-
-    def batch(self, index: int) -> Batch:
-        """Return batch number `index`: ids [B, T] and the next ids [B, T]."""
-        return self.windows_of(range(index * self.batch_size, (index + 1) * self.batch_size))
 
     def windows_of(self, numbers: Sequence[int]) -> Batch:
         """Return the windows of these numbers, counted through all epochs: ids [B, T] and the next ids [B, T]."""
@@ -167,18 +164,15 @@ def chunks(rows: Sequence[T], size: int) -> list[Sequence[T]]:
     return [rows[first : first + size] for first in range(0, len(rows), size)]
 
 
-def next_token_batch(ids: Sequence[Sequence[int]], targets: Sequence[Sequence[int]], pad_id: int) -> Batch:
-    """Return examples as one batch.
-
-    Args:
-        ids: a row per example.
-        targets: at each position of a row the id that should follow, or -100.
-        pad_id: pads the shorter rows.
+def next_token_batch(examples: Iterable[tuple[Sequence[int], Sequence[int]]], pad_id: int) -> MaskedBatch:
+    """Return examples as one batch, the shorter ones padded; each has ids and, at each position, the next id or -100.
 
     Returns:
         ids [B, T]; the positions [n] in the flattened [B * T] with a target; and these targets [n]; see `GPT.loss`.
     """
-    flat = pad(targets, IGNORE).flatten()  # [B * T]
+    ids, targets = ([torch.tensor(row) for row in rows] for rows in zip(*examples, strict=True))
+    flat = pad_sequence(targets, batch_first=True, padding_value=IGNORE).flatten()  # [B * T]
     # Not on the device: there, everything would wait for the number of positions.
     target_positions = (flat != IGNORE).nonzero().squeeze(1)  # [n]
-    return MaskedBatch((pad(ids, pad_id), target_positions), flat[target_positions])
+    padded = pad_sequence(ids, batch_first=True, padding_value=pad_id)  # [B, T]
+    return MaskedBatch((padded, target_positions), flat[target_positions])

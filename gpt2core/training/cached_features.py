@@ -12,7 +12,6 @@ from torch import Tensor
 from gpt2core import runtime
 from gpt2core.inference.classify import Texts, by_length
 from gpt2core.model import GPTClassifier
-from gpt2core.model.padding import pad
 
 MAX_MEMORY_BYTES = 2**30  # of kept hidden states; more of them are in a temporary file
 
@@ -37,7 +36,7 @@ class CachedFeatures(Texts):
         model.eval()
         device = model.score.weight.device
         for rows in runtime.progress(by_length(self.lengths), what="frozen blocks", unit="batch"):
-            hidden = model.forward_prefix(pad([ids[i] for i in rows], 0).to(device), n_blocks).cpu()  # [B, T, C]
+            hidden = model.forward_prefix(super().batch(rows)[0].to(device), n_blocks).cpu()  # [B, T, C]
             for i, row in zip(rows, hidden, strict=True):
                 self.hidden[self.ends[i] - self.lengths[i] : self.ends[i]] = row[: self.lengths[i]]
 

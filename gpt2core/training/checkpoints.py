@@ -126,7 +126,7 @@ class StageCheckpoints:
     def __init__(self, folder: Path | None = None):
         self.folder = folder
 
-    def training(self, name: str = "training") -> CheckpointManager | None:
+    def training(self, name: str) -> CheckpointManager | None:
         """Return the checkpoints of the training `name`."""
         return CheckpointManager(self.folder / name) if self.folder else None
 
@@ -248,13 +248,7 @@ def _lock_path(folder: Path) -> Path:
     return folder.with_name(f"{folder.name}.lock")
 
 
-def prune(
-    checkpoints: Path,
-    keep: Path,
-    max_age_days: float = MAX_AGE_DAYS,
-    max_finished_age_days: float = MAX_FINISHED_AGE_DAYS,
-    max_bytes: int = MAX_BYTES,
-) -> None:
+def prune(checkpoints: Path, keep: Path, max_bytes: int = MAX_BYTES) -> None:
     """Remove folders that are too old, then finished ones and the oldest until the rest is below `max_bytes`.
 
     The folder `keep` and those that a process has locked stay, but count. A training that was stopped recently is worth
@@ -269,7 +263,7 @@ def prune(
                 found.append(((folder / "finished").exists(), age_days, sum(s.st_size for s in stats), folder))
     total_bytes = sum(n_bytes for _, _, n_bytes, _ in found)
     for finished, age_days, n_bytes, folder in sorted(found, reverse=True):
-        too_old = age_days > (max_finished_age_days if finished else max_age_days)
+        too_old = age_days > (MAX_FINISHED_AGE_DAYS if finished else MAX_AGE_DAYS)
         too_large = total_bytes > max_bytes and (finished or age_days > MIN_AGE_DAYS)
         if folder != keep and (too_old or too_large) and _remove(folder):
             total_bytes -= n_bytes

@@ -122,7 +122,7 @@ class InstructTask(Task):
     def batch(self, step: int) -> list[Batch]:
         """Return the entries of a step: ids [B, T], target positions [n], targets [n] each."""
         micro_batches = chunks([self.train[i] for i in self.epochs.rows(step)], self.params.batch_size)
-        return [example_batch(examples, self.tokenizer.eot_id) for examples in micro_batches]
+        return [next_token_batch(examples, self.tokenizer.eot_id) for examples in micro_batches]
 
     def loss(self, batch: Batch) -> Tensor:
         return batch_loss(self.model, batch)
@@ -257,11 +257,6 @@ def make_example(
     return Example(ids[:-1], targets)
 
 
-def example_batch(examples: Sequence[Example], pad_id: int) -> Batch:
-    """Return the examples as one batch; see `next_token_batch`."""
-    return next_token_batch([example.ids for example in examples], [example.targets for example in examples], pad_id)
-
-
 def batch_loss(model: GPT, batch: Batch) -> Tensor:
     """Return the cross-entropy of a masked batch in nats, summed over its targets: []."""
     ids, target_positions = batch.inputs
@@ -280,7 +275,7 @@ def mean_loss(model: GPT, examples: Sequence[Example], pad_id: int, batch_size: 
     device = model.transformer.wte.weight.device
     loss_sum, n_targets = 0.0, 0
     for rows in chunks(sorted(examples, key=lambda example: len(example.ids)), batch_size):
-        batch = example_batch(rows, pad_id)
+        batch = next_token_batch(rows, pad_id)
         loss_sum += batch_loss(model, batch.to(device)).item()
         n_targets += batch.n_targets
     return loss_sum / max(1, n_targets)

@@ -68,9 +68,9 @@ class PretrainTask(Task):
         super().__init__("pretrain", new_model(params, tokenizer.vocab_size, seed), params.max_steps, seed)
         self.params, self.tokenizer = params, tokenizer
         self.device, self.dtype = runtime.device(), dtype
-        self.sampler = WindowSampler(train_shard.tokens, params.context, params.batch_size, seed, "training split")
+        self.sampler = WindowSampler(train_shard.tokens, params.context, seed, "training split")
         val_context = max(1, min(params.context, val_shard.n_tokens - 1))
-        self.val_sampler = WindowSampler(val_shard.tokens, val_context, params.batch_size, seed, "validation split")
+        self.val_sampler = WindowSampler(val_shard.tokens, val_context, seed, "validation split")
         self.bits_per_byte_per_nat = val_shard.n_tokens / val_shard.n_bytes / math.log(2)
         self.loss_module = distributed.parallel_loss(self.model, params.sharding, self.device)
         self.samples: list[dict[str, Any]] = []

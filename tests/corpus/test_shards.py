@@ -147,11 +147,11 @@ from gpt2core.training.batches import WindowSampler
 def resident_mb():
     return int(re.search(r"VmRSS:\\s+(\\d+)", Path("/proc/self/status").read_text())[1]) / 1024
 
-sampler = WindowSampler(open_shard({str(tmp_path / "big.bin")!r}).tokens, 1024, 256, 1, "train.bin")
-sampler.batch(0)
+sampler = WindowSampler(open_shard({str(tmp_path / "big.bin")!r}).tokens, 1024, 1, "train.bin")
+sampler.windows_of(range(256))
 before, seen = resident_mb(), 0
-for index in range(sampler.windows // 256):
-    seen += sampler.batch(index).targets.numel()
+for start in range(0, sampler.windows // 256 * 256, 256):
+    seen += sampler.windows_of(range(start, start + 256)).targets.numel()
 print(seen, resident_mb() - before)
 """
     seen, grown_mb = subprocess.check_output([sys.executable, "-c", code], text=True).split()

@@ -74,7 +74,7 @@ def test_instructions_become_the_pipelines_batches(tokenizer: Tokenizer) -> None
     theirs = [make_example(entry, tokenizer, 10_000, mask_prompt=True) for entry in entries]
     assert ours == [tuple(example) for example in theirs]
     inputs, targets = instruction_batch(ours, tokenizer.eot_id)
-    batch = next_token_batch([e.ids for e in theirs], [e.targets for e in theirs], tokenizer.eot_id)
+    batch = next_token_batch(theirs, tokenizer.eot_id)
     ids, target_positions = batch.inputs
     assert torch.equal(inputs, ids)
     assert torch.equal((targets.flatten() != IGNORE).nonzero()[:, 0], target_positions)

@@ -29,7 +29,7 @@ from gpt2core.learn import (
 from gpt2core.model import GPT, GPTConfig
 from gpt2core.model.kv_cache import KVCache
 from gpt2core.tokenizer.train import train_char
-from gpt2core.training.schedules import WarmupCosine
+from gpt2core.training.schedules import new_schedule
 from tests.learn.same import assert_same, random_weights
 from tests.learn.test_gpt import CFG, IDS
 
@@ -82,7 +82,7 @@ def test_a_weight_without_a_gradient_stays() -> None:
 
 @pytest.mark.parametrize(("warmup", "maximum", "ratio"), [(0, 10, 0.0), (3, 20, 0.1), (5, 5, 0.5)])
 def test_the_schedule_is_the_pipelines_and_pytorchs(warmup: int, maximum: int, ratio: float) -> None:
-    theirs = WarmupCosine(warmup, maximum, ratio)
+    theirs = new_schedule("cosine", warmup, maximum, ratio)
     for step in range(maximum + 5):
         assert warmup_cosine(step, 0.3, warmup, maximum, 0.3 * ratio) == pytest.approx(0.3 * theirs(step), abs=1e-15)
     optimizer = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=0.3)

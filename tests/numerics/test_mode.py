@@ -195,7 +195,7 @@ from gpt2core.model import GPT, GPTConfig
 from gpt2core.training.batches import Batch
 from tests.training.function_task import train
 from gpt2core.training.optimizers import muon_and_adamw
-from gpt2core.training.schedules import WarmupCosine
+from gpt2core.training.schedules import new_schedule
 
 torch.manual_seed(5)
 model = GPT(GPTConfig(vocab_size=300, n_positions=160, n_embd=64, n_layer=2, n_head=4))
@@ -207,7 +207,7 @@ def batches(step):
 
 optimizers = muon_and_adamw(model, muon_lr=0.02, lr=0.006, weight_decay=0.1, beta1=0.9, beta2=0.95)
 train(
-    model, optimizers, WarmupCosine(1, 3), batches, lambda batch: model.loss(*batch.tensors, reduction="sum"),
+    model, optimizers, new_schedule("cosine", 1, 3), batches, lambda batch: model.loss(*batch.tensors, reduction="sum"),
     max_steps=3, grad_clip=1.0, on_step=lambda step: digest.update(repr(step).encode()),
 )
 for parameter in model.parameters():

@@ -43,7 +43,7 @@ def run(sharding: str, recipe: str, out: Path) -> dict[str, Any]:
         optimizers = muon_and_adamw(model, muon_lr=0.02, lr=0.01, weight_decay=0.1, beta1=0.9, beta2=0.95)
     else:
         optimizers = [adamw(model.parameters(), lr=0.01, weight_decay=0.1, beta2=0.95)]
-    sampler = WindowSampler(TOKENS, 16, WINDOWS, 1, "x")
+    sampler = WindowSampler(TOKENS, 16, 1, "x")
     steps: list[Step] = []
     pauses = []
 

@@ -42,7 +42,7 @@ def masked_batch(n_rows: int) -> Batch:
         [IGNORE if place % 3 or (row == 0 and n_rows > 1) else token for place, token in enumerate(tokens)]
         for row, tokens in enumerate(ids)
     ]
-    return next_token_batch(ids, targets, pad_id=0)
+    return next_token_batch(zip(ids, targets, strict=True), pad_id=0)
 
 
 def loss_sum(model: GPT, batch: Batch) -> Tensor:

@@ -157,7 +157,7 @@ def test_no_examples_loss_depends_on_its_neighbours(base: Path, mask_prompt: boo
     assert len({len(example.ids) for example in examples}) > 2
 
     def loss_of(rows: list[instruct.Example]) -> torch.Tensor:
-        return batch_loss(model, next_token_batch([r.ids for r in rows], [r.targets for r in rows], 0))
+        return batch_loss(model, next_token_batch(rows, 0))
 
     def written_out(row: instruct.Example) -> torch.Tensor:
         return F.cross_entropy(

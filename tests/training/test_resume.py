@@ -24,7 +24,7 @@ from gpt2core.training.batches import Batch, WindowSampler
 from gpt2core.training.checkpoints import Checkpoint, CheckpointManager
 from gpt2core.training.optimizers import adamw, muon_and_adamw
 from gpt2core.training.resume import ResumableTraining, load_state, state_tensors
-from gpt2core.training.schedules import WarmupCosine
+from gpt2core.training.schedules import new_schedule
 from gpt2core.training.task import Step, Task
 from gpt2core.training.trainer import Recipe, fit
 
@@ -54,11 +54,11 @@ class Training(Task):
             self.optimizers = [adamw(model.parameters(), lr=0.003, weight_decay=0.1, beta2=0.95)]
         super().__init__("pretrain", model, MAX_STEPS, seed=1)
         self.states = states
-        self.sampler = WindowSampler(TOKENS, 16, 2, 1, "x")
+        self.sampler = WindowSampler(TOKENS, 16, 1, "x")
         self.resumed_at: int | None = None
 
     def batch(self, step: int) -> list[Batch]:
-        return [self.sampler.batch(step)]
+        return [self.sampler.windows_of([2 * step, 2 * step + 1])]
 
     def loss(self, batch: Batch) -> Tensor:
         logits = self.model(batch.inputs[0])
@@ -86,7 +86,7 @@ class Training(Task):
 
     def run(self, on_step: Callable[[Step], None] = lambda done: None, spoil: int | None = None) -> Training:
         self.after_step, self.spoil = on_step, spoil
-        fit(self, Recipe(self.optimizers, WarmupCosine(3, MAX_STEPS), 1.0), self.states, self.on_metrics)
+        fit(self, Recipe(self.optimizers, new_schedule("cosine", 3, MAX_STEPS), 1.0), self.states, self.on_metrics)
         return self
 
     def weights(self) -> Tensor:

@@ -11,14 +11,13 @@ from torch import nn
 from gpt2core.errors import UserError
 from gpt2core.inference.classify import predict
 from gpt2core.model import GPT, GPTConfig
-from gpt2core.model.padding import pad
 from gpt2core.tokenizer.train import train_bpe
 from gpt2core.training import trainer
 from gpt2core.training.batches import IGNORE, Batch, WindowSampler, epoch_order, next_token_batch
 from gpt2core.training.classify import new_classifier
 from gpt2core.training.instruct import make_example, mean_loss
 from gpt2core.training.optimizers import adamw, muon_and_adamw
-from gpt2core.training.schedules import WarmupCosine, new_schedule
+from gpt2core.training.schedules import new_schedule
 from gpt2core.training.task import Step
 from tests.training.function_task import train
 
@@ -36,7 +35,7 @@ def test_schedule_is_pytorchs() -> None:
         ],
         milestones=[5],
     )
-    ours = WarmupCosine(warmup_steps=5, max_steps=25, min_ratio=0.1)
+    ours = new_schedule("cosine", warmup_steps=5, max_steps=25, min_ratio=0.1)
     for step in range(25):
         assert 0.01 * ours(step) == pytest.approx(optimizer.param_groups[0]["lr"], rel=1e-9), step
         optimizer.step()
@@ -77,7 +76,7 @@ def test_the_loop_is_a_plain_pytorch_loop() -> None:
     model, (batch, *_) = linear_problem()
     steps: list[Step] = []
     optimizer = adamw(model.parameters(), lr=0.05, weight_decay=0.1, beta2=0.95)
-    schedule = WarmupCosine(2, 6)
+    schedule = new_schedule("cosine", 2, 6)
     train(model, [optimizer], schedule, lambda step: [batch], loss_sum_of(model), max_steps=6, grad_clip=0.3,
           on_step=steps.append)  # fmt: skip
 
@@ -221,10 +220,10 @@ def test_constant_stays_at_the_peak_after_the_warmup() -> None:
 
 
 def test_an_epoch_sees_each_window_once_and_next_tokens_are_targets() -> None:
-    sampler = WindowSampler(np.arange(1000, dtype=np.uint16), context=10, batch_size=4, seed=3, where="x")
+    sampler = WindowSampler(np.arange(1000, dtype=np.uint16), context=10, seed=3, where="x")
     seen = []
     for index in range(sampler.windows):  # 4 epochs in batches of 4
-        batch = sampler.batch(index)
+        batch = sampler.windows_of(range(4 * index, 4 * index + 4))
         assert torch.equal(batch.targets, batch.inputs[0] + 1)
         seen += batch.inputs[0][:, 0].tolist()
     for epoch in range(4):
@@ -234,16 +233,17 @@ def test_an_epoch_sees_each_window_once_and_next_tokens_are_targets() -> None:
 
 def test_batches_depend_on_seed_and_number_alone() -> None:
     tokens = np.arange(500, dtype=np.uint16)
-    a, b, c = (WindowSampler(tokens, 10, 4, seed, "x") for seed in (1, 1, 2))
-    b.batch(0)
-    assert torch.equal(a.batch(30).targets, b.batch(30).targets)
-    assert not torch.equal(a.batch(30).targets, c.batch(30).targets)
-    assert WindowSampler(tokens[:11], 10, 4, 1, "x").batch(5).targets.shape == (4, 10)
+    a, b, c = (WindowSampler(tokens, 10, seed, "x") for seed in (1, 1, 2))
+    b.windows_of([0])
+    numbers = range(120, 124)
+    assert torch.equal(a.windows_of(numbers).targets, b.windows_of(numbers).targets)
+    assert not torch.equal(a.windows_of(numbers).targets, c.windows_of(numbers).targets)
+    assert WindowSampler(tokens[:11], 10, 1, "x").windows_of(range(20, 24)).targets.shape == (4, 10)
 
 
 def test_a_corpus_shorter_than_a_context_is_refused() -> None:
     with pytest.raises(UserError, match="training split: 10 tokens are fewer than one context of 10"):
-        WindowSampler(np.arange(10), 10, 4, 1, "training split")
+        WindowSampler(np.arange(10), 10, 1, "training split")
 
 
 def test_epoch_order_is_a_permutation_with_little_padding() -> None:
@@ -254,10 +254,6 @@ def test_epoch_order_is_a_permutation_with_little_padding() -> None:
     padded = sum(max(lengths[i] for i in batch) * len(batch) for batch in batches)
     assert padded < 1.15 * sum(lengths)
     assert batches != epoch_order(lengths, 8, seed=1, epoch=1)
-
-
-def test_pad() -> None:
-    assert pad([[1], [2, 3]], 9).tolist() == [[1, 9], [2, 3]]
 
 
 @pytest.mark.parametrize(("trainable", "blocks"), [("head", 0), ("last_block", 1), ("last_two_blocks", 2), ("all", 2)])
@@ -306,7 +302,7 @@ def test_mean_loss_is_the_mean_over_tokens_whatever_the_batches() -> None:
         for e in examples
     )
     assert mean_loss(model, examples, 0, batch_size=2) == pytest.approx(total / (3 + 7 + 28), rel=1e-5)
-    batch = next_token_batch([e.ids for e in examples], [e.targets for e in examples], 0)
+    batch = next_token_batch(examples, 0)
     assert batch.n_targets == 38
 
 
