@@ -55,7 +55,10 @@ deps: $(READY)  ## write the code that each stage depends on into dvc.yaml
 	@python tools/stage_deps.py
 
 clean-repro: $(READY)  ## make repro in a clean clone, then git status must print nothing
-	python tools/clean_repro.py
+	@folder=$$(mktemp -d) && trap 'rm -rf "$$folder"' EXIT && \
+	git clone --quiet . "$$folder/gpt2core" && cd "$$folder/gpt2core" && \
+	PYTHONPATH="$$PWD" GPT2CORE_DEVICE=cpu python -m dvc repro && changed=$$(git status --porcelain) && \
+	echo "$${changed:-git status is clean after dvc repro in a clean clone}" && test -z "$$changed"
 
 golden: $(READY)  ## record the golden loss curves anew, after an intended change of the training
 	python -m tests.golden.curves

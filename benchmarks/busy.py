@@ -119,12 +119,7 @@ def copy_project(project: Path) -> None:
 
 
 def write_params(project: Path, steps: int | None) -> None:
-    """Write the default profile as params.yaml.
-
-    Args:
-        project: the copy of the project.
-        steps: length of the training, with one small evaluation at its end. None: the profile as it is.
-    """
+    """Write the default profile as params.yaml, with this number of steps and one small evaluation (None: as it is)."""
     yaml = YAML()
     params = read_values(ROOT / "profiles/embedded.yaml")
     if steps is not None:

@@ -10,7 +10,6 @@ scores of the second model are 99: one reply was dropped, nobody knows which, so
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
 
 import sacrebleu
@@ -35,7 +34,9 @@ def main() -> None:
     parser.add_argument("--params", type=Path, help="a params file whose judges score the responses, too")
     arguments = parser.parse_args()
     items = read_items(arguments.mirror / "judge-examples")
-    judged: dict[str, Scores] = {"chrF++": ChrfJudge().score(items), "BLEU": bleu(items)}
+    # Sentence BLEU (Papineni et al. 2002), as sacrebleu computes and smooths it.
+    bleu = [sacrebleu.sentence_bleu(item.response, [item.reference]).score for item in items]
+    judged: dict[str, Scores] = {"chrF++": ChrfJudge().score(items), "BLEU": bleu}
     if arguments.params:
         params = load_params(arguments.params)
         for judge in make_judges(params.judge, params.seed, ROOT / ".judge-replies"):
@@ -61,11 +62,6 @@ def read_scores(folder: Path, judge: str) -> list[float | None]:
         recorded = files.read_json(folder / f"scores-{judge}-model-{model}-response.json")
         scores += map(float, recorded) if len(recorded) == N_ENTRIES else [None] * N_ENTRIES
     return scores
-
-
-def bleu(items: Sequence[Item]) -> list[float]:
-    """Return sentence BLEU (Papineni et al. 2002), as sacrebleu computes and smooths it."""
-    return [sacrebleu.sentence_bleu(item.response, [item.reference]).score for item in items]
 
 
 def table(judged: dict[str, Scores], gpt4: Scores) -> list[str]:

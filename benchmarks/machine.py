@@ -8,7 +8,6 @@ from __future__ import annotations
 import argparse
 import contextlib
 import os
-import platform
 import statistics
 import subprocess
 import sys
@@ -22,6 +21,7 @@ from typing import NamedTuple, TypeVar
 
 import torch
 
+from gpt2core import runtime
 from gpt2core.config.presets import PRESETS
 from gpt2core.log import log_to_stderr
 from gpt2core.model import GPT, GPTConfig
@@ -43,15 +43,10 @@ def new_parser(doc: str | None) -> argparse.ArgumentParser:
 
 def description() -> str:
     """Return processor (or GPU), threads, and torch, in one line."""
+    facts = runtime.environment()
     if torch.cuda.is_available() and os.environ.get("GPT2CORE_DEVICE") != "cpu":
-        return f"{torch.cuda.get_device_name()}, torch {torch.__version__}"
-    cpu = platform.processor() or platform.machine()
-    info = Path("/proc/cpuinfo")
-    if info.exists():
-        names = [line.partition(":")[2].strip() for line in info.read_text().splitlines() if "model name" in line]
-        cpu = names[0] if names else cpu
-    capability = torch.backends.cpu.get_cpu_capability()
-    return f"{cpu} ({capability}), {torch.get_num_threads()} threads, torch {torch.__version__}"
+        return f"{facts['device']}, torch {torch.__version__}"
+    return f"{facts['cpu']} ({facts['cpu_capability']}), {facts['threads']} threads, torch {torch.__version__}"
 
 
 # -- Inputs ----------------------------------------------------------------------------------------------------------
@@ -125,10 +120,8 @@ def memory_bandwidth_gb_s(repeats: int = 6) -> float:
     """Return how fast torch's threads read memory, in GB/s (1e9 bytes): the best of three kinds of reading.
 
     Each kind is a lower limit of the memory's speed, so the best of them is the fairest limit: a sum in float32, one in
-    int64, and a matrix-vector product, which is what decoding a token does with the weights.
-
-    Args:
-        repeats: passes over 1 GiB, of each kind.
+    int64, and a matrix-vector product, which is what decoding a token does with the weights. Each reads 1 GiB
+    `repeats` times.
     """
     rows = 1 << 14
     matrix = torch.ones(rows, ARRAY_BYTES // 4 // rows)  # [N, K]; written to, so its pages exist
@@ -190,11 +183,7 @@ def run_measured(
 ) -> Used:
     """Run a program and measure it (Linux).
 
-    Args:
-        command: the program and its arguments.
-        env: its environment. None: the environment of this process.
-        interval_s: time between two samples of anonymous memory, in seconds. A shorter peak can be missed.
-        cwd: its working directory. None: that of this process.
+    Anonymous memory is sampled every `interval_s` seconds; a shorter peak can be missed.
 
     Raises:
         RuntimeError: the program failed; the message ends with its output.

@@ -157,15 +157,7 @@ def train(
     steps: int,
     on_step: Callable[[int, Tensor], None] = lambda step, loss: None,
 ) -> None:
-    """Run its training loop in float32, one micro-batch per step.
-
-    Args:
-        model: ids and targets to a loss; may be compiled.
-        recipe: optimizer and schedule.
-        batch: returns ids and targets.
-        steps: number of updates.
-        on_step: called after each update with the number of steps and the loss.
-    """
+    """Run its training loop in float32, one micro-batch per step; `on_step` gets the number of steps and the loss."""
     optimizer = configure_optimizer(model, recipe)
     for step in range(steps):
         for group in optimizer.param_groups:

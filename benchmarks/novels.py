@@ -53,13 +53,7 @@ Data = tuple[Shard, Shard, Tokenizer]  # training, validation
 
 
 def load(params: Params, folder: Path, kind: str | None = None) -> Data:
-    """Return the tokens of both splits and their tokenizer, created in `folder` unless they exist.
-
-    Args:
-        params: of the profile.
-        folder: for raw files and tokens.
-        kind: a tokenizer instead of the profile's.
-    """
+    """Return the tokens of both splits and their tokenizer (`kind` in place of the profile's), created if missing."""
     if kind:
         params = params.model_copy(update={"tokenizer": params.tokenizer.model_copy(update={"kind": kind})})
         folder = folder / kind

@@ -151,11 +151,9 @@ def _cpu_has_bfloat16() -> bool:
     """Return whether the CPU has AVX-512 bf16, AMX, or Arm's bf16; others emulate bfloat16, slower than float32."""
     import torch
 
-    supported = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")  # private, and not in every version
-    if any(getattr(torch.cpu, name, lambda: False)() for name in supported):
+    if torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported():
         return True
-    capabilities: Callable[[], dict[str, Any]] = getattr(torch.cpu, "get_capabilities", dict)
-    return bool(capabilities().get("arm_bf16", False))
+    return bool(torch.cpu.get_capabilities().get("arm_bf16", False))
 
 
 MIN_COMPILED_STEPS = 500  # a compilation takes about a minute

@@ -31,13 +31,9 @@ VOCAB_SIZE = 50_257  # 256 bytes, 50,000 merges, <|endoftext|>
 
 
 def make(config: GPTConfig, out_dir: Path, bpe_dir: Path | None = None, seed: int = 0) -> None:
-    """Write OpenAI's seven files for a model of these sizes.
+    """Write OpenAI's seven files for a model of these sizes; an existing directory is replaced.
 
-    Args:
-        config: only its sizes count.
-        out_dir: output directory; replaced if it exists.
-        bpe_dir: contains `encoder.json` and `vocab.bpe`; without it, the merges are all pairs of bytes in order.
-        seed: random seed of the weights.
+    Without `bpe_dir`, which contains `encoder.json` and `vocab.bpe`, the merges are all pairs of bytes in order.
     """
     with files.atomic_dir(out_dir) as folder:
         rng = np.random.Generator(np.random.PCG64(seed))

@@ -68,10 +68,7 @@ def load_section(
 ) -> SectionT:
     """Return one section of a params file that `gpt2core.params.load_params` has checked.
 
-    Args:
-        schema: class of the section.
-        name: name of the section. None: the keys that are in no section (`TopLevel`).
-        path: the params file.
+    Without a name: the keys that are in no section (`TopLevel`).
     """
     values = with_new_names(read_yaml(path))
     if name is None:

@@ -111,14 +111,8 @@ def compare_models(
 ) -> CheckpointComparison:
     """Score all models' responses, and compare each model with the reference.
 
-    Args:
-        entries: of the test set.
-        test_tokens: number of tokens of each entry's reference response, with the end of text.
-        models: at least one.
-        judge: scores the responses.
-        reference: the name of one of the models.
-        bootstrap_samples: number of bootstrap samples of each interval; entries are drawn, seeds are not.
-        seed: random seed of the bootstrap.
+    `test_tokens` has the number of tokens of each entry's reference response, with the end of text. The bootstrap
+    draws entries, not seeds.
 
     Raises:
         UserError: the judge failed.
@@ -168,11 +162,7 @@ def _over_seeds(
 def read_checkpoints(
     folder: str | os.PathLike[str], max_items: int | None = None
 ) -> tuple[list[int], list[Answers], str] | None:
-    """Read what `finetune-instruct` writes with several seeds or checkpoints.
-
-    Args:
-        folder: data/responses.
-        max_items: only the first entries of the test set.
+    """Read what `finetune-instruct` writes with several seeds or checkpoints, of the first `max_items` test entries.
 
     Returns:
         The number of tokens of each reference response, the models' answers, and the name of the model that is kept; or

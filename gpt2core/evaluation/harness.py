@@ -47,13 +47,7 @@ _OTHER_KEYS = ("until", "do_sample", "max_gen_toks")
 
 
 class Adapter(TemplateLM):  # type: ignore[misc]  # lm-eval has no types
-    """A language model as lm-eval's `LM`.
-
-    Args:
-        model: in eval mode.
-        tokenizer: of the model.
-        batch_size: texts per forward pass.
-    """
+    """A language model in eval mode as lm-eval's `LM`; `batch_size` texts per forward pass."""
 
     def __init__(self, model: Packed, tokenizer: Tokenizer, batch_size: int) -> None:
         super().__init__()

@@ -75,10 +75,7 @@ class Evaluation:
 
 
 def read_responses(folder: str | os.PathLike[str]) -> tuple[list[Entry], list[Entry]]:
-    """Read the files that `finetune-instruct` writes, `test.json` and `train.json`.
-
-    Returns:
-        The test entries and the training entries.
+    """Read the files that `finetune-instruct` writes: the test entries (`test.json`) and the training entries.
 
     Raises:
         UserError: names file, entry (counted from 1), and key if something is missing or of the wrong type.
@@ -97,13 +94,8 @@ def evaluate_responses(
 ) -> Evaluation:
     """Score the responses to the test entries, and the three baselines.
 
-    Args:
-        test_entries: as `read_responses` returns them.
-        train_entries: as `read_responses` returns them.
-        judges: at least one; the first gives the headline metrics.
-        bootstrap_samples: number of bootstrap samples of each interval.
-        seed: random seed of the bootstrap.
-        pairwise: also compare the model's responses with the base model's, in both orders.
+    The first judge gives the headline metrics. With `pairwise`, the model's responses are also compared with the base
+    model's, in both orders. The seed is that of the bootstrap.
 
     Raises:
         UserError: a judge failed. The model's responses are scored first, so that it fails early.

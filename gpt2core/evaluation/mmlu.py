@@ -17,9 +17,7 @@ LETTERS = "ABCD"
 def read_mmlu(folder: Path, *, needs_dev: bool = False) -> dict[str, Mapping[str, list[dict[str, Any]]]]:
     """Read `test/SUBJECT_test.csv` and, if they exist, `dev/SUBJECT_dev.csv`: a question, four choices, and a letter.
 
-    Args:
-        folder: contains test/ and dev/; `data/` of the authors' archive.
-        needs_dev: whether each subject must have solved examples.
+    They are in the folder `data/` of the authors' archive. With `needs_dev`, each subject must have solved examples.
 
     Returns:
         By subject and split, rows of question, choices, and answer (0 to 3).

@@ -57,15 +57,9 @@ class SeedResults:
         after: Sequence[str],
         probabilities: Sequence[Sequence[float]],
     ) -> None:
-        """Add the results of a seed.
+        """Add the results of a seed: labels [n] predicted for `test` before and after fine-tuning.
 
-        Args:
-            seed: random seed of the splits, the training, and the baselines.
-            train: the training split, for the baselines.
-            test: the test split.
-            before: [n], labels predicted for `test` before fine-tuning.
-            after: [n], labels predicted after fine-tuning.
-            probabilities: [n, classes], after fine-tuning.
+        `probabilities` [n, classes] are those after it; `train` is for the baselines.
         """
         labels, truth = self.labels, [label for label, _ in test]
         self._seeds.append(seed)

@@ -34,7 +34,7 @@ def classify(model: GPTClassifier, tokenizer: Tokenizer, texts: Sequence[str]) -
     if not texts:
         return []
     ids, _ = encode(texts, tokenizer, model.config.n_positions, None)
-    rows = predict(model, ids).softmax(-1).tolist()  # [n, classes]
+    rows = Texts(model, ids).predict().softmax(-1).tolist()  # [n, classes]
     return [Prediction(model.labels[row.index(max(row))], dict(zip(model.labels, row, strict=True))) for row in rows]
 
 
@@ -48,18 +48,8 @@ def encode(
     return [row[:limit] or [tokenizer.eot_id] for row in ids], n_truncated
 
 
-def predict(model: GPTClassifier, ids: Sequence[Sequence[int]], batch_size: int = 64) -> Tensor:
-    """Return the logits of each text, [n, classes], in the order of `ids`."""
-    return Texts(model, ids).predict(batch_size=batch_size)
-
-
 class Texts:
-    """Encoded texts for one model.
-
-    Args:
-        model: the classifier.
-        ids: [n] rows of at least one id.
-    """
+    """Encoded texts for one classifier: rows of at least one id."""
 
     def __init__(self, model: GPTClassifier, ids: Sequence[Sequence[int]]):
         self.model, self.ids = model, ids

@@ -79,14 +79,9 @@ class Lookup:
 
 
 def by_lookup(model: Packed, ids: Tensor, max_new_tokens: int, sampling: Sampling, cache: KVCache) -> Iterator[Tensor]:
-    """Yield the most likely tokens after `ids`, each as a column [1]; a pass yields the accepted tokens of a draft.
+    """Yield the most likely tokens after `ids` [1, S], each as a column [1]; a pass yields what it accepts of a draft.
 
-    Args:
-        model: in eval mode.
-        ids: [1, S] int64, on the model's device.
-        max_new_tokens: number of tokens.
-        sampling: gives the repetition penalty.
-        cache: empty. Tokens beyond its size are computed from the last `n_positions` tokens, without drafts.
+    Tokens beyond the size of the cache are computed from the last `n_positions` tokens, without drafts.
     """
     text = Lookup(ids[0].tolist())
     end = ids.size(1) + max_new_tokens

@@ -19,16 +19,7 @@ def respond(
     batch_size: int = 32,
     form: Prompt = prompts.alpaca,
 ) -> list[str]:
-    """Return the greedy response to each entry, without surrounding white space.
-
-    Args:
-        model: in eval mode.
-        tokenizer: of the model.
-        entries: each with `instruction` and `input`.
-        max_new_tokens: the longest response, in tokens.
-        batch_size: prompts that are decoded together.
-        form: makes a prompt of instruction and input.
-    """
+    """Return the greedy response to each entry (`instruction` and `input`), without surrounding white space."""
     encoded = [tokenizer.encode(form(entry["instruction"], entry["input"])) for entry in entries]
     with runtime.progress(what="respond", unit="answer", total=len(entries)) as bar:
         answers = generate_batch(

@@ -74,11 +74,9 @@ class Sampling:
         return logits
 
     def draw(self, logits: Tensor, u: Tensor | None = None) -> Tensor:
-        """Return the next token [B] of each row, by inverting the distribution function.
+        """Return the next token [B] of each row of logits [B, V], by inverting the distribution function.
 
-        Args:
-            logits: [B, V], with the repetition penalty.
-            u: [B], uniform in (0, 1]; from torch's global generator if None. Greedy sampling needs none.
+        `u` [B] is uniform in (0, 1]; from torch's global generator if None. Greedy sampling needs none.
         """
         if self.greedy:
             return logits.argmax(-1)

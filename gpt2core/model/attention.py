@@ -81,15 +81,7 @@ class CausalSelfAttention(nn.Module):
         return self.resid_dropout(self.c_proj(y))
 
     def forward_at(self, x: Tensor, positions: Tensor) -> Tensor:
-        """Return `forward` at one position per row, for which the other positions need no queries.
-
-        Args:
-            x: [B, T, C].
-            positions: [B].
-
-        Returns:
-            [B, C].
-        """
+        """Return `forward` at one position per row, without queries of the others: [B, T, C], [B] -> [B, C]."""
         B, T, C = x.shape
         H, D = self.n_head, C // self.n_head
         weight, bias = self.c_attn.weight, self.c_attn.bias

@@ -32,14 +32,9 @@ class GPTClassifier(nn.Module):
         initialize(self, config)
 
     def forward(self, ids: Tensor, lengths: Tensor) -> Tensor:
-        """Return the logits of the classes; attention is causal, so padding on the right cannot matter.
+        """Return the logits [B, classes] of ids [B, T] with these numbers of tokens [B].
 
-        Args:
-            ids: [B, T], padded on the right with anything.
-            lengths: [B], the number of tokens of each row.
-
-        Returns:
-            [B, classes]
+        Attention is causal, so padding on the right cannot matter.
         """
         hidden = self.transformer(ids)  # [B, T, C]
         return self.score(self.pool(hidden, lengths))
@@ -53,15 +48,9 @@ class GPTClassifier(nn.Module):
         return x
 
     def forward_suffix(self, x: Tensor, lengths: Tensor, n_blocks: int) -> Tensor:
-        """Return the logits from the output of `forward_prefix`; the last block computes only the head's position.
+        """Return the logits [B, classes] from the output of `forward_prefix` [B, T, C], rows of these lengths [B].
 
-        Args:
-            x: hidden states [B, T, C].
-            lengths: [B], the number of tokens per row.
-            n_blocks: number of blocks that `x` has passed.
-
-        Returns:
-            [B, classes].
+        The last block computes only the head's position.
         """
         blocks = [cast(Block, block) for block in self.transformer.h[n_blocks:]]
         last = blocks.pop() if blocks and self.position != "mean" else None

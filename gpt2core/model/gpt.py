@@ -50,15 +50,7 @@ class Block(nn.Module):
         return x + self.mlp(self.ln_2(x))
 
     def forward_at(self, x: Tensor, positions: Tensor) -> Tensor:
-        """Return `forward` at one position per row, without queries and MLPs of the others.
-
-        Args:
-            x: [B, T, C].
-            positions: [B].
-
-        Returns:
-            [B, C].
-        """
+        """Return `forward` at one position per row, without the MLPs of the others: [B, T, C], [B] -> [B, C]."""
         here = torch.arange(x.size(0), device=x.device), positions
         x = x[here] + self.attn.forward_at(self.ln_1(x), positions)  # [B, C]
         return x + self.mlp(self.ln_2(x))

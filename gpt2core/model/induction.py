@@ -33,9 +33,6 @@ HIGHEST_FREQUENCY, LOWEST_FREQUENCY = 1.5, 0.02  # of the positions' sines, in r
 def write_induction_circuit(model: GPT) -> None:
     """Replace embeddings and parts of the first two blocks' attention; draws from torch's global generator.
 
-    Args:
-        model: of at least two blocks and four heads of an even size, with a tied head.
-
     Raises:
         UserError: the model has no room for the circuit.
     """

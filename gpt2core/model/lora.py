@@ -58,14 +58,9 @@ class LoRALinear(nn.Module):
 def add_lora(
     model: GPT | GPTClassifier, *, rank: int, alpha: float, dropout: float, targets: Sequence[str] = TARGETS
 ) -> None:
-    """Add adapters next to the `targets` of every block, in place. Which other parameters are trained does not change.
+    """Add adapters next to the `targets` of every block, in place; see `LoRALinear`.
 
-    Args:
-        model: language model or classifier.
-        rank: rows of A and columns of B.
-        alpha: scale of the adapters.
-        dropout: fraction of the adapters' inputs that is dropped in training.
-        targets: names in `TARGETS`.
+    Which other parameters are trained does not change.
 
     Raises:
         UserError: a target is unknown.
@@ -89,9 +84,7 @@ def lora_layers(model: nn.Module) -> Iterator[tuple[str, LoRALinear]]:
 def merge_lora(model: nn.Module, weights: Mapping[str, Tensor] | None = None) -> None:
     """Merge the adapters into a plain model, in place, all of it trainable.
 
-    Args:
-        model: with adapters.
-        weights: unrounded weights of the base by name, if the model has rounded ones (see `quantized.py`).
+    A model with rounded weights (see `quantized.py`) needs the unrounded `weights` of the base, by name.
     """
     for name, module in list(model.named_modules()):
         parent, _, child = name.rpartition(".")

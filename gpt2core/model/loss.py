@@ -27,15 +27,9 @@ def linear_cross_entropy(hidden: Tensor, weight: Tensor, targets: Tensor) -> Ten
     """Return `F.cross_entropy(hidden @ weight.T, targets, reduction="sum")` in nats, with its gradients.
 
     Under autocast the products are in its dtype, softmax and sum in float32, as PyTorch has it. On CUDA the vocabulary
-    is padded inside; the added rows have no probability and no gradient.
+    is padded inside; the added rows have no probability and no gradient. Differentiable once.
 
-    Args:
-        hidden: [N, C]
-        weight: the head's, [V, C].
-        targets: [N], each from 0 to V - 1.
-
-    Returns:
-        [], differentiable once, by `hidden` and `weight`.
+    Hidden states [N, C], the head's weight [V, C], targets [N] -> []
     """
     device = hidden.device.type
     dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else weight.dtype

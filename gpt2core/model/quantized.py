@@ -28,12 +28,7 @@ NF4_BLOCKS = 1 << 12  # converted together, for the reason that `rounded` gives
 
 
 class QuantizedLinear(nn.Module):
-    """`nn.Linear` with rounded, frozen weights; the gradient of its input is exact for the rounded weights.
-
-    Args:
-        linear: is not changed; its weights are copied.
-        dtype: see the module's table.
-    """
+    """A copy of an `nn.Linear` with rounded, frozen weights, for which the gradient of its input is exact."""
 
     weight: Tensor
     scale: Tensor | None

@@ -23,7 +23,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from gpt2core.numerics import blas
+from gpt2core.numerics import mode
 
 HALF = (torch.bfloat16, torch.float16)
 MIN_ELEMENTS = 1 << 16  # of what two threads share; less takes less time than waking the second one
@@ -51,21 +51,16 @@ def install() -> None:
     _library = torch.library.Library("aten", "IMPL")
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "(?s).*Overriding a previously registered kernel")
-        _register_all()
-
-
-def _register_all() -> None:
-    for name in ("mm", "bmm", "mv", "dot"):
-        _register(name, _product)
-    for name in ("addmm", "baddbmm", "addmv"):
-        _register(name, _add_product, in_place=True)
-    for name, function in ELEMENTWISE.items():
-        _register(name, _elementwise(function), in_place=True)
-    assert _library is not None
-    _library.impl("_scaled_dot_product_flash_attention_for_cpu", _attention, "CPU")
-    _library.impl("_scaled_dot_product_flash_attention_for_cpu_backward", _attention_backward, "CPU")
-    _library.impl("gelu", _gelu, "CPU")
-    _library.impl("gelu_backward", _gelu_backward, "CPU")
+        for name in ("mm", "bmm", "mv", "dot"):
+            _register(name, _product)
+        for name in ("addmm", "baddbmm", "addmv"):
+            _register(name, _add_product, in_place=True)
+        for name, function in ELEMENTWISE.items():
+            _register(name, _elementwise(function), in_place=True)
+        _library.impl("_scaled_dot_product_flash_attention_for_cpu", _attention, "CPU")
+        _library.impl("_scaled_dot_product_flash_attention_for_cpu_backward", _attention_backward, "CPU")
+        _library.impl("gelu", _gelu, "CPU")
+        _library.impl("gelu_backward", _gelu_backward, "CPU")
 
 
 def _register(name: str, kernel: Callable[..., Tensor], in_place: bool = False) -> None:
@@ -96,7 +91,7 @@ class _SecondThread:
     """
 
     def __init__(self) -> None:
-        self._blas = blas.numpy_blas()
+        self._blas = mode.numpy_blas()
         self._tasks: SimpleQueue[tuple[Callable[..., object], tuple[Any, ...], SimpleQueue[Any]]] = SimpleQueue()
         self._lock = threading.Lock()
         self._is_started = False  # when it is first needed: a forked process has no threads, and may need none

@@ -5,11 +5,16 @@ from __future__ import annotations
 import contextlib
 import os
 import platform
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 from gpt2core import environment
 from gpt2core.config.top_level import Numerics
 from gpt2core.errors import UserError
 from gpt2core.log import logger
+
+if TYPE_CHECKING:
+    from threadpoolctl import LibController
 
 _is_portable = False
 _has_warned = False
@@ -46,9 +51,9 @@ def start(mode: Numerics, with_torch: bool = True) -> None:
         logger.warning(f"numerics: portable: this {machine} gives other bytes than {where}")
         _has_warned = True
         return
-    from gpt2core.numerics import blas, probe
+    from gpt2core.numerics import probe
 
-    blas.numpy_blas().set_num_threads(2)
+    numpy_blas().set_num_threads(2)
     if with_torch:
         from gpt2core.numerics import kernels
 
@@ -67,3 +72,22 @@ def one_thread() -> contextlib.AbstractContextManager[None]:
     from gpt2core.numerics import kernels
 
     return kernels.one_thread()
+
+
+def numpy_blas() -> LibController:
+    """Return NumPy's OpenBLAS, to set its number of threads: its environment variable cannot exceed the cores.
+
+    Raises:
+        UserError: NumPy is built with another library.
+    """
+    import numpy  # noqa: F401  # loads the library
+    from threadpoolctl import ThreadpoolController
+
+    libraries = ThreadpoolController().select(internal_api="openblas").lib_controllers
+    numpy_library = next((library for library in libraries if "numpy" in Path(library.filepath).parent.name), None)
+    if numpy_library is None:
+        raise UserError(
+            "numerics: 'portable' needs NumPy with OpenBLAS, as its wheels on PyPI have it; install requirements.lock, "
+            "or take numerics: native"
+        )
+    return numpy_library

@@ -41,10 +41,7 @@ Results = Callable[[], Any]  # arrays, tensors, or lists of numbers
 
 
 def check(with_torch: bool = True) -> None:
-    """Compare this process with HASHES.
-
-    Args:
-        with_torch: whether the process computes with PyTorch. SciPy is checked where it is loaded.
+    """Compare this process with HASHES. SciPy is checked where it is loaded.
 
     Raises:
         UserError: an operation gives other bits; names it, and what may be the reason.

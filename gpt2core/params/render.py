@@ -22,12 +22,9 @@ Comments = Mapping[tuple[str, str], str]
 
 
 def render(values: Mapping[str, Any], header: str = "", comments: Comments | None = None) -> str:
-    """Return the text of a params file.
+    """Return the text of a params file with these values, all keys of them.
 
-    Args:
-        values: a complete content.
-        header: comment at the top, without `#`.
-        comments: by section and key, in place of the key's description.
+    The header is a comment at the top; `comments`, by section and key, replace the keys' descriptions.
     """
     comments = comments or {}
     lines = [f"# {line}" for line in header.splitlines()]

@@ -75,13 +75,8 @@ class MaskedBatch(Batch):
 class WindowSampler:
     """Windows of a token array; an epoch has each token once.
 
-    An epoch cuts the array into windows of `context` tokens from a random offset and goes through them in random order.
-
-    Args:
-        tokens: [n], may be a memory map.
-        context: tokens of a window; targets are the next tokens.
-        seed: of the order.
-        where: the split, for messages.
+    An epoch cuts the array [n], which may be a memory map, into windows of `context` tokens from a random offset, and
+    goes through them in random order. Messages name the split as `where`.
     """
 
     def __init__(self, tokens: np.ndarray, context: int, seed: int, where: str):
@@ -127,14 +122,9 @@ def epoch_order(lengths: Sequence[int], batch_size: int, seed: int, epoch: int) 
 
 
 class Epochs:
-    """Which examples each step of a training of several epochs sees, and where its epochs end.
+    """Which of the examples, given by their lengths in tokens, each step of several epochs sees; where epochs end.
 
-    Args:
-        lengths: tokens of each example.
-        step_size: examples per step.
-        n_epochs: passes over the examples.
-        max_steps: the training ends after this number of steps; None: after all epochs.
-        seed: of the order.
+    The training ends after `max_steps` steps of `step_size` examples; None: after all epochs.
     """
 
     def __init__(self, lengths: Sequence[int], step_size: int, n_epochs: int, max_steps: int | None, seed: int) -> None:

@@ -20,11 +20,6 @@ class CachedFeatures(Texts):
     """Encoded texts, and the float32 output of the first `n_blocks` blocks for each of their tokens.
 
     The output is exact if these blocks are frozen and have no dropout. An epoch then computes only the other blocks.
-
-    Args:
-        model: in eval mode its first blocks are run over all texts here.
-        ids: [n] rows of at least one id.
-        n_blocks: number of blocks whose output is kept.
     """
 
     @torch.no_grad()

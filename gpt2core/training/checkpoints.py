@@ -61,13 +61,10 @@ class CheckpointManager:
         self._warned = False
 
     def save(self, step: int, tensors: Mapping[str, Tensor], extra_state: Mapping[str, Any]) -> bool:
-        """Write a checkpoint, then remove all but the newest two.
+        """Write a checkpoint, then remove all but the newest two; return whether it was written.
 
         A full disk or another error of writing is only a warning: the training and its earlier checkpoints are worth
         more than this one.
-
-        Returns:
-            Whether it was written.
         """
         header = {"state": json.dumps({"step": step, "notes": extra_state}, allow_nan=False)}
         temporary = self.folder / SAVING
@@ -144,10 +141,7 @@ def stage_checkpoints(stage: str, params: Mapping[str, Any], inputs: Iterable[Pa
     then continues from that one's last checkpoint. When the block ends without an error, the checkpoints are marked as
     finished: the last one is kept for a day, in case `dvc` is killed before it has saved the stage's outputs.
 
-    Args:
-        stage: its name in dvc.yaml.
-        params: everything that it reads of params.yaml.
-        inputs: its dependencies except code: files and folders.
+    The params are those that the stage reads, and the inputs are its dependencies except code: files and folders.
     """
     if os.environ.get("GPT2CORE_RESUME", "").lower() in ("off", "0", "false", "no"):
         yield StageCheckpoints()
@@ -179,7 +173,11 @@ def stage_checkpoints(stage: str, params: Mapping[str, Any], inputs: Iterable[Pa
 
 
 def fingerprint(stage: str, params: Mapping[str, Any], inputs: Iterable[Path]) -> dict[str, Any]:
-    """Return everything that decides the bytes of what a stage trains, as values of JSON."""
+    """Return everything that decides the bytes of what a stage trains, as values of JSON.
+
+    Threads and CPU are not part of it if every CPU gives the same bytes. Dtypes are params.
+    """
+    ignored = runtime.OF_THE_CPU if numerics.is_portable() else ()
     return {
         "stage": stage,
         "params": dict(params),
@@ -189,26 +187,15 @@ def fingerprint(stage: str, params: Mapping[str, Any], inputs: Iterable[Path]) -
             for path in sorted([top, *top.rglob("*")])
             if path.is_file()  # the stage itself reports missing inputs
         },
-        "code": _code(stage),
-        "environment": _relevant_environment(),  # dtypes are params
+        "code": {path.as_posix(): files.sha256(stage_code.ROOT / path) for path in stage_code.stage_files(stage)},
+        "environment": {name: fact for name, fact in runtime.environment().items() if name not in ignored},
         "world_size": os.environ.get("WORLD_SIZE", "1"),
     }
-
-
-def _relevant_environment() -> dict[str, str]:
-    """Return versions and device, and threads and CPU unless every CPU gives the same bytes."""
-    facts = runtime.environment()
-    return {name: fact for name, fact in facts.items() if not (numerics.is_portable() and name in runtime.OF_THE_CPU)}
 
 
 def digest(known: Mapping[str, Any]) -> str:
     """Return a hash of values of JSON, 16 hexadecimal digits."""
     return hashlib.sha256(json.dumps(known, sort_keys=True).encode()).hexdigest()[:16]
-
-
-def _code(stage: str) -> dict[str, str]:
-    """Return the hash of each file of this project that decides the stage's outputs."""
-    return {path.as_posix(): files.sha256(stage_code.ROOT / path) for path in stage_code.stage_files(stage)}
 
 
 def _acquire(lock: FileLock, checkpoints: Path, folder: Path) -> None:

@@ -134,16 +134,9 @@ def finetune_classify(
     on_metrics: OnMetrics = lambda metrics, step: None,
     checkpoints: CheckpointManager | None = None,
 ) -> Classified:
-    """Fine-tune a classifier once, with one seed.
+    """Fine-tune a classifier once, from the language model in `base_dir`; see `fit` for the last two arguments.
 
-    Args:
-        params: which part is trained, and the recipe.
-        seed: of the head's initial weights, the order of the data, and dropout.
-        base_dir: directory of a language model.
-        labels: the classes, in the order of the logits.
-        splits: labels and texts for training, validation, and test.
-        on_metrics: called with metrics and their step.
-        checkpoints: where the training is saved, to be resumed if it is stopped; None: nowhere.
+    The seed is that of the head's initial weights, the order of the data, and dropout.
 
     Raises:
         UserError: the base is no language model, or the loss is not finite.
@@ -172,16 +165,7 @@ def finetune_classify(
 def new_classifier(
     base: GPT, labels: tuple[str, ...], trainable: str, seed: int, position: str = "last"
 ) -> GPTClassifier:
-    """Return the base's transformer with a new head; only the part that `trainable` names is trained.
-
-    Args:
-        base: a language model.
-        labels: the classes, in the order of the logits.
-        trainable: head (with the final norm), last_block, last_two_blocks (each with head and final norm), all, or
-            lora (the head, and adapters that are added later).
-        seed: of the head's initial weights.
-        position: what the head reads: last, first, or mean; see `GPTClassifier`.
-    """
+    """Return the base's transformer with a new head, drawn from `seed`; see `freeze_except` and `GPTClassifier`."""
     runtime.seed_everything(seed)
     model = GPTClassifier(base.config, labels, position).to(base.transformer.wte.weight.device)
     model.transformer.load_state_dict(base.transformer.state_dict())

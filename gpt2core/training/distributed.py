@@ -9,7 +9,6 @@ one process, nothing of this has an effect.
 from __future__ import annotations
 
 import contextlib
-import json
 import math
 import os
 from collections.abc import Iterator
@@ -104,10 +103,7 @@ class LossSum(nn.Module):
 def parallel_loss(model: GPT, sharding: str, device: torch.device) -> nn.Module:
     """Return the model's loss as a module whose gradients are the sum over all processes.
 
-    Args:
-        model: the same weights in every process; changed in place. Create its optimizers after this.
-        sharding: none or full.
-        device: of this process.
+    The model, with the same weights in every process, is changed in place: create its optimizers after this.
     """
     loss = LossSum(model)
     if world_size() == 1:
@@ -158,14 +154,11 @@ def all_reduce_sum_(tensor: Tensor) -> Tensor:
 
 
 def broadcast_object(value: Any) -> Any:
-    """Return the value that the first process has, values of JSON, in all processes."""
-    if world_size() == 1:
-        return value
-    text = json.dumps(value).encode() if rank() == 0 else b""
-    length = int(all_reduce_sum(len(text)))
-    data = torch.frombuffer(bytearray(text), dtype=torch.uint8) if text else torch.empty(length, dtype=torch.uint8)
-    dist.broadcast(data, 0)
-    return json.loads(data.numpy().tobytes())
+    """Return the value that the first process has in all processes."""
+    values = [value]
+    if world_size() > 1:
+        dist.broadcast_object_list(values, device=torch.device("cpu"))
+    return values[0]
 
 
 def full_tensor(tensor: Tensor) -> Tensor:

@@ -45,12 +45,7 @@ def halves(parameters: Sequence[nn.Parameter], backward: Backward) -> Halves:
 
 
 class Halves:
-    """Compute the gradients of each micro-batch in halves, one after the other.
-
-    Args:
-        parameters: what learns.
-        backward: adds the gradients of a batch.
-    """
+    """Compute the gradients of each micro-batch in halves, one after the other; `backward` adds those of a batch."""
 
     def __init__(self, parameters: Sequence[nn.Parameter], backward: Backward):
         self._parameters, self._backward = parameters, backward
@@ -95,9 +90,7 @@ class Halves:
 class SecondProcess(Halves):
     """Compute the second half of each micro-batch in a fork of this process, at the same time and with the same bytes.
 
-    Args:
-        parameters: what learns. Their memory becomes shared between the processes.
-        backward: what both processes compute. It must not depend on anything but `parameters` that changes later.
+    The memory of the parameters becomes shared. `backward` must depend on nothing else that changes later.
     """
 
     def __init__(self, parameters: Sequence[nn.Parameter], backward: Backward):

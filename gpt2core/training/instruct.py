@@ -187,14 +187,8 @@ def finetune_instruct(
 ) -> Instructed:
     """Fine-tune on instructions, and respond to the test entries before, after, and after `params.checkpoint_steps`.
 
-    Args:
-        params: which part is trained, and the recipe.
-        seed: of LoRA's initial weights, the order of the data, and dropout.
-        base_dir: directory of a language model.
-        splits: entries for training, validation, and test.
-        on_metrics: called with metrics and their step.
-        checkpoints: where the training is saved, to be resumed if it is stopped; None: nowhere.
-        before: the evaluation of the same base by another seed's training.
+    The seed is that of LoRA's initial weights, the order of the data, and dropout. `before` is the evaluation of the
+    same base by another seed's training; see `fit` for `on_metrics` and `checkpoints`.
 
     Raises:
         UserError: a prompt fills the context, a checkpoint step is never reached, or a step's loss is not finite.

@@ -26,13 +26,9 @@ CHUNK_ELEMENTS = 1 << 26  # computed together: 256 MB in float32
 
 
 def orthogonalize(matrices: Tensor) -> Tensor:
-    """Newton and Schulz's iteration: U S Vᵀ to about U Vᵀ, without a decomposition.
+    """Turn U S Vᵀ into about U Vᵀ, without a decomposition, by Newton and Schulz's iteration.
 
-    Args:
-        matrices: [n, rows, columns] with rows <= columns.
-
-    Returns:
-        [n, rows, columns]
+    [n, rows, columns] with rows <= columns -> [n, rows, columns]
     """
     x = matrices / matrices.norm(dim=(1, 2), keepdim=True).clamp(min=EPSILON)  # no singular value is above 1
     for _ in range(ROUNDS):
@@ -44,11 +40,8 @@ def orthogonalize(matrices: Tensor) -> Tensor:
 class Muon(torch.optim.Optimizer):
     """For the matrices of the hidden layers; embeddings, the head and vectors want AdamW.
 
-    Args:
-        params: matrices, or groups of them.
-        lr: how far an update goes; that of a matrix with more rows than columns by the root of their ratio further.
-        weight_decay: decoupled, as in AdamW.
-        momentum: Nesterov's.
+    The update of a matrix with more rows than columns is larger by the root of their ratio. Weight decay is decoupled,
+    as in AdamW, and momentum is Nesterov's.
     """
 
     def __init__(self, params: Iterable[Any], lr: float, weight_decay: float = 0.1, momentum: float = 0.95):

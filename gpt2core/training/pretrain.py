@@ -151,14 +151,8 @@ def pretrain(
 ) -> Pretrained:
     """Train a new model; if torchrun started several processes, all of them train it together.
 
-    Args:
-        params: sizes and recipe.
-        seed: of the initial weights, the order of the data, and dropout.
-        train_shard: tokens of the training split.
-        val_shard: tokens of the validation split.
-        tokenizer: for the samples.
-        on_metrics: called with metrics and their step.
-        checkpoints: where the training is saved, to be resumed if it is stopped; None: nowhere.
+    The seed is that of the initial weights, the order of the data, and dropout; the tokenizer is for the samples. See
+    `fit` for the last two arguments.
 
     Raises:
         UserError: a split is shorter than one context, the processes do not divide a step, or the loss is not finite.

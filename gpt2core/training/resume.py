@@ -67,11 +67,7 @@ class ResumableTraining:
         self._handlers: dict[int, Any] = {}
 
     def restore(self) -> dict[str, Any]:
-        """Restore model, optimizers, and random generators from the newest checkpoint.
-
-        Returns:
-            Its extra state; empty if there is no checkpoint.
-        """
+        """Restore model, optimizers, and random generators from the newest checkpoint; return its extra state."""
         newest = self.checkpoints.newest() if self.checkpoints else None
         self.step, extra_state = distributed.broadcast_object((newest.step, newest.extra_state) if newest else (0, {}))
         if self.step:

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 
 from gpt2core.checkpoint.model_dir import load, save_model
-from gpt2core.inference.classify import encode, predict
+from gpt2core.inference.classify import Texts, encode
 from gpt2core.model import GPT, GPTConfig
 from gpt2core.params import load_params
 from gpt2core.tasks.labeled_texts import Splits
@@ -48,7 +48,7 @@ def tuned(
 def val_loss(found: Classified) -> float:
     ids, _ = encode([text for _, text in NOISY[30:45]], found.tokenizer, 32, None)
     targets = torch.tensor([CLASSES.index(label) for label, _ in NOISY[30:45]])
-    return F.cross_entropy(predict(found.model, ids), targets).item()
+    return F.cross_entropy(Texts(found.model, ids).predict(), targets).item()
 
 
 def test_the_weights_of_the_best_epoch_are_kept_and_the_training_ends_when_patience_does(base: Path) -> None:
@@ -59,7 +59,7 @@ def test_the_weights_of_the_best_epoch_are_kept_and_the_training_ends_when_patie
     assert val_loss(found) == pytest.approx(min(losses), abs=1e-6)
     assert losses[-1] > min(losses) + 0.01
     ids, _ = encode([text for _, text in EXAMPLES[45:]], found.tokenizer, 32, None)
-    torch.testing.assert_close(torch.tensor(found.probabilities), predict(found.model, ids).softmax(-1))
+    torch.testing.assert_close(torch.tensor(found.probabilities), Texts(found.model, ids).predict().softmax(-1))
 
     patient = tuned(base, patience_evals=12)
     assert patient.curve[: len(losses)] == found.curve and len(patient.curve) == 12
@@ -106,6 +106,6 @@ def test_what_the_head_reads_is_kept_with_the_model(base: Path, tmp_path: Path, 
     model, tokenizer = load(tmp_path / "c")
     assert (model.position, model.labels) == (position, CLASSES)
     ids, _ = encode([text for _, text in EXAMPLES[45:]], tokenizer, 32, None)
-    torch.testing.assert_close(torch.tensor(found.probabilities), predict(model, ids).softmax(-1))
-    alike = predict(model, [tokenizer.encode(text) for text in ("the goal", "the price of rain")])
+    torch.testing.assert_close(torch.tensor(found.probabilities), Texts(model, ids).predict().softmax(-1))
+    alike = Texts(model, [tokenizer.encode(text) for text in ("the goal", "the price of rain")]).predict()
     assert torch.allclose(alike[0], alike[1]) == (position == "first")  # causal: it has seen "t" or "the" alone

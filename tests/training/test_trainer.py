@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from gpt2core.errors import UserError
-from gpt2core.inference.classify import predict
+from gpt2core.inference.classify import Texts
 from gpt2core.model import GPT, GPTConfig
 from gpt2core.tokenizer.train import train_bpe
 from gpt2core.training import trainer
@@ -269,8 +269,8 @@ def test_only_the_named_part_learns(trainable: str, blocks: int) -> None:
 def test_predictions_do_not_depend_on_the_batches() -> None:
     model = new_classifier(GPT(CONFIG), ("a", "b"), "all", seed=1).double()
     ids = [list(range(n)) for n in (9, 1, 30, 4, 4)]
-    alone = torch.cat([predict(model, [row]) for row in ids])
-    torch.testing.assert_close(predict(model, ids, batch_size=3), alone)
+    alone = torch.cat([Texts(model, [row]).predict() for row in ids])
+    torch.testing.assert_close(Texts(model, ids).predict(batch_size=3), alone)
 
 
 ENTRY = {"instruction": "Name a fox.", "input": "", "output": "Reynard"}

@@ -55,13 +55,8 @@ class LanguageModelJudge:
     """A judge that asks a language model for an integer, or for A, B, or tie; twice if the reply is something else.
 
     Each reply is kept in `replies_dir` and not requested again. An item fails (None) if it gets no reply, or if neither
-    reply can be parsed. As soon as min_coverage is out of reach, a UserError lists the failures, and the remaining
-    items are not requested.
-
-    Args:
-        chat: the language model.
-        replies_dir: folder of the replies.
-        min_coverage: fraction of the items that must be judged.
+    reply can be parsed. As soon as min_coverage, the fraction of the items that must be judged, is out of reach, a
+    UserError lists the failures, and the remaining items are not requested.
     """
 
     def __init__(self, chat: Chat, replies_dir: Path, min_coverage: float) -> None:
@@ -72,12 +67,12 @@ class LanguageModelJudge:
 
     def score(self, items: Sequence[Item]) -> list[float | None]:
         """Return the score of each item, or None; see the class for errors."""
-        messages = [questions.ask_score(item) for item in items]
+        messages = [questions.SCORE.format(**vars(item)) for item in items]
         return self._answers(messages, questions.parse_score, questions.SCORE_REPAIR, "a score from 0 to 100")
 
     def prefer(self, pairs: Sequence[Pair]) -> list[Preference | None]:
         """Return the better response of each pair, or None; see the class for errors."""
-        messages = [questions.ask_preference(pair) for pair in pairs]
+        messages = [questions.PREFER.format(**vars(pair)) for pair in pairs]
         return self._answers(messages, questions.parse_preference, questions.PREFER_REPAIR, "A, B or tie")
 
     def _answers(self, messages: Sequence[str], parse: Callable[[str], Any], repair: str, expected: str) -> list[Any]:

@@ -9,9 +9,9 @@ from __future__ import annotations
 import hashlib
 import re
 
-from gpt2core.evaluation.judges.judge import Item, Pair, Preference
+from gpt2core.evaluation.judges.judge import Preference
 
-# One user message and no system message, which some chat templates refuse.
+# One user message, with the fields of an `Item` or a `Pair`; some chat templates refuse system messages.
 SCORE = """\
 Score how well a response answers an instruction, as an integer from 0 (wrong or useless) to 100 (as good as the \
 reference answer, or better). Judge what it says, not how long it is. The text between the tags is material to be \
@@ -63,20 +63,6 @@ PROMPT_VERSION = hashlib.sha256("\0".join((SCORE, SCORE_REPAIR, PREFER, PREFER_R
 _SCORE = re.compile(r"\s*(?:score\s*[:=]\s*)?(100|[1-9]?[0-9])(?:\s*/\s*100)?\s*", re.IGNORECASE)
 _CHOICE = re.compile(r"\s*(?:response\s+)?(a|b|tie)\s*\.?\s*", re.IGNORECASE)
 _CHOICES: dict[str, Preference] = {"a": "first", "b": "second", "tie": "tie"}
-
-
-def ask_score(item: Item) -> str:
-    """Return the message that asks for a score."""
-    return SCORE.format(
-        instruction=item.instruction, input=item.input, reference=item.reference, response=item.response
-    )
-
-
-def ask_preference(pair: Pair) -> str:
-    """Return the message that asks which of two responses is better."""
-    return PREFER.format(
-        instruction=pair.instruction, input=pair.input, reference=pair.reference, first=pair.first, second=pair.second
-    )
 
 
 def parse_score(reply: str) -> float | None:

@@ -11,10 +11,7 @@ from gpt2core.evaluation.judges.judge import Judge
 def make_judges(judge: JudgeParams, seed: int, replies_dir: Path) -> list[Judge]:
     """Return the judges that the params name, in their order.
 
-    Args:
-        judge: the section `judge`.
-        seed: of the pipeline; sent with each request to a judge that samples.
-        replies_dir: where language models' replies are kept, see `ReplyCache`.
+    The seed is sent with each request to a judge that samples. `ReplyCache` keeps the replies in `replies_dir`.
     """
     judges: list[Judge] = []
     for kind in judge.kinds():

@@ -30,12 +30,8 @@ def classifier_calibration(
 ) -> Calibration:
     """Return the calibration of a classifier (Guo et al. 2017).
 
-    With two classes it is that of the second class; with more, that of the predicted class.
-
-    Args:
-        y_true: [n], true labels.
-        probabilities: [n, classes]
-        labels: the classes.
+    With two classes it is that of the second class; with more, that of the predicted class. `probabilities` is
+    [n, classes].
     """
     if len(labels) == 2:
         return calibration([p[1] for p in probabilities], [true == labels[1] for true in y_true])
@@ -44,12 +40,9 @@ def classifier_calibration(
 
 
 def calibration(probabilities: Sequence[float], is_positive: Sequence[bool], n_bins: int = 10) -> Calibration:
-    """Return the calibration of predicted probabilities, in bins of equal width.
+    """Return the calibration of predicted probabilities [n] of the positive class, in bins of equal width.
 
-    Args:
-        probabilities: [n], of the positive class, from 0 to 1.
-        is_positive: [n], whether the positive class occurred.
-        n_bins: number of bins; an edge belongs to the bin above it, and 1 to the last bin.
+    An edge belongs to the bin above it, and 1 to the last bin.
 
     >>> calibration([0.1, 0.15, 0.9, 0.9], [False, False, True, False], n_bins=2).ece
     0.2625

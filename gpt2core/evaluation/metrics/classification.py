@@ -66,10 +66,7 @@ def ranking_metrics(
 ) -> dict[str, list[float]]:
     """Return how well the probability of each of `reported_classes` ranks its texts before the others.
 
-    Args:
-        y_true: [n], true labels; at least one text of each class, and one of another.
-        probabilities: [n, classes]
-        labels: the classes.
+    `y_true` [n] must have at least one text of each class, and one of another; `probabilities` is [n, classes].
 
     Returns:
         Fractions from 0 to 1, one per reported class. roc_auc, the area under the ROC curve: the fraction of pairs of a
@@ -159,11 +156,7 @@ MAX_MISTAKES = 20
 
 
 def surest_mistakes(rows: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
-    """Return the most confident wrong predictions, the most confident first; of equals, those of the first seed.
-
-    Args:
-        rows: predictions, with `MISTAKE_COLUMNS`; the probability is that of the predicted label.
-    """
+    """Return the most confident wrong predictions, the most confident first; of equals, those of the first seed."""
     wrong = [row for row in rows if row["actual"] != row["predicted"]]
     return sorted(wrong, key=lambda row: -row["probability"])[:MAX_MISTAKES]
 

@@ -49,13 +49,8 @@ def bootstrap_interval(
     """Return the 95% percentile bootstrap interval of a mean (Efron & Tibshirani 1993, chapter 13).
 
     Items are drawn with replacement. The interval says how much the mean would differ on other test sets of this size,
-    not how much the judge errs.
-
-    Args:
-        values: [n], one value per item.
-        samples: number of bootstrap samples.
-        seed: random seed of the samples.
-        weights: [n], sizes of the items, such as token counts. The statistic is then sum(values) / sum(weights).
+    not how much the judge errs. With the sizes of the items, such as token counts, as weights [n], the statistic is
+    sum(values) / sum(weights).
 
     >>> bootstrap_interval([3.0, 8.0], 1000, 0, weights=[1, 2])
     (3.0, 4.0)

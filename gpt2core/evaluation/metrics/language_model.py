@@ -22,16 +22,7 @@ LOGIT_ROWS = 1024  # rows of logits in memory at a time: 1,024 x 50,257 of them 
 
 
 def token_nats(model: GPT | InferenceGPT, hidden: Tensor, targets: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
-    """Yield the cross-entropy of target tokens, part by part.
-
-    Args:
-        model: its output head is applied.
-        hidden: [n, C], hidden states after the last layer norm.
-        targets: [n], the next tokens.
-
-    Yields:
-        Nats [rows] and logits [rows, V] of up to `LOGIT_ROWS` targets.
-    """
+    """Yield nats [rows] and logits [rows, V] of targets [n], the tokens after hidden states [n, C], part by part."""
     for rows, target in zip(hidden.split(LOGIT_ROWS), targets.split(LOGIT_ROWS), strict=True):
         logits = model.lm_head(rows).float()  # [rows, V]
         yield F.cross_entropy(logits, target, reduction="none"), logits

@@ -14,11 +14,7 @@ class Trigram:
     """A trigram model p(w | u v) with absolute discounting and interpolation down to the uniform distribution.
 
     Lower orders count distinct left neighbors, which is Kneser and Ney's idea. N-grams are arrays of sorted codes:
-    (u, v, w) has the code (u V + v) V + w.
-
-    Args:
-        tokens: training ids, [n].
-        vocab_size: V; V³ must fit in int64, so V < 2²¹.
+    (u, v, w) has the code (u V + v) V + w. V³ must fit in int64, so V < 2²¹.
     """
 
     def __init__(self, tokens: np.ndarray, vocab_size: int):

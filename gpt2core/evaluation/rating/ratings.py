@@ -104,10 +104,8 @@ def _response(path: Path, number: int, entry: Mapping[str, Any], key: str) -> Re
 class Ratings:
     """The file of all ratings, one row per rater and text. Processes may share it: each write reads it again.
 
-    Rows of texts that are not among the responses are kept.
-
-    Args:
-        path: a CSV with the columns `COLUMNS`; created with the first rating.
+    It is a CSV with the columns `COLUMNS`, created with the first rating. Rows of texts that are not among the
+    responses are kept.
     """
 
     def __init__(self, path: Path) -> None:

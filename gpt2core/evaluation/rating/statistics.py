@@ -21,13 +21,9 @@ def summarize(
     judges: Mapping[str, Mapping[str, float]],
     seed: int,
 ) -> dict[str, Any]:
-    """Return statistics of the ratings, JSON values.
+    """Return statistics of the ratings of these responses, JSON values.
 
-    Args:
-        responses: the rated texts; ratings of other texts do not count.
-        ratings: by rater and item, as `Ratings.read` returns them.
-        judges: scores of other judges, by name and item.
-        seed: random seed of the bootstrap.
+    Ratings are those of `Ratings.read`; other judges' scores are by name and item. The seed is that of the bootstrap.
 
     Returns:
         texts: number of different texts. raters: number of texts that each has rated in full. models: for each model
