@@ -81,8 +81,8 @@ def main() -> None:
             )
 
 
-def transformers_peer(model: GPT) -> Any:
-    """Return transformers' model with the same weights, without a copy."""
+def transformers_way(model: GPT) -> Generate:
+    """Return transformers' generate with the same weights, without a copy of them; it never stops early."""
     import transformers
 
     config = {key: value for key, value in model.config.to_dict().items() if key != "qkv_bias"}
@@ -90,14 +90,7 @@ def transformers_peer(model: GPT) -> Any:
         peer: Any = transformers.GPT2LMHeadModel(transformers.GPT2Config(**config))
     peer.load_state_dict(to_hf(model.state_dict(), model.config, None), strict=False, assign=True)
     peer.tie_weights()
-    return peer.eval()
-
-
-def transformers_way(model: GPT) -> Generate:
-    """Return transformers' generate with the same weights; it never stops early."""
-    import transformers
-
-    peer = transformers_peer(model)
+    peer.eval()
 
     @torch.inference_mode()
     def way(ids: Tensor, new: int) -> Tensor:

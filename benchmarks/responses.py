@@ -24,8 +24,7 @@ from pathlib import Path
 
 import torch
 
-from benchmarks import machine
-from benchmarks.generate import transformers_peer
+from benchmarks import generate, machine
 from benchmarks.machine import Seconds
 from gpt2core.config.presets import PRESETS
 from gpt2core.inference import generate_batch
@@ -60,10 +59,10 @@ def main() -> None:
     print(f"{'transformers, one by one':<24} {theirs.wall:6.1f} s (CPU {theirs.cpu:.1f} s)")
     for name, rounds in times.items():
         wall_s, cpu_s = (statistics.median(column) for column in zip(*rounds, strict=True))
-        same = sum(map(same_tokens, answers[name], answered)) / sum(lengths)
+        same = sum(a == b for pair in zip(answers[name], answered, strict=True) for a, b in zip(*pair, strict=True))
         print(
             f"{name:<24} {wall_s:6.1f} s (CPU {cpu_s:.1f} s), {theirs.wall / wall_s:.1f} times as fast "
-            f"(CPU {theirs.cpu / cpu_s:.1f}); {same:.0%} of the tokens are the same"
+            f"(CPU {theirs.cpu / cpu_s:.1f}); {same / sum(lengths):.0%} of the tokens are the same"
         )
 
 
@@ -85,21 +84,11 @@ def our_way(model: Packed) -> Respond:
 
 def transformers_way(model: GPT) -> Respond:
     """Return transformers' generate, one prompt at a time."""
-    import transformers
-
-    peer = transformers_peer(model)
-
-    @torch.inference_mode()
-    def way(prompts: Sequence[Ids], lengths: Sequence[int]) -> list[Ids]:
-        answers = []
-        for prompt, length in zip(prompts, lengths, strict=True):
-            ids = torch.tensor([prompt])
-            settings = transformers.GenerationConfig(max_new_tokens=length, do_sample=False, pad_token_id=0)
-            out = peer.generate(ids, generation_config=settings, attention_mask=torch.ones_like(ids))
-            answers.append(out[0, len(prompt) :].tolist())
-        return answers
-
-    return way
+    way = generate.transformers_way(model)
+    return lambda prompts, lengths: [
+        way(torch.tensor([prompt]), length)[0, len(prompt) :].tolist()
+        for prompt, length in zip(prompts, lengths, strict=True)
+    ]
 
 
 def compare(
@@ -140,10 +129,6 @@ def timed(way: Respond, prompts: Sequence[Ids], lengths: Sequence[int]) -> tuple
 
 def tell(what: str, took: Seconds) -> None:
     print(f"{what}: {took.wall:.1f} s (CPU {took.cpu:.1f} s)", file=sys.stderr, flush=True)
-
-
-def same_tokens(one: Ids, other: Ids) -> int:
-    return sum(a == b for a, b in zip(one, other, strict=True))
 
 
 if __name__ == "__main__":

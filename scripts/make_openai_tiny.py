@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import argparse
 import os
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -19,7 +18,7 @@ from gpt2core import files
 from gpt2core.checkpoint.model_dir import read_described
 from gpt2core.checkpoint.openai import CHECKPOINT_PREFIX, FILES, write_bpe, write_hparams
 from gpt2core.checkpoint.openai_export import openai_tensors
-from gpt2core.errors import UserError
+from gpt2core.runtime import stage_main
 from gpt2core.tokenizer import Tokenizer
 
 
@@ -61,11 +60,8 @@ def main() -> None:
     parser.add_argument("model_dir", type=Path, help="config.json, model.safetensors, vocab.json, merges.txt")
     parser.add_argument("out_dir", type=Path, help="becomes OpenAI's directory; replaced if it is there")
     arguments = parser.parse_args()
-    try:
-        make(arguments.model_dir, arguments.out_dir)
-    except UserError as error:
-        sys.exit(f"error: {error}")
+    make(arguments.model_dir, arguments.out_dir)
 
 
 if __name__ == "__main__":
-    main()
+    stage_main(main)

@@ -11,7 +11,6 @@ from __future__ import annotations
 import argparse
 import math
 import shutil
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -24,6 +23,7 @@ from gpt2core.checkpoint.tf_writer import write_checkpoint, write_saver_files
 from gpt2core.config.presets import PRESETS
 from gpt2core.errors import UserError
 from gpt2core.model import GPTConfig
+from gpt2core.runtime import stage_main
 from gpt2core.tokenizer import Tokenizer
 from gpt2core.tokenizer.byte_pair import printable_bytes
 
@@ -78,12 +78,9 @@ def main() -> None:
     parser.add_argument("--bpe", type=Path, help="a directory with encoder.json and vocab.bpe (GPT-2's)")
     parser.add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args()
-    try:
-        config = GPTConfig(vocab_size=VOCAB_SIZE, **PRESETS[arguments.size])
-        make(config, arguments.out_dir, arguments.bpe, arguments.seed)
-    except UserError as error:
-        sys.exit(f"error: {error}")
+    config = GPTConfig(vocab_size=VOCAB_SIZE, **PRESETS[arguments.size])
+    make(config, arguments.out_dir, arguments.bpe, arguments.seed)
 
 
 if __name__ == "__main__":
-    main()
+    stage_main(main)

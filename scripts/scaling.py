@@ -28,22 +28,13 @@ GB = 1e9
 
 @dataclass(frozen=True)
 class GPU:
-    """A GPU and its links.
-
-    Attributes:
-        name: for the tables.
-        memory_bytes: memory.
-        peak_flops: dense, bfloat16, operations per second.
-        node_bytes_s: bytes per second that a GPU sends while all add up gradients within a node of eight, about three
-            quarters of the link's nominal speed.
-        network_bytes_s: the same between nodes.
-    """
+    """A GPU and its links: what one sends per second while all add up gradients, about 3/4 of the nominal speed."""
 
     name: str
     memory_bytes: float
-    peak_flops: float
-    node_bytes_s: float
-    network_bytes_s: float
+    peak_flops: float  # dense, bfloat16, operations per second
+    node_bytes_s: float  # within a node of eight
+    network_bytes_s: float  # between nodes
 
 
 A100 = GPU("A100", 80e9, 312e12, 230e9, 20e9)  # NVLink 3: 300 GB/s each way; 200 Gb/s a GPU

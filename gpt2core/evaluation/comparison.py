@@ -24,19 +24,12 @@ DIGITS = {"loss": 3, "perplexity": 2, "score": 1, "loss_difference": 3, "score_d
 
 
 class Answers(NamedTuple):
-    """A model's results on the test set.
-
-    Args:
-        name: of the model or checkpoint.
-        nats: [n], loss of each entry's reference response, summed over its tokens.
-        responses: [n], the model's own.
-        seed: of the training, if this is its last checkpoint; None otherwise.
-    """
+    """A model's or checkpoint's results on the test set."""
 
     name: str
-    nats: Sequence[float]
-    responses: Sequence[str]
-    seed: int | None = None
+    nats: Sequence[float]  # [n], loss of each entry's reference response, summed over its tokens
+    responses: Sequence[str]  # [n], the model's own
+    seed: int | None = None  # of the training, if this is its last checkpoint
 
 
 class CheckpointComparison(NamedTuple):

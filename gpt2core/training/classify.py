@@ -32,29 +32,17 @@ COLUMNS = ("epoch", "examples", "train_loss", "train_accuracy", "val_loss", "val
 
 @dataclass
 class Classified:
-    """The result of fine-tuning a classifier.
+    """The result of fine-tuning a classifier."""
 
-    Attributes:
-        model: the classifier; LoRA adapters are merged.
-        tokenizer: that of the base.
-        curve: a row per epoch, with `COLUMNS`.
-        before: the predicted label of each test text before the training.
-        after: the same after it.
-        probabilities: [n, classes] of the test texts, after the training.
-        truncated: number of texts that are longer than the model reads.
-        trainable_parameters: number of parameters that were trained.
-        kept_epoch: the epoch whose weights the model has.
-    """
-
-    model: GPTClassifier
+    model: GPTClassifier  # LoRA adapters are merged
     tokenizer: Tokenizer
-    curve: list[dict[str, float]] = field(default_factory=list)
-    before: list[str] = field(default_factory=list)
-    after: list[str] = field(default_factory=list)
-    probabilities: list[list[float]] = field(default_factory=list)
-    truncated: int = 0
-    trainable_parameters: int = 0
-    kept_epoch: int = 0
+    curve: list[dict[str, float]] = field(default_factory=list)  # a row per epoch, with `COLUMNS`
+    before: list[str] = field(default_factory=list)  # the predicted label of each test text before the training
+    after: list[str] = field(default_factory=list)  # the same after it
+    probabilities: list[list[float]] = field(default_factory=list)  # [n, classes] of the test texts, after it
+    truncated: int = 0  # number of texts that are longer than the model reads
+    trainable_parameters: int = 0  # number of parameters that were trained
+    kept_epoch: int = 0  # the epoch whose weights the model has
 
 
 class ClassifyTask(Task):

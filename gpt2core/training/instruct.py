@@ -43,50 +43,29 @@ class Example(NamedTuple):
 
 
 class EvalResult(NamedTuple):
-    """The evaluation of the model after `step` steps.
+    """The evaluation of the model after `step` steps."""
 
-    Attributes:
-        step: number of updates; 0: the base.
-        val_loss: mean nats per target token of the validation entries.
-        test_loss: mean nats per token of the test entries' reference responses.
-        responses: the model's response to each test entry.
-        nats: of each reference response, all of its tokens together; empty unless `FinetuneInstruct.is_tabled`.
-    """
-
-    step: int
-    val_loss: float
-    test_loss: float
-    responses: list[str]
-    nats: list[float]
+    step: int  # number of updates; 0: the base
+    val_loss: float  # mean nats per target token of the validation entries
+    test_loss: float  # mean nats per token of the test entries' reference responses
+    responses: list[str]  # the model's response to each test entry
+    nats: list[float]  # of each reference response; empty unless `FinetuneInstruct.is_tabled`
 
 
 @dataclass
 class Instructed:
-    """The result of fine-tuning on instructions.
+    """The result of fine-tuning on instructions."""
 
-    Attributes:
-        model: LoRA adapters are merged.
-        tokenizer: that of the base.
-        trainable_parameters: number of parameters that were trained.
-        adapter: what LoRA merged into the model, else None.
-        curve: a row per epoch, with `COLUMNS`.
-        checkpoints: the base first, the tuned model last.
-        kept_step: the step whose weights the tuned model has.
-        kept_row: the row of `curve` at that step.
-        test_tokens: number of tokens of each reference response of the test entries.
-        truncated: number of entries that are longer than the context.
-    """
-
-    model: GPT
+    model: GPT  # LoRA adapters are merged
     tokenizer: Tokenizer
-    trainable_parameters: int = 0
-    adapter: Adapter | None = None
-    curve: list[dict[str, float]] = field(default_factory=list)
-    checkpoints: list[EvalResult] = field(default_factory=list)
-    kept_step: int = 0
-    kept_row: dict[str, float] = field(default_factory=dict)
-    test_tokens: list[int] = field(default_factory=list)
-    truncated: int = 0
+    trainable_parameters: int = 0  # number of parameters that were trained
+    adapter: Adapter | None = None  # what LoRA merged into the model
+    curve: list[dict[str, float]] = field(default_factory=list)  # a row per epoch, with `COLUMNS`
+    checkpoints: list[EvalResult] = field(default_factory=list)  # the base first, the tuned model last
+    kept_step: int = 0  # the step whose weights the tuned model has
+    kept_row: dict[str, float] = field(default_factory=dict)  # the row of `curve` at that step
+    test_tokens: list[int] = field(default_factory=list)  # of each reference response of the test entries
+    truncated: int = 0  # number of entries that are longer than the context
 
     @property
     def before(self) -> EvalResult:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -31,19 +31,12 @@ COLUMNS = (
 
 @dataclass
 class Pretrained:
-    """The result of pretraining.
+    """The result of pretraining."""
 
-    Attributes:
-        model: of several processes, only the first one has its weights.
-        curve: a row per evaluation, with `COLUMNS`.
-        samples: the text sampled at each evaluation; the last one is by `model`.
-        kept_step: the step whose weights `model` has.
-    """
-
-    model: GPT
-    curve: list[dict[str, float]] = field(default_factory=list)
-    samples: list[dict[str, Any]] = field(default_factory=list)
-    kept_step: int = 0
+    model: GPT  # of several processes, only the first one has its weights
+    curve: list[dict[str, float]]  # a row per evaluation, with `COLUMNS`
+    samples: list[dict[str, Any]]  # the text sampled at each evaluation; the last one is by `model`
+    kept_step: int  # the step whose weights `model` has
 
     @property
     def kept_row(self) -> dict[str, float]:

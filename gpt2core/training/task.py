@@ -14,21 +14,13 @@ from gpt2core.training.batches import Batch
 
 @dataclass(frozen=True)
 class Step:
-    """The figures of one update.
+    """The figures of one update."""
 
-    Attributes:
-        step: number of updates so far, this one included.
-        loss: mean nats per target.
-        grad_norm: before clipping.
-        lr: learning rate of the last optimizer.
-        n_targets: targets of the step, in all processes together.
-    """
-
-    step: int
-    loss: float
-    grad_norm: float
-    lr: float
-    n_targets: int
+    step: int  # number of updates so far, this one included
+    loss: float  # mean nats per target
+    grad_norm: float  # before clipping
+    lr: float  # learning rate of the last optimizer
+    n_targets: int  # in all processes together
 
 
 class Task(ABC):

@@ -32,23 +32,14 @@ OnMetrics = Callable[[dict[str, float], int], None]  # metrics by name, and thei
 
 @dataclass(frozen=True)
 class Recipe:
-    """How a task's parameters are updated.
+    """How a task's parameters are updated."""
 
-    Attributes:
-        optimizers: over the trainable parameters, each parameter in one of them (see `optimizers.py`).
-        schedule: the learning rate of a step, as a factor of each parameter group's `initial_lr`.
-        grad_clip: the largest gradient norm, of all parameters together; 0: no limit.
-        dtype: float32, or bfloat16 for autocast (weights and optimizer state stay in float32).
-        compile: whether the blocks run compiled by `torch.compile`.
-        patience_evals: see `EarlyStopping`.
-    """
-
-    optimizers: Sequence[torch.optim.Optimizer]
-    schedule: Callable[[int], float]
-    grad_clip: float = 0.0
-    dtype: torch.dtype = torch.float32
-    compile: bool = False
-    patience_evals: int | None = None
+    optimizers: Sequence[torch.optim.Optimizer]  # each trainable parameter is in one of them
+    schedule: Callable[[int], float]  # learning rate of a step, as a factor of each parameter group's `initial_lr`
+    grad_clip: float = 0.0  # largest gradient norm, of all parameters together; 0: no limit
+    dtype: torch.dtype = torch.float32  # or bfloat16 for autocast; weights and optimizer state stay in float32
+    compile: bool = False  # whether the blocks run compiled by `torch.compile`
+    patience_evals: int | None = None  # see `EarlyStopping`
 
 
 def new_recipe(params: Optimization, model: nn.Module, max_steps: int, dtype: torch.dtype) -> Recipe:

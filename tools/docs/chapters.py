@@ -19,6 +19,7 @@ import torch
 
 from gpt2core import files
 from gpt2core.errors import UserError
+from gpt2core.runtime import stage_main
 
 # A fenced block of Python, and the mark that may be in the line before it: <!-- source: losses.softmax -->
 BLOCK = re.compile(
@@ -91,7 +92,4 @@ def main(folder: str) -> None:
 
 
 if __name__ == "__main__":
-    try:
-        main(sys.argv[1] if len(sys.argv) > 1 else "docs/learn")
-    except UserError as error:
-        sys.exit(f"error: {error}")
+    stage_main(lambda: main(*(sys.argv[1:] or ["docs/learn"])))

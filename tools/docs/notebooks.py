@@ -16,6 +16,7 @@ from nbformat import NotebookNode
 
 from gpt2core import files
 from gpt2core.errors import UserError
+from gpt2core.runtime import stage_main
 
 # What a page needs and a notebook does not: the marks of shown source, and what folds a solution away.
 MARKS = re.compile(r"^<!-- (?:source|diagram): .* -->\n", re.MULTILINE)
@@ -45,7 +46,4 @@ def main(folder: str, out: str) -> None:
 
 
 if __name__ == "__main__":
-    try:
-        main(*(sys.argv[1:] or ("docs/learn", "build/notebooks")))
-    except UserError as error:
-        sys.exit(f"error: {error}")
+    stage_main(lambda: main(*(sys.argv[1:] or ("docs/learn", "build/notebooks"))))
