@@ -57,7 +57,9 @@ def main() -> None:
     if importlib.util.find_spec("transformers"):
         ways["transformers float32"] = transformers_way(model)
     for dtype in arguments.dtypes:
-        ways |= our_ways(model, dtype)
+        packed: Any = pack(model, dtype)
+        packed.transformer = Counted(packed.transformer)
+        ways |= {f"gpt2core {dtype}{end}": OurWay(packed, bool(end)) for end in ("", LOOKUP)}
     print(machine.description())
     bandwidth_gb_s = machine.memory_bandwidth_gb_s()
     print(f"memory: {bandwidth_gb_s:.1f} GB/s read; {n_weights / 1e6:.0f} million weights in linear layers")
@@ -122,12 +124,6 @@ class OurWay:
         out = generate(self.packed, ids, new, lookup=self.lookup)
         self.passes += self.packed.transformer.passes - before
         return out
-
-
-def our_ways(model: GPT, dtype: str) -> dict[str, Generate]:
-    packed: Any = pack(model, dtype)
-    packed.transformer = Counted(packed.transformer)
-    return {f"gpt2core {dtype}{end}": OurWay(packed, bool(end)) for end in ("", LOOKUP)}
 
 
 def prompts(shard: Path | None, vocab_size: int, rounds: int, B: int, P: int) -> Tensor:

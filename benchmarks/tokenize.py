@@ -49,9 +49,8 @@ def speed(mirror: Path, megabytes: int, rounds: int) -> None:
         corpus = root / "raw" / "corpus"
         (corpus / "train").mkdir(parents=True)
         (corpus / "gpt2-bpe").symlink_to((mirror / "gpt2-bpe").resolve())
-        texts = _repeated(
-            [path.read_text("utf-8-sig") for path in sorted((mirror / "novels").glob("*.txt"))], megabytes * MB
-        )
+        novels = [path.read_text("utf-8-sig") for path in sorted((mirror / "novels").glob("*.txt"))]
+        texts = novels * max(1, round(megabytes * MB / sum(len(text.encode()) for text in novels)))
         for number, text in enumerate(texts):
             (corpus / "train" / f"{number:03d}.txt").write_text(text, "utf-8")
         size_mb = sum(path.stat().st_size for path in (corpus / "train").iterdir()) / MB
@@ -118,11 +117,6 @@ def _timed_with_children(work: Callable[[], int]) -> tuple[float, float, int]:
     after = os.times()
     cpu_s = sum(after[:4]) - sum(before[:4])  # user and system, of this process and of its children
     return after.elapsed - before.elapsed, cpu_s, result
-
-
-def _repeated(texts: list[str], size_bytes: float) -> list[str]:
-    once_bytes = sum(len(text.encode()) for text in texts)
-    return texts * max(1, round(size_bytes / once_bytes))
 
 
 def _write_tales(folder: Path, size_bytes: float) -> int:

@@ -77,16 +77,13 @@ def find(root: Path, head: str, seed: int) -> Revision | None:
         if experiment != name or git("diff", "--name-only", baseline, head, "--", *RESULTS_DEPEND_ON, cwd=root) != "":
             continue
         target = revisions.experiment(root, name, baseline, commit)
-        if target is not None and target.state.params == params and not missing_stages(target):
-            return target
+        if target is not None and target.state.params == params:
+            with_results = {stage.replace("-", "_") for stage in target.state.metrics}
+            if with_results.issuperset(results.NAMES):
+                return target
         if baseline == head:
             raise UserError(f"experiment {name}: lacks results of seed={seed}; remove it: dvc exp remove {name}")
     return None
-
-
-def missing_stages(target: Revision) -> set[str]:
-    """Return the stages of the headline metrics that have no results."""
-    return set(results.NAMES) - {stage.replace("-", "_") for stage in target.state.metrics}
 
 
 def run(root: Path, head: str, seed: int) -> Revision:

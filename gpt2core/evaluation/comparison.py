@@ -35,19 +35,15 @@ class Answers(NamedTuple):
 class CheckpointComparison(NamedTuple):
     """The table.
 
-    Args:
-        judge: name of the judge of the scores.
-        reference: name of the model that the others are compared with.
-        checkpoints: by model, `loss` (nats per token of the reference responses), `perplexity`, `score`,
-            `loss_difference`, and `score_difference`, each with the ends of its 95% bootstrap interval, `_ci_low` and
-            `_ci_high`. Differences are the model's value minus the reference's. Missing values are left out.
-        over_seeds: mean, sd, and 95% interval of loss, perplexity, and score, if there are several seeds.
+    It has, by model, `loss` (nats per token of the reference responses), `perplexity`, `score`, `loss_difference`, and
+    `score_difference`, each with the ends of its 95% bootstrap interval, `_ci_low` and `_ci_high`. Differences are the
+    model's value minus the reference's. Missing values are left out.
     """
 
-    judge: str
-    reference: str
+    judge: str  # name of the judge of the scores
+    reference: str  # name of the model that the others are compared with
     checkpoints: dict[str, dict[str, float]]
-    over_seeds: dict[str, dict[str, float]]
+    over_seeds: dict[str, dict[str, float]]  # mean, sd, and 95% interval of each value, if there are several seeds
 
     def metrics(self) -> dict[str, Any]:
         """Return the rows and, with several seeds, their statistics."""

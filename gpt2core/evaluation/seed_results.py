@@ -31,18 +31,13 @@ _DIGITS = 6
 
 
 class SeedResults:
-    """Results on the test splits of all seeds that were added. Baselines are fitted and tested on the same splits.
-
-    Attributes:
-        predictions: a row of `MISTAKE_COLUMNS` for each text.
-        roc, precision_recall: points of the curves, rows of `ROC_COLUMNS` and `PRECISION_RECALL_COLUMNS` with the seed.
-    """
+    """Results on the test splits of all seeds that were added. Baselines are fitted and tested on the same splits."""
 
     def __init__(self, labels: Sequence[str]) -> None:
         self.labels = tuple(labels)
-        self.predictions: list[dict[str, Any]] = []
-        self.roc: list[dict[str, Any]] = []
-        self.precision_recall: list[dict[str, Any]] = []
+        self.predictions: list[dict[str, Any]] = []  # a row of `MISTAKE_COLUMNS` for each text
+        self.roc: list[dict[str, Any]] = []  # points of the curve: `ROC_COLUMNS` with the seed
+        self.precision_recall: list[dict[str, Any]] = []  # `PRECISION_RECALL_COLUMNS` with the seed
         self._seeds: list[int] = []
         self._probabilities: list[Sequence[float]] = []
         self._ranking: list[dict[str, list[float]]] = []

@@ -13,16 +13,11 @@ from gpt2core.training.instruct import EvalResult, Instructed
 
 
 class InstructSeeds:
-    """The results of the trainings, added one after another, without the models.
-
-    Attributes:
-        before: the evaluation of the base; None until a training is added.
-        metrics: of the first seed, losses in nats per token; with several seeds also by seed.
-    """
+    """The results of the trainings, added one after another, without the models."""
 
     def __init__(self, params: FinetuneInstruct, splits: Splits) -> None:
-        self.before: EvalResult | None = None
-        self.metrics: dict[str, Any] = {}
+        self.before: EvalResult | None = None  # the evaluation of the base; None until a training is added
+        self.metrics: dict[str, Any] = {}  # of the first seed, losses in nats per token; of several also by seed
         self._params, self._splits = params, splits
         self._answered: list[dict[str, Any]] = []
         self._rows: list[dict[str, Any]] = []  # an evaluation each

@@ -24,22 +24,14 @@ class NoReply(Exception):
 
 
 class Chat(Protocol):
-    """A language model that replies to messages.
-
-    Attributes:
-        kind, model: the judge's name is `kind:model`.
-        settings: other values that change a reply, JSON values.
-        where: the params that name the model, for messages.
-        remedy: what the user can do if it fails, for messages.
-        concurrency: maximum number of simultaneous requests.
-    """
+    """A language model that replies to messages. The judge's name is `kind:model`."""
 
     kind: str
     model: str
-    settings: dict[str, Any]
-    where: str
-    remedy: str
-    concurrency: int
+    settings: dict[str, Any]  # other values that change a reply, JSON values
+    where: str  # the params that name the model, for messages
+    remedy: str  # what the user can do if it fails, for messages
+    concurrency: int  # maximum number of simultaneous requests
 
     def reply(self, messages: Messages) -> str:
         """Return the reply to a conversation.
