@@ -20,7 +20,8 @@ from gpt2core import config, files
 from gpt2core.cli.seeds import print_groups, with_headlines
 from gpt2core.errors import UserError
 from gpt2core.report import results
-from gpt2core.runtime import Terminated, stage_main
+from gpt2core.runtime import stage_main
+from gpt2core.signals import Terminated
 from gpt2core.tracking import revisions
 from gpt2core.tracking.pipeline_run import git
 from gpt2core.tracking.revisions import Revision
