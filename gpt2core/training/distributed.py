@@ -9,6 +9,7 @@ one process, nothing of this has an effect.
 from __future__ import annotations
 
 import contextlib
+import json
 import math
 import os
 from collections.abc import Iterator
@@ -154,11 +155,17 @@ def all_reduce_sum_(tensor: Tensor) -> Tensor:
 
 
 def broadcast_object(value: Any) -> Any:
-    """Return the value that the first process has in all processes."""
-    values = [value]
-    if world_size() > 1:
-        dist.broadcast_object_list(values, device=torch.device("cpu"))
-    return values[0]
+    """Return the value that the first process has, values of JSON, in all processes.
+
+    torch's own function for objects unpickles what it receives.
+    """
+    if world_size() == 1:
+        return value
+    text = json.dumps(value).encode() if rank() == 0 else b""
+    length = int(all_reduce_sum(len(text)))
+    data = torch.frombuffer(bytearray(text), dtype=torch.uint8) if text else torch.empty(length, dtype=torch.uint8)
+    dist.broadcast(data, 0)
+    return json.loads(data.numpy().tobytes())
 
 
 def full_tensor(tensor: Tensor) -> Tensor:
