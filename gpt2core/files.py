@@ -200,9 +200,9 @@ def write_json(path: str | os.PathLike[str], value: Any) -> None:
     write_text(path, json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
 
 
-def read_json(path: str | os.PathLike[str]) -> Any:
+def read_json(path: str | os.PathLike[str], max_bytes: int = MAX_TEXT_BYTES) -> Any:
     """Read a JSON file; UserError that names line and column if it is not JSON."""
-    return parse_json(read_text(path), path)
+    return parse_json(read_text(path, max_bytes), path)
 
 
 def parse_json(text: str, name: object) -> Any:

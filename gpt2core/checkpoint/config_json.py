@@ -11,7 +11,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from gpt2core import files
 from gpt2core.errors import UserError
@@ -23,6 +25,30 @@ TANH_GELU = ("gelu_new", "gelu_pytorch_tanh")
 CLASSIFIERS = ("GPT2ForSequenceClassification", "GPTClassifier")
 POSITIONS = ("last", "first", "mean")
 MAX_LAYERS = 10_000
+MAX_CONFIG_BYTES = 16 << 20  # of a classifier with many classes
+
+
+Size = Annotated[int, Field(ge=1, le=1 << 24)]
+Probability = Annotated[float, Field(ge=0, lt=1)]
+
+
+class _Numbers(BaseModel):
+    """The keys that become a GPTConfig; a missing one has the default of transformers, which is GPT-2 124M's."""
+
+    model_config = ConfigDict(strict=True, allow_inf_nan=False)
+
+    vocab_size: Size
+    n_positions: Size = 1024
+    n_embd: Annotated[int, Field(ge=1, le=1 << 17)] = 768
+    n_layer: Annotated[int, Field(ge=1, le=MAX_LAYERS)] = 12
+    n_head: Size = 12
+    resid_pdrop: Probability = 0.0
+    embd_pdrop: Probability = 0.0
+    attn_pdrop: Probability = 0.0
+    layer_norm_epsilon: Annotated[float, Field(gt=0, lt=1)] = 1e-5
+    initializer_range: Annotated[float, Field(ge=0, le=1000)] = 0.02
+    qkv_bias: bool = True
+    tie_word_embeddings: bool = True
 
 
 @dataclass(frozen=True)
@@ -93,7 +119,7 @@ def read_config_json(path: Path, dropout: float | None = None) -> Described:
         UserError: it does not describe a GPT-2 that we can compute, or is of a newer version of this project; the
             message names the key.
     """
-    hf = files.read_json(path)
+    hf = files.read_json(path, MAX_CONFIG_BYTES)
     if isinstance(hf, dict) and str(hf.get("model_type")).startswith(OWN_TYPE):
         _refuse_newer(hf, path)
     if not isinstance(hf, dict) or hf.get("model_type") not in (TRANSFORMERS_TYPE, OWN_TYPE):
@@ -108,17 +134,21 @@ def read_config_json(path: Path, dropout: float | None = None) -> Described:
     ):
         if bool(hf.get(key, plain)) is not plain:
             raise UserError(f"{path}: {key} {hf[key]!r} is not part of GPT-2 and not supported")
-    if hf.get("n_inner") not in (None, 4 * hf.get("n_embd", 768)):
-        raise UserError(f"{path}: n_inner {hf['n_inner']} must be 4 × n_embd or null")
+    sizes = _sizes(hf, path, dropout)
+    if hf.get("n_inner") not in (None, 4 * sizes.n_embd):
+        raise UserError(f"{path}: n_inner {hf['n_inner']!r:.40} must be 4 × n_embd or null")
     position = hf.get("position", "last")
     if position not in POSITIONS:
         raise UserError(f"{path}: position {position!r} must be one of {', '.join(POSITIONS)}")
     architectures = hf.get("architectures") or []
     if not isinstance(architectures, list):
         raise UserError(f"{path}: architectures must be a list of names, found {architectures!r}")
+    problem_type = hf.get("problem_type")
+    if problem_type not in (None, "single_label_classification"):
+        raise UserError(f"{path}: problem_type {problem_type!r:.40} is not supported; its outputs are no classes")
     special_ids = {key: hf[f"{key}_token_id"] for key in ("bos", "eos", "pad") if hf.get(f"{key}_token_id") is not None}
     return Described(
-        config=_sizes(hf, path, dropout),
+        config=sizes,
         labels=_labels(hf, path) if any(name in CLASSIFIERS for name in architectures) else None,
         position=position,
         dtype=hf.get("dtype") or hf.get("torch_dtype"),
@@ -146,21 +176,18 @@ def _refuse_newer(hf: dict[str, Any], path: Path) -> None:
 
 
 def _sizes(hf: dict[str, Any], path: Path, dropout: float | None) -> GPTConfig:
-    defaults: dict[str, Any] = {key: field.default for key, field in GPTConfig.__dataclass_fields__.items()}
     try:
-        values: dict[str, Any] = {
-            key: type(default)(hf[key]) if key != "vocab_size" else int(hf[key])
-            for key, default in defaults.items()
-            if hf.get(key) is not None
-        }
+        numbers = _Numbers.model_validate({key: value for key, value in hf.items() if key in _Numbers.model_fields})
+        values = numbers.model_dump()
         if dropout is not None:
             values |= dict.fromkeys(("resid_pdrop", "embd_pdrop", "attn_pdrop"), dropout)
-        config = GPTConfig(**values)
-    except (TypeError, ValueError, UserError) as error:
+        return GPTConfig(**values)
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        key, value = ".".join(map(str, first["loc"])), first["input"] if first["type"] != "missing" else None
+        raise UserError(f"{path}: {key}: {first['msg']}, found {value!r:.40}") from None
+    except UserError as error:
         raise UserError(f"{path}: {error}") from None
-    if config.n_layer > MAX_LAYERS:  # before a table of all blocks is created
-        raise UserError(f"{path}: n_layer {config.n_layer} is more than {MAX_LAYERS}")
-    return config
 
 
 def _labels(hf: dict[str, Any], path: Path) -> tuple[str, ...]:

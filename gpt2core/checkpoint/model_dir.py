@@ -219,8 +219,13 @@ def read_tensors(path: Path) -> tuple[dict[str, torch.Tensor], str]:
 
 def _read_safetensors(path: Path) -> dict[str, torch.Tensor]:
     try:
-        return safetensors.torch.load_file(path)
+        tensors = safetensors.torch.load_file(path)
     except FileNotFoundError:
         raise UserError(f"{path}: no such file; weights in another format must be saved as safetensors") from None
     except (SafetensorError, OSError) as error:
         raise UserError(f"{path}: damaged or no safetensors file ({error})") from None
+    for name, tensor in tensors.items():
+        if not tensor.dtype.is_floating_point:
+            found = str(tensor.dtype).removeprefix("torch.")
+            raise UserError(f"{path}: tensor {name!r:.80} has the type {found}; weights must be floating-point numbers")
+    return tensors

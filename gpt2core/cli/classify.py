@@ -10,7 +10,7 @@ import click
 
 from gpt2core import files, runtime
 from gpt2core.cli import options
-from gpt2core.errors import UserError
+from gpt2core.errors import UserError, listed
 
 MAX_SHOWN = 5  # classes per text
 
@@ -86,5 +86,5 @@ def _read(path: Path, column: str | None) -> list[str]:
 def _column(name: str, content: str, column: str) -> list[str]:
     header, rows = files.read_csv(name, content)
     if column not in header:
-        raise UserError(f"{name}: has no column {column!r}; its header line has {', '.join(header)}")
+        raise UserError(f"{name}: has no column {column!r}; its header line has {listed(header)}")
     return [cells[header.index(column)] for _, cells in rows]

@@ -19,7 +19,7 @@ from typing import Any, BinaryIO, NamedTuple
 
 import regex
 
-from gpt2core.errors import UserError
+from gpt2core.errors import UserError, listed
 
 END_OF_TEXT = "<|endoftext|>"  # not imported from the tokenizer, on which no download should depend
 
@@ -248,10 +248,10 @@ def _read_lines(stream: BinaryIO) -> Iterator[Piece]:
             value = json.loads(line)
         except UnicodeDecodeError as error:
             raise Damaged(f"not UTF-8 ({error.reason})", row) from None
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise Damaged(f'not JSON ({error}); each line must be an object such as {{"text": …}}', row) from None
         if not isinstance(value, dict) or TEXT_KEY not in value:
-            keys = f"its keys are {', '.join(value)}" if isinstance(value, dict) else f"it is {type(value).__name__}"
+            keys = f"its keys are {listed(list(value))}" if isinstance(value, dict) else f"it is {type(value).__name__}"
             raise Damaged(f"must be a JSON object with the document under the key {TEXT_KEY!r}; {keys}", row)
         yield from _document(value[TEXT_KEY], row)
 
@@ -259,7 +259,7 @@ def _read_lines(stream: BinaryIO) -> Iterator[Piece]:
 def _document(text: Any, row: int) -> Iterator[Piece]:
     """Yield a document that is in memory, in pieces."""
     if not isinstance(text, str):
-        raise Damaged(f"{TEXT_KEY!r} must be a text, not {text!r}", row)
+        raise Damaged(f"{TEXT_KEY!r} must be a text, not {text!r:.60}", row)
     try:
         text.encode()
     except UnicodeEncodeError:
@@ -287,7 +287,7 @@ def _parquet(path: Path) -> Any:
         raise Damaged(f"not a Parquet file ({error})") from None
     names = file.schema_arrow.names
     if TEXT_KEY not in names:
-        raise Damaged(f"no column {TEXT_KEY!r}, which must hold the documents; there are: {', '.join(names)}")
+        raise Damaged(f"no column {TEXT_KEY!r}, which must hold the documents; there are: {listed(names)}")
     return file
 
 

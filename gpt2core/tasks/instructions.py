@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple, TypedDict
 
 from gpt2core import files
-from gpt2core.errors import UserError
+from gpt2core.errors import UserError, listed
 
 
 class Entry(TypedDict):
@@ -52,7 +52,7 @@ def _checked(where: str, entry: Any) -> Entry:
 
 def _text(where: str, entry: dict[str, Any], key: str, may_be_empty: bool = False) -> str:
     if key not in entry:
-        raise UserError(f"{where}: the key {key!r} is missing; it has {', '.join(entry) or 'no key'}")
+        raise UserError(f"{where}: the key {key!r} is missing; it has {listed(list(entry))}")
     value = entry[key]
     if not isinstance(value, str):
         raise UserError(f"{where}: {key} must be a text, found {value!r:.40}")

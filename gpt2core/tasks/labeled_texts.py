@@ -14,14 +14,13 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from gpt2core import files
-from gpt2core.errors import UserError
+from gpt2core.errors import UserError, listed
 
 # Columns to use if the params name none; the first of each is preferred to the others.
 LABEL_COLUMNS = ("label", "class", "category", "target")
 TEXT_COLUMNS = ("text", "message", "sentence", "content")
 SUFFIXES = (".tsv", ".csv", ".jsonl", ".parquet", ".txt", "")
 MIN_TEXTS = 3  # per class: one each for training, validation and test
-MAX_LISTED = 5  # classes or columns in a message
 
 Row = tuple[int, Any, Any]  # its number, label, text
 Columns = tuple[str | None, str | None]  # names of the columns with labels and texts, where the params name them
@@ -133,7 +132,7 @@ def _jsonl_rows(path: str | os.PathLike[str], table: str, columns: Columns) -> I
             raise UserError(f'{where}: must be an object such as {{"label": …, "text": …}}, found {line[:60]}')
         names = names or _columns(where, list(value), columns)
         if missing := [name for name in names if name not in value]:
-            raise UserError(f"{where}: has no {' and no '.join(missing)}; it has {_listed(list(value))}")
+            raise UserError(f"{where}: has no {' and no '.join(missing)}; it has {listed(list(value))}")
         yield row, value[names[0]], value[names[1]]
 
 
@@ -187,8 +186,8 @@ def _columns(where: str, names: Sequence[str], columns: Columns) -> tuple[str, s
             keys.append(key)
         chosen += fitting[:1]
     if problems:
-        listed = f"there are: {_listed(names)}; name it by {' and '.join(keys)} in params.yaml"
-        raise UserError(f"{where}: {' and '.join(problems)}; {listed}")
+        remedy = f"name it by {' and '.join(keys)} in params.yaml"
+        raise UserError(f"{where}: {' and '.join(problems)}; there are: {listed(names)}; {remedy}")
     if chosen[0] == chosen[1]:
         raise UserError(f"{where}: column {chosen[0]!r} cannot be both the label and the text")
     return chosen[0], chosen[1]
@@ -196,11 +195,6 @@ def _columns(where: str, names: Sequence[str], columns: Columns) -> tuple[str, s
 
 def _is(name: str, known: Sequence[str]) -> bool:
     return name.strip().lower() in known
-
-
-def _listed(names: Sequence[str]) -> str:
-    more = len(names) - MAX_LISTED
-    return ", ".join(names[:MAX_LISTED]) + (f" and {more:,} more" if more > 0 else "") if names else "none"
 
 
 def _checked(where: str, label: object, text: object) -> Message:
@@ -259,7 +253,7 @@ def split(
         by_class[group[0].label].append(group[:1] if drop_duplicates else group)
     if small := sorted((len(texts), label) for label, texts in by_class.items() if len(texts) < MIN_TEXTS):
         raise UserError(
-            f"too few messages to split: class {_listed([f'{label!r} has {n}' for n, label in small])}, without "
+            f"too few messages to split: class {listed([f'{label!r} has {n}' for n, label in small])}, without "
             f"repeats; each of the {len(by_class):,} classes needs {MIN_TEXTS}, for training, "
             "validation and test; add some, or rename or remove the class, or name another column by "
             "data.classification_label_column"

@@ -234,10 +234,10 @@ class Tokenizer:
         for place, pair in pairs:
             try:
                 left, right = (_from_printable(part) for part in pair)
-                ranks[left + right]
+                _ = ranks[left], ranks[right], ranks[left + right]
             except (ValueError, KeyError):
                 raise UserError(
-                    f"{merges_path}: {place}: {' '.join(pair)!r} is not a pair of tokens of {vocab_path}"
+                    f"{merges_path}: {place}: {' '.join(pair)!r:.80} is not a pair of tokens of {vocab_path}"
                 ) from None
             merges.append((left, right))
         return cls(ranks, merges, eot_id)

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from gpt2core import files
-from gpt2core.errors import UserError
+from gpt2core.errors import UserError, listed
 from gpt2core.evaluation.judges.judge import Item
 
 QUESTIONS = ("correctness", "helpfulness", "safety")
@@ -74,10 +74,10 @@ def read_responses(path: str | os.PathLike[str], models: Sequence[str] = ()) -> 
         raise UserError(f"{path}: must be a list of entries with instruction, input, output and response")
     keys = [key for key in entries[0] if key.endswith(_SUFFIX)]
     if missing := [key for key in models if key not in keys]:
-        raise UserError(f"{path}: has no {missing[0]!r}; its responses are {', '.join(keys) or 'none'}")
+        raise UserError(f"{path}: has no {missing[0]!r}; its responses are {listed(keys)}")
     keys = list(models) or keys
     if not keys:
-        raise UserError(f"{path}: no key ends with {_SUFFIX!r}; it has {', '.join(entries[0])}")
+        raise UserError(f"{path}: no key ends with {_SUFFIX!r}; it has {listed(list(entries[0]))}")
     return Responses({key: [_response(path, n, entry, key) for n, entry in enumerate(entries, 1)] for key in keys})
 
 
