@@ -50,8 +50,7 @@ def local_store(root: Path) -> None:
     """Create the project's own database if it is missing. The caller holds the lock.
 
     MLflow creates the tables in about a hundred commits, and a process that is killed meanwhile must not leave some of
-    them. So they are created in another file, which is then renamed. This also avoids waiting for the disk at each
-    commit: 2 s instead of 7.
+    them. So they are created in another file, without waiting for the disk at each commit (2 s instead of 7).
     """
     from mlflow import MlflowClient
     from sqlalchemy import event
@@ -70,19 +69,6 @@ def local_store(root: Path) -> None:
                     os.fsync(file.fileno())
         finally:
             event.remove(Engine, "connect", do_not_wait)
-
-
-def experiment_id_of(client: MlflowClient, root: Path) -> str:
-    """Return the experiment's id; create the experiment if it is missing.
-
-    A server has its own artifact root. A database gets one that is not relative to the working directory, because
-    `dvc exp run --temp` deletes that.
-    """
-    if (experiment := client.get_experiment_by_name(EXPERIMENT)) is not None:
-        return experiment.experiment_id
-    has_server = client.tracking_uri.startswith(("http://", "https://", "databricks"))
-    location = None if has_server else (root / "mlartifacts").as_uri()
-    return client.create_experiment(EXPERIMENT, artifact_location=location, tags=KIND)
 
 
 def lock(root: Path) -> FileLock:
@@ -113,9 +99,6 @@ def open_store(root: Path) -> tuple[MlflowClient, str]:
 
     The first request of a process takes more than a second. Only what must not happen twice is done under the lock, or
     many stages that start together would wait for each other.
-
-    Args:
-        root: the project; see `address`.
     """
     prepare_mlflow()
     from mlflow import MlflowClient
@@ -130,4 +113,9 @@ def open_store(root: Path) -> tuple[MlflowClient, str]:
     if (experiment := client.get_experiment_by_name(EXPERIMENT)) is not None:
         return client, experiment.experiment_id
     with lock(root):
-        return client, experiment_id_of(client, root)
+        if (experiment := client.get_experiment_by_name(EXPERIMENT)) is not None:
+            return client, experiment.experiment_id
+        # A server has its own artifact root. `dvc exp run --temp` deletes the working directory: no relative one.
+        has_server = uri.startswith(("http://", "https://", "databricks"))
+        location = None if has_server else (root / "mlartifacts").as_uri()
+        return client, client.create_experiment(EXPERIMENT, artifact_location=location, tags=KIND)
