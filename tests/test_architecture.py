@@ -31,7 +31,7 @@ ALLOWED: dict[str, set[str]] = {
     "evaluation": {"model", "tokenizer", "inference", "corpus", "tasks", "checkpoint"},
     "inspect": {"model", "tokenizer", "inference"},
     "params": set(),
-    "tracking": {"params"},
+    "tracking": {"params", "evaluation"},
     "serve": {"model", "tokenizer", "inference", "checkpoint"},  # tracking reads its files, and imports none
     "report": {
         "model",

@@ -61,13 +61,13 @@ def inspect(
 def _write(out: Path, model_dir: Path, prompt: str, inspection: LanguageModelInspection | ClassifierInspection) -> None:
     from gpt2core.inspect import LanguageModelInspection
     from gpt2core.report.inside import inspection_page
-    from gpt2core.tracking import plots
+    from gpt2core.report.inspection_figures import draw_temperatures
+    from gpt2core.tracking.plots import text
 
-    plots.attention_heatmaps(inspection.attention.numpy(), inspection.tokens, out / "attention.png")
+    text.attention_heatmaps(inspection.attention.numpy(), inspection.tokens, out / "attention.png")
     if isinstance(inspection, LanguageModelInspection):
-        candidates = [candidate.token for candidate in inspection.candidates]
-        plots.temperature_effect(candidates, inspection.by_temperature, out / "temperature.png")
-        plots.token_loss(inspection.tokens, inspection.loss_nats, out / "token_loss.png")
+        draw_temperatures(inspection, out / "temperature.png")
+        text.token_loss(inspection.tokens, inspection.loss_nats, out / "token_loss.png")
     files.write_json(out / NUMBERS, {"model": str(model_dir), "prompt": prompt, **inspection.to_json()})
     files.write_text(out / PAGE, inspection_page(str(model_dir), prompt, inspection))
 

@@ -27,7 +27,7 @@ def summary(as_json: bool) -> None:
         strongest = results.strongest_baseline(metrics["finetune_classify"])
         options.print_json({"metrics": metrics, "strongest_baseline": strongest, **samples})
         return
-    rows = [row for section in results.table(metrics) for row in (*section, None)]
+    rows = [cells for row in results.headlines(metrics) for cells in ((None, row) if row.stage else (row,))]
     options.print_table("gpt2core: headline metrics", ("stage", "metric", "value"), rows, n_text_columns=2)
     _print_title("A text by models/pretrained")
     click.echo(samples["text"])

@@ -3,14 +3,38 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
-from gpt2core.doctor.finding import Finding
 from gpt2core.errors import UserError
 from gpt2core.params import load_params
 from gpt2core.params.load import MISSING
 
-__all__ = ["Finding", "examine"]
+Level = Literal["ok", "note", "warning", "problem"]
+MAX_NAMED = 5  # names in one line
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One line of the doctor's report.
+
+    Attributes:
+        level: `problem` stops a run; `warning` may cost time or results; `note` is good to know.
+        area: the part that was checked, in a word.
+        what: the finding.
+        remedy: what to do, in one sentence or as lines to copy; empty where there is nothing to do.
+    """
+
+    level: Level
+    area: str
+    what: str
+    remedy: str = ""
+
+
+def some_of(names: list[str]) -> str:
+    """Return the first names of a list, for one line."""
+    return ", ".join(names[:MAX_NAMED]) + (", …" if len(names) > MAX_NAMED else "")
 
 
 def examine(root: Path) -> Iterator[Finding]:

@@ -12,7 +12,7 @@ from importlib import metadata
 from pathlib import Path
 
 from gpt2core import runtime
-from gpt2core.doctor.finding import Finding, Level, some_of
+from gpt2core.doctor import Finding, Level, some_of
 from gpt2core.errors import UserError
 from gpt2core.params import Params
 from gpt2core.params.checks import TRAININGS

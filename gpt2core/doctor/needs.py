@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import json
+import contextlib
 import shutil
 from collections.abc import Iterator
-from importlib import resources
 from pathlib import Path
 
-from gpt2core import runtime
+import gpt2core
+from gpt2core import files, runtime
 from gpt2core.checkpoint.config_json import read_config_json
 from gpt2core.config.presets import PRESETS
-from gpt2core.doctor import stores
-from gpt2core.doctor.finding import Finding
+from gpt2core.doctor import Finding, stores
 from gpt2core.errors import UserError
 from gpt2core.params import Params
 
@@ -34,8 +33,7 @@ def base_sizes(name: str, params: Params, root: Path) -> dict[str, int]:
         vocabulary = {"bpe": params.tokenizer.vocab_size, "gpt2": GPT2_VOCABULARY, "char": CHARACTER_VOCABULARY}
         return {**params.pretrain.sizes(), "vocab_size": vocabulary[params.tokenizer.kind]}
     if name == "openai/tiny":
-        text = resources.files("gpt2core").joinpath("assets/openai-tiny/hparams.json").read_text(encoding="utf-8")
-        hparams = json.loads(text)
+        hparams = files.read_json(Path(gpt2core.__file__).with_name("assets") / "openai-tiny/hparams.json")
         sizes = {key: hparams[key] for key in ("n_layer", "n_head", "n_embd")}
         return {**sizes, "n_positions": hparams["n_ctx"], "vocab_size": hparams["n_vocab"]}
     size = name.removeprefix("openai/")
@@ -60,10 +58,7 @@ def parameters(sizes: dict[str, int]) -> int:
 def state_bytes(sizes: dict[str, int], trainable: str, base_dtype: str = "float32") -> float:
     """Return the bytes of all weights, and of gradients and AdamW's two moments of those that are trained.
 
-    Args:
-        sizes: see `base_sizes`.
-        trainable: as in params.yaml.
-        base_dtype: storage of the blocks' frozen weights, as `finetune_instruct.lora_base_dtype`.
+    `trainable` and `base_dtype`, the storage of the blocks' weights, are as in params.yaml.
     """
     block = block_parameters(sizes)
     blocks = sizes["n_layer"] * block
@@ -81,12 +76,9 @@ def activation_bytes(sizes: dict[str, int], n_tokens: int, checkpointing: bool) 
 
 
 def training_bytes(params: Params, root: Path) -> dict[str, float]:
-    """Return the least memory that each training takes, in bytes, by stage.
+    """Return the least memory that each training takes, in bytes, by stage. Raises UserError if a base is missing.
 
     Activations are counted where the params alone decide the number of tokens, which is in pretraining.
-
-    Raises:
-        UserError: the user's own base is missing.
     """
     pretrain, classify, instruct = params.pretrain, params.finetune_classify, params.finetune_instruct
     sizes = base_sizes("pretrained", params, root)
@@ -137,13 +129,11 @@ def free_bytes() -> int:
 
 def disk(params: Params, root: Path) -> Iterator[Finding]:
     """Check that downloads, outputs, and checkpoints fit on the disk; DVC's cache holds each output a second time."""
-    fetched = sum(file.size_bytes or 0 for asset, listed in stores.needed(params) for file in listed)
+    fetched = sum(file.size_bytes or 0 for asset in stores.needed(params) for file in asset.files)
     weights: list[int] = []
     for name in ("pretrained", params.finetune_classify.base, params.finetune_instruct.base):
-        try:
+        with contextlib.suppress(UserError):
             weights.append(4 * parameters(base_sizes(name, params, root)))
-        except UserError:
-            continue
     openai = sum(4 * parameters(base_sizes(f"openai/{size}", params, root)) for size in params.openai.sizes)
     outputs = GENERATED_BYTES + 2 * fetched + 2 * openai + sum(weights)  # fetched: as files, and as tokens
     needed = 2 * outputs + CHECKPOINTS * 3 * max(weights, default=0)

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-import subprocess
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
 from gpt2core import files
 from gpt2core.checkpoint.config_json import read_config_json
-from gpt2core.doctor.finding import MAX_NAMED, Finding, Level, some_of
+from gpt2core.doctor import MAX_NAMED, Finding, Level, some_of
 from gpt2core.errors import UserError
 from gpt2core.params.load import missing, read_values
 from gpt2core.params.schema import defaults
 from gpt2core.params.update import updated
+from gpt2core.tracking import pipeline_run
 
 CODE = ("gpt2core", "stages", "data/own", "params.yaml", "dvc.yaml")  # an experiment's copy has what Git tracks
 FOREIGN_WEIGHTS = ("pytorch_model.bin", "*.pt", "*.pth", "*.ckpt")
@@ -39,19 +40,12 @@ def parameters(root: Path) -> Iterator[Finding]:
 
 def git(root: Path) -> Iterator[Finding]:
     """Check that this is a Git repository that tracks every file an experiment's copy needs."""
-    try:
-        listed = subprocess.run(
-            ["git", "ls-files", "--others", "--exclude-standard", "-z", "--", *CODE],
-            cwd=root, capture_output=True, text=True, timeout=30,
-        )  # fmt: skip
-    except (OSError, subprocess.TimeoutExpired) as error:
-        yield Finding("problem", "git", f"cannot be run ({error})", "install git")
-        return
-    if listed.returncode:
+    listed = pipeline_run.git("ls-files", "--others", "--exclude-standard", "-z", "--", *CODE, cwd=root)
+    if shutil.which("git") is None:
+        yield Finding("problem", "git", "cannot be run", "install git")
+    elif listed is None:
         yield Finding("problem", "git", "this folder is no repository", "git init && git add --all && git commit")
-        return
-    untracked = [name for name in listed.stdout.split("\0") if name]
-    if untracked:
+    elif untracked := listed.split("\0")[:-1]:
         missed = f"`dvc exp run --queue` and `--temp` would miss {len(untracked)} file(s): {some_of(untracked)}"
         yield Finding("warning", "git", missed, f"git add -N {' '.join(untracked[:MAX_NAMED])}")
     else:

@@ -10,12 +10,12 @@ from collections.abc import Iterator
 from pathlib import Path
 from urllib.parse import urlsplit
 
-from gpt2core.doctor.finding import Finding, Level
+from gpt2core.doctor import Finding, Level
 from gpt2core.errors import UserError, first_line
 from gpt2core.params import Params
 from gpt2core.redact import redacted
 from gpt2core.sources import registry
-from gpt2core.sources.registry import Asset, File
+from gpt2core.sources.registry import Asset
 from gpt2core.tracking import store
 
 CONNECT_TIMEOUT_S = 3.0
@@ -86,9 +86,8 @@ def mlflow(root: Path) -> Iterator[Finding]:
 def _database(path: Path) -> Finding:
     aside = f"mv {path} {path}.damaged; gpt2core sync-mlflow fills a new one from Git and metrics/"
     try:
-        with contextlib.closing(
-            sqlite3.connect(f"file:{path}?mode=ro", uri=True, timeout=CONNECT_TIMEOUT_S)
-        ) as database:
+        connection = sqlite3.connect(f"file:{path}?mode=ro", uri=True, timeout=CONNECT_TIMEOUT_S)
+        with contextlib.closing(connection) as database:
             (verdict,) = database.execute("PRAGMA quick_check(1)").fetchone()
             (runs,) = database.execute("SELECT count(*) FROM runs WHERE lifecycle_stage = 'active'").fetchone()
     except sqlite3.Error as error:
@@ -114,15 +113,13 @@ def find(kind: registry.Kind, name: str) -> Asset:
     return registry.from_url(name) if name.startswith("https://") else registry.find(kind, name)
 
 
-def needed(params: Params) -> list[tuple[Asset, list[File]]]:
-    """Return the public assets that the params need, with their files; unknown names are skipped."""
+def needed(params: Params) -> list[Asset]:
+    """Return the public assets that the params need; unknown names are skipped."""
     assets = []
     for kind, name in source_names(params):
         with contextlib.suppress(UserError):
-            asset = find(kind, name)
-            if asset.origin == "public":
-                assets.append((asset, list(asset.files)))
-    return assets
+            assets.append(find(kind, name))
+    return [asset for asset in assets if asset.origin == "public"]
 
 
 def sources_of(params: Params) -> Iterator[Finding]:
@@ -132,28 +129,23 @@ def sources_of(params: Params) -> Iterator[Finding]:
             find(kind, name)
         except UserError as error:
             yield Finding("problem", "sources", str(error), "name one of these in params.yaml")
-    assets = needed(params)
+    needed_files = {f"{asset.name}/{file.name}": file for asset in needed(params) for file in asset.files}
     mirror = os.environ.get("GPT2CORE_MIRROR")
-    if not assets:
+    if not needed_files:
         yield Finding("ok", "sources", "the params need nothing from the network")
         return
     if mirror and "://" not in mirror:
-        missing = [
-            f"{asset.name}/{file.name}"
-            for asset, listed in assets
-            for file in listed
-            if not _is_whole(Path(mirror) / asset.name / file.name, file.size_bytes)
-        ]
-        if not missing:
+        needed_files = {
+            name: file for name, file in needed_files.items() if not _is_whole(Path(mirror, name), file.size_bytes)
+        }
+        if not needed_files:
             yield Finding("ok", "sources", f"the mirror {mirror} has all that the params need")
             return
-        lacks = f"the mirror {mirror} lacks {len(missing)} file(s): {', '.join(missing[:3])}"
+        lacks = f"the mirror {mirror} lacks {len(needed_files)} file(s): {', '.join([*needed_files][:3])}"
         yield Finding("note", "sources", lacks, "make mirror fills one; until then the network is asked")
-        assets = [(a, [f for f in listed if f"{a.name}/{f.name}" in missing]) for a, listed in assets]
-        places = {url for _, listed in assets for file in listed for url in file.urls[:1]}
-    else:
-        places = {mirror} if mirror else {url for _, listed in assets for file in listed for url in file.urls[:1]}
-    for host, port in sorted({_host_and_port(url) for url in places}):
+        mirror = None
+    urls = {mirror} if mirror else {url for file in needed_files.values() for url in file.urls[:1]}
+    for host, port in sorted({_host_and_port(url) for url in urls}):
         try:
             socket.create_connection((host, port), CONNECT_TIMEOUT_S).close()
             yield Finding("ok", "sources", f"{host} answers")

@@ -1,26 +1,70 @@
 """Inspection of a model on one text, as values that a page, a figure, or a terminal can show.
 
-Shapes: L layers, H heads, T tokens, C channels, V vocabulary.
+Shapes: L layers, H heads, T tokens, C channels, D = C / H head size, V vocabulary.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any, overload
+from typing import Any, NamedTuple, cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from gpt2core.errors import UserError
 from gpt2core.inference.sampling import Sampling
-from gpt2core.inspect.trace import trace
 from gpt2core.model import GPT, GPTClassifier
+from gpt2core.model.attention import attention_weights
+from gpt2core.model.gpt import Block, Transformer
 from gpt2core.tokenizer import Tokenizer
 
 TEMPERATURES = (0.5, 1.0, 2.0)
 DIGITS = 6  # of every number in the results
 VISIBLE = str.maketrans({" ": "·", "\n": "↵", "\t": "→", "\r": "␍"})
+MAX_WEIGHTS = 1 << 23  # attention weights that are kept: 241 tokens of the 124M, 83 of the 1558M
+
+
+class Trace(NamedTuple):
+    """Intermediate results of a transformer for one text."""
+
+    hidden: Tensor  # [L + 1, T, C], the residual path before the first block and after each block
+    attention: Tensor  # [L, H, T, T], on the CPU; row t has the weights of position t for positions 0 to t
+
+
+@torch.no_grad()
+def trace(transformer: Transformer, ids: Tensor) -> Trace:
+    """Run a transformer in eval mode on ids [T].
+
+    Raises:
+        UserError: there are no ids, or more than the model's context or `MAX_WEIGHTS` allows.
+    """
+    config = transformer.config
+    T, C, H = len(ids), config.n_embd, config.n_head
+    _check_length(T, config.n_positions, config.n_layer * H)
+    x = transformer.wte(ids[None]) + transformer.wpe(torch.arange(T, device=ids.device))  # [1, T, C]
+    hidden, attention = [x[0]], []
+    for block in cast(Iterable[Block], transformer.h):
+        # The block computes them again, by a kernel that never holds the weights.
+        q, k, _ = block.attn.c_attn(block.ln_1(x)).view(1, T, 3, H, C // H).permute(2, 0, 3, 1, 4)  # 3 × [1, H, T, D]
+        attention.append(attention_weights(q, k)[0].float().cpu())  # [H, T, T]
+        x = block(x)
+        hidden.append(x[0])
+    return Trace(torch.stack(hidden), torch.stack(attention))
+
+
+def _check_length(n_tokens: int, n_positions: int, n_heads: int) -> None:
+    if n_tokens == 0:
+        raise UserError("there are no tokens to look at; give a prompt")
+    if n_tokens > n_positions:
+        raise UserError(f"the prompt has {n_tokens} tokens, the model {n_positions} positions; shorten it")
+    if n_tokens**2 * n_heads > MAX_WEIGHTS:
+        longest = int((MAX_WEIGHTS / n_heads) ** 0.5)
+        raise UserError(
+            f"the prompt has {n_tokens} tokens; with the {n_heads} heads of this model at most {longest} can be shown, "
+            "since each head has a weight for each pair of tokens; shorten it"
+        )
 
 
 @dataclass(frozen=True)
@@ -69,14 +113,17 @@ class LanguageModelInspection(Inspection):
         lens: [L + 1][T][top], the most likely next tokens if the model ended before the first block or after each block
             (the "logit lens", nostalgebraist 2020). The last row is the model's prediction.
         loss_nats: [T], loss of each token given the tokens before it; None for the first.
-        candidates: [top], the most likely tokens after the text.
         temperatures: distribution of the next token at each temperature.
     """
 
     lens: list[list[list[Candidate]]]
     loss_nats: list[float | None]
-    candidates: list[Candidate]
     temperatures: list[Temperature]
+
+    @property
+    def candidates(self) -> list[Candidate]:
+        """The most likely tokens after the text: [top]."""
+        return self.lens[-1][-1]
 
     @property
     def mean_loss_nats(self) -> float | None:
@@ -116,19 +163,6 @@ class ClassifierInspection(Inspection):
         return super().to_json() | {"labels": list(self.labels), "classes": self.classes}
 
 
-@overload
-def inspect(
-    model: GPT, tokenizer: Tokenizer, ids: Sequence[int], *, top: int = ..., temperatures: Sequence[float] = ...
-) -> LanguageModelInspection: ...
-@overload
-def inspect(
-    model: GPTClassifier,
-    tokenizer: Tokenizer,
-    ids: Sequence[int],
-    *,
-    top: int = ...,
-    temperatures: Sequence[float] = ...,
-) -> ClassifierInspection: ...
 def inspect(
     model: GPT | GPTClassifier,
     tokenizer: Tokenizer,
@@ -149,49 +183,49 @@ def inspect(
     Raises:
         UserError: the text is empty or too long.
     """
-    tensor = torch.tensor(ids, dtype=torch.long, device=model.transformer.wte.weight.device)  # [T]
     if isinstance(model, GPTClassifier):
-        return _inspect_classifier(model, tokenizer, tensor)
-    return _inspect_language_model(model, tokenizer, tensor, top, temperatures)
+        return _inspect_classifier(model, tokenizer, ids)
+    return inspect_language_model(model, tokenizer, ids, top, temperatures)
 
 
 @torch.no_grad()
-def _inspect_language_model(
-    model: GPT, tokenizer: Tokenizer, ids: Tensor, top: int, temperatures: Sequence[float]
+def inspect_language_model(
+    model: GPT, tokenizer: Tokenizer, ids: Sequence[int], top: int = 5, temperatures: Sequence[float] = TEMPERATURES
 ) -> LanguageModelInspection:
-    traced = trace(model.transformer, ids)
+    """Inspect a language model; see `inspect`."""
+    target = torch.tensor(ids, dtype=torch.long, device=model.transformer.wte.weight.device)  # [T]
+    traced = trace(model.transformer, target)
     lens = []
     for hidden in traced.hidden:  # one layer at a time: logits of all would be [L + 1, T, V]
         logits = model.lm_head(model.transformer.ln_f(hidden)).float()  # [T, V]
         lens.append(_candidates(logits.softmax(-1), tokenizer, top))
-    loss_nats = F.cross_entropy(logits[:-1], ids[1:], reduction="none").tolist()  # the last layer's: the model's own
-    candidates = lens[-1][-1]
-    chosen = [candidate.id for candidate in candidates]
+    loss_nats = F.cross_entropy(logits[:-1], target[1:], reduction="none").tolist()  # the last layer's: the model's own
+    chosen = [candidate.id for candidate in lens[-1][-1]]
     rows = []
     for temperature in temperatures:
         p = distribution(logits[-1], temperature)
         entropy_bits = torch.special.entr(p).sum().item() / torch.log(torch.tensor(2.0)).item()
         rows.append(Temperature(temperature, round(entropy_bits, DIGITS), _rounded(p[chosen])))
     return LanguageModelInspection(
-        ids=ids.tolist(),
-        tokens=_tokens(ids, tokenizer),
+        ids=[*ids],
+        tokens=[_token(i, tokenizer) for i in ids],
         attention=traced.attention,
         lens=lens,
         loss_nats=[None, *(round(loss, DIGITS) for loss in loss_nats)],
-        candidates=candidates,
         temperatures=rows,
     )
 
 
 @torch.no_grad()
-def _inspect_classifier(model: GPTClassifier, tokenizer: Tokenizer, ids: Tensor) -> ClassifierInspection:
-    traced = trace(model.transformer, ids)
+def _inspect_classifier(model: GPTClassifier, tokenizer: Tokenizer, ids: Sequence[int]) -> ClassifierInspection:
+    device = model.transformer.wte.weight.device
+    traced = trace(model.transformer, torch.tensor(ids, dtype=torch.long, device=device))
     hidden = model.transformer.ln_f(traced.hidden)  # [L + 1, T, C]: the layers as rows of a batch
-    lengths = torch.full((len(hidden),), len(ids), device=ids.device)  # [L + 1]
+    lengths = torch.full((len(hidden),), len(ids), device=device)  # [L + 1]
     logits = model.score(model.pool(hidden, lengths)).float()  # [L + 1, labels]
     return ClassifierInspection(
-        ids=ids.tolist(),
-        tokens=_tokens(ids, tokenizer),
+        ids=[*ids],
+        tokens=[_token(i, tokenizer) for i in ids],
         attention=traced.attention,
         labels=model.labels,
         classes=[_rounded(row) for row in logits.softmax(-1)],
@@ -214,10 +248,6 @@ def visible(token: bytes) -> str:
     """
     text = token.decode("utf-8", "backslashreplace").translate(VISIBLE)
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
-
-
-def _tokens(ids: Tensor, tokenizer: Tokenizer) -> list[str]:
-    return [_token(i, tokenizer) for i in ids.tolist()]
 
 
 def _token(token_id: int, tokenizer: Tokenizer) -> str:

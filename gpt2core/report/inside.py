@@ -8,18 +8,13 @@ from typing import Any
 import numpy as np
 
 from gpt2core.inspect import ClassifierInspection, Inspection, LanguageModelInspection
+from gpt2core.report.inspection_figures import draw_temperatures
 from gpt2core.report.page import Picture, Table, picture, render
-from gpt2core.tracking import plots
+from gpt2core.tracking.plots import text
 
 
 def inspection_page(name: str, prompt: str, inspection: LanguageModelInspection | ClassifierInspection) -> str:
-    """Return a self-contained page.
-
-    Args:
-        name: of the model.
-        prompt: the text.
-        inspection: of the text.
-    """
+    """Return a self-contained page about a model, by its name, and the inspected text."""
     layers, heads = inspection.attention.shape[:2]
     n_tokens = len(inspection.tokens)
     description = f"{n_tokens} token{'s' * (n_tokens > 1)}, {layers} layers of {heads} heads"
@@ -47,10 +42,9 @@ def temperature_table(inspection: LanguageModelInspection) -> Table:
 
 def language_model_pictures(inspection: LanguageModelInspection) -> list[Picture]:
     """Return pictures of the next token by temperature, and of each token's loss."""
-    tokens = [candidate.token for candidate in inspection.candidates]
-    pictures = [picture("The next token by temperature", plots.temperature_effect, tokens, inspection.by_temperature)]
+    pictures = [picture("The next token by temperature", draw_temperatures, inspection)]
     if inspection.mean_loss_nats is not None:
-        pictures.append(picture("Loss of each token", plots.token_loss, inspection.tokens, inspection.loss_nats))
+        pictures.append(picture("Loss of each token", text.token_loss, inspection.tokens, inspection.loss_nats))
     return pictures
 
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from gpt2core.tracking import plots
+from gpt2core.tracking.plots import figure
 
 
 @dataclass(frozen=True)
@@ -37,7 +37,7 @@ def picture(caption: str, plot: Callable[..., None], *arguments: Any) -> Picture
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "figure.svg"
         for name in ("light", "dark"):
-            with plots.theme(name):
+            with figure.theme(name):
                 plot(*arguments, path)
             urls[name] = "data:image/svg+xml;base64," + base64.b64encode(path.read_bytes()).decode()
     return Picture(caption, **urls)

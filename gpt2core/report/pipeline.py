@@ -8,6 +8,8 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
+
 from gpt2core import config, files, runtime
 from gpt2core.errors import UserError, first_line
 from gpt2core.log import logger
@@ -19,7 +21,6 @@ from gpt2core.tracking.plots.stages import FOLDER as PLOTS
 from gpt2core.tracking.plots.stages import JUDGE_BASELINES, read_rows, stage_figures
 
 METRICS = ("tokenize", *results.NAMES)
-PROMPT_TOKENS = 16
 MAX_ANSWERS = 10
 MAX_SAMPLES = 8
 
@@ -52,9 +53,6 @@ def report_page(root: Path) -> str:
 
     Missing results are left out, and the page lists them.
 
-    Args:
-        root: the project.
-
     Raises:
         UserError: there are no results yet, or a file is damaged.
     """
@@ -69,13 +67,12 @@ def report_page(root: Path) -> str:
     return render(
         "report.html",
         title="gpt2core: results of the pipeline",
-        description=f"{_params_line(root)}Written {datetime.now():%Y-%m-%d %H:%M}.",
+        description=f"{_corpus_and_model(root)}Written {datetime.now():%Y-%m-%d %H:%M}.",
         sections=sections,
     )
 
 
-def _params_line(root: Path) -> str:
-    """Return corpus and model size, if there are params."""
+def _corpus_and_model(root: Path) -> str:
     if not (path := root / "params.yaml").exists():
         return ""
     params = config.read_yaml(path)
@@ -83,17 +80,22 @@ def _params_line(root: Path) -> str:
 
 
 def _results(root: Path, metrics: Mapping[str, Any]) -> Section:
-    rows = [row for section in results.table(metrics) for row in section]
     missing = [name.replace("_", "-") for name in METRICS if name not in metrics]
     lead = f"Not made yet: {', '.join(missing)} (dvc repro)." if missing else ""
-    return Section("results", "Results", lead, [Table(("stage", "metric", "value"), rows, n_text_columns=2)])
+    return Section(
+        "results",
+        "Results",
+        lead,
+        [Table(("stage", "metric", "value"), [*results.headlines(metrics)], n_text_columns=2)],
+    )
 
 
 def _corpus(root: Path, metrics: Mapping[str, Any]) -> Section | None:
     if "tokenize" not in metrics:
         return None
-    pictures = _pictures("tokenize", metrics["tokenize"], root)
-    return Section("text", "The text", tables=[_key_values(metrics["tokenize"])], pictures=pictures)
+    counts = ((key, value) for key, value in metrics["tokenize"].items() if isinstance(value, int | float))
+    table = Table(("metric", "value"), [(key.replace("_", " "), f"{value:,}") for key, value in counts])
+    return Section("text", "The text", tables=[table], pictures=_pictures("tokenize", metrics["tokenize"], root))
 
 
 def _pretraining(root: Path, metrics: Mapping[str, Any]) -> Section | None:
@@ -103,10 +105,10 @@ def _pretraining(root: Path, metrics: Mapping[str, Any]) -> Section | None:
     if (path := root / "metrics/samples.json").exists():
         samples = files.read_json(path)
         section.lead = "Below the curves: texts that the model generated during training."
-        chosen = _evenly_spaced(samples, MAX_SAMPLES)
+        evenly_spaced = np.linspace(0, len(samples) - 1, min(MAX_SAMPLES, len(samples))).round().astype(int)
         section.texts = [
-            Text(f"after {sample['tokens']:,} tokens", sample["text"], open=sample in (chosen[0], chosen[-1]))
-            for sample in chosen
+            Text(f"after {samples[i]['tokens']:,} tokens", samples[i]["text"], open=i in (0, len(samples) - 1))
+            for i in evenly_spaced
         ]
     return section
 
@@ -117,12 +119,10 @@ def _inside(root: Path, metrics: Mapping[str, Any]) -> Section | None:
     if not model_dir.exists() or not shard.exists():
         return None
     from gpt2core.checkpoint.model_dir import load_language_model
-    from gpt2core.corpus.shards import first_tokens, open_shard
-    from gpt2core.inspect import inspect
+    from gpt2core.corpus.shards import open_shard
+    from gpt2core.report.inspection_figures import inspect_first_document
 
-    model, tokenizer = load_language_model(model_dir)
-    ids = first_tokens(open_shard(shard), tokenizer.eot_id, min(PROMPT_TOKENS, model.config.n_positions))
-    inspection = inspect(model, tokenizer, ids)
+    inspection = inspect_first_document(*load_language_model(model_dir), open_shard(shard))
     return Section(
         "inside",
         "Inside the pretrained model",
@@ -267,11 +267,9 @@ def _runs(root: Path, metrics: Mapping[str, Any]) -> Section:
         logger.warning(f"the report has no runs ({type(error).__name__}: {first_line(error)})")
         section.lead = "The runs could not be read when this page was written."
         return section
-    section.lead = "No run with these results is recorded here."
-    if section.runs:
-        section.lead = "The runs of these results."
-        if section.runs[0].url.startswith(LOCAL_PAGE):
-            section.lead += f" The links work while make mlflow serves {LOCAL_PAGE}."
+    section.lead = "The runs of these results." if section.runs else "No run with these results is recorded here."
+    if section.runs and section.runs[0].url.startswith(LOCAL_PAGE):
+        section.lead += f" The links work while make mlflow serves {LOCAL_PAGE}."
     return section
 
 
@@ -295,22 +293,6 @@ def _answers(root: Path) -> list[dict[str, Any]]:
         {**entry, "score": score(index, "score"), "base_score": score(index, "base")}
         for index, entry in enumerate(files.read_json(path))
     ]
-
-
-def _evenly_spaced(items: list[Any], count: int) -> list[Any]:
-    """Return up to `count` items, evenly spaced, with the first and the last one.
-
-    >>> _evenly_spaced([1, 2, 3, 4, 5, 6, 7], 3)
-    [1, 4, 7]
-    """
-    if len(items) <= count:
-        return items
-    return [items[round(i * (len(items) - 1) / (count - 1))] for i in range(count)]
-
-
-def _key_values(values: Mapping[str, Any]) -> Table:
-    rows = [(key.replace("_", " "), f"{value:,}") for key, value in values.items() if isinstance(value, int | float)]
-    return Table(("metric", "value"), rows)
 
 
 def _pictures(stage: str, metrics: Mapping[str, Any], root: Path) -> list[Picture]:

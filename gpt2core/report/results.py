@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
@@ -34,7 +33,7 @@ ACCURACY_BASELINES = ("characters_test_accuracy", "baseline_test_accuracy", "maj
 
 
 class Headline(NamedTuple):
-    """A row of the table of results."""
+    """A row of the table of results. Only the first row of a stage names it."""
 
     stage: str
     description: str
@@ -42,13 +41,9 @@ class Headline(NamedTuple):
 
 
 def strongest_baseline(metrics: Mapping[str, Any]) -> str | None:
-    """Return the key of the baseline with the highest test accuracy.
+    """Return the key of the baseline with the highest test accuracy in metrics/finetune_classify.json.
 
-    Args:
-        metrics: content of metrics/finetune_classify.json. Older files lack some of the baselines.
-
-    Returns:
-        One of `ACCURACY_BASELINES`, or None if the file has none of them.
+    Older files lack some baselines; if all of `ACCURACY_BASELINES` are missing, return None.
 
     >>> strongest_baseline({"characters_test_accuracy": 0.99, "baseline_test_accuracy": 0.88})
     'characters_test_accuracy'
@@ -58,11 +53,11 @@ def strongest_baseline(metrics: Mapping[str, Any]) -> str | None:
 
 
 def headlines(metrics: Mapping[str, Mapping[str, Any]]) -> Iterator[Headline]:
-    """Yield the rows of `ROWS` that have a value. One row names the strongest baseline of the test accuracy.
+    """Yield the rows of `ROWS` that have a value in the files in metrics/, by file stem.
 
-    Args:
-        metrics: content of the files in metrics/, by file stem.
+    One row names the strongest baseline of the test accuracy.
     """
+    previous = ""
     strongest = strongest_baseline(metrics.get("finetune_classify", {}))
     for name, key, description, form in ROWS:
         value = metrics.get(name, {}).get(key)
@@ -72,11 +67,5 @@ def headlines(metrics: Mapping[str, Mapping[str, Any]]) -> Iterator[Headline]:
             description += f" ({metrics[name]['judge']})"
         elif key == strongest:
             description = description.replace("baseline:", "strongest baseline:")
-        yield Headline(name.replace("_", "-"), description, format(value, form))
-
-
-def table(metrics: Mapping[str, Mapping[str, Any]]) -> Iterator[list[Headline]]:
-    """Yield the headline metrics of each stage as rows of which only the first names the stage; see `headlines`."""
-    for _, rows in itertools.groupby(headlines(metrics), key=lambda row: row.stage):
-        first, *others = rows
-        yield [first, *(row._replace(stage="") for row in others)]
+        yield Headline("" if name == previous else name.replace("_", "-"), description, format(value, form))
+        previous = name

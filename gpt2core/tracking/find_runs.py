@@ -63,22 +63,19 @@ def find_runs(root: Path, stages: Iterable[str], metrics: Mapping[str, Mapping[s
         )
         expected = numbers(metrics.get(file_stem(stage), {}))
         if run := next((run for run in runs if _has(run.data.metrics, expected)), None):
-            found_runs.append(_found_run(stage, run, f"{page}/#/experiments/{experiment.experiment_id}"))
+            found_runs.append(
+                FoundRun(
+                    stage,
+                    run.info.run_id,
+                    f"{page}/#/experiments/{experiment.experiment_id}/runs/{run.info.run_id}",
+                    f"{datetime.fromtimestamp(run.info.start_time / 1000):%Y-%m-%d %H:%M}",
+                    run.data.metrics.get("duration_s"),
+                    run.data.metrics.get("tokens_per_s"),
+                    run.data.tags.get("git_revision", "")[:7],
+                )
+            )
     return found_runs
 
 
 def _has(logged: Mapping[str, float], expected: Mapping[str, float]) -> bool:
     return all(math.isclose(logged.get(key, math.nan), value, rel_tol=1e-9) for key, value in expected.items())
-
-
-def _found_run(stage: str, run: Any, page: str) -> FoundRun:
-    started = datetime.fromtimestamp(run.info.start_time / 1000)
-    return FoundRun(
-        stage,
-        run.info.run_id,
-        f"{page}/runs/{run.info.run_id}",
-        f"{started:%Y-%m-%d %H:%M}",
-        run.data.metrics.get("duration_s"),
-        run.data.metrics.get("tokens_per_s"),
-        run.data.tags.get("git_revision", "")[:7],
-    )

@@ -1,12 +1,10 @@
-"""Nested values as flat ones, and in batches, as MLflow takes them."""
+"""Nested values as flat ones, as MLflow takes them."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Mapping
 from numbers import Real
-from typing import Any, TypeVar
-
-T = TypeVar("T")
+from typing import Any
 
 
 def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -32,9 +30,3 @@ def numbers(metrics: Mapping[str, Any]) -> dict[str, float]:
     """
     flat = flatten(metrics)
     return {k: float(v) for k, v in flat.items() if isinstance(v, Real) and not isinstance(v, bool)}
-
-
-def batches(items: Iterable[T], size: int) -> Iterator[list[T]]:
-    """Yield the items in lists of up to `size`."""
-    items = list(items)
-    return (items[start : start + size] for start in range(0, len(items), size))

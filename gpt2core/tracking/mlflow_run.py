@@ -30,7 +30,6 @@ from gpt2core.params import Params
 from gpt2core.redact import redacted
 from gpt2core.tracking import pending, state, store
 from gpt2core.tracking.flatten import numbers
-from gpt2core.tracking.inputs import input_hashes
 from gpt2core.tracking.pipeline_run import Pipeline, common_tags, current_pipeline, git_revision
 from gpt2core.tracking.plots.stages import stage_figures
 from gpt2core.tracking.usage import usage
@@ -61,13 +60,11 @@ def track_stage(
         inputs: outputs of other stages that it reads; their hashes become tags, and they are shown as datasets.
         run_file: where a stage that can be resumed stores its run's id until it is finished. If it has an id, that run
             is continued.
-
-    Raises:
-        Nothing of its own, whatever happens to MLflow; exceptions of the stage pass through.
     """
     run = StageRun(stage, params, run_file)
     start_s = time.monotonic()
-    run._start(sections, inputs)
+    run._attempt(lambda: run._open(params.model_dump(), sections))
+    run._attempt(lambda: run._run.log_inputs(state.input_hashes(inputs)))
     status, reason = "FINISHED", ""
     try:
         yield run
@@ -126,15 +123,10 @@ class StageRun:
         self._attempt(lambda: self._run.client.log_artifact(self._run.run_id, os.fspath(path), folder))
 
     def log_figure(self, name: str, plot: Callable[..., None], *arguments: Any) -> None:
-        """Draw a figure and log it as the artifact `plots/<name>.svg`. A run that is not tracked draws nothing.
+        """Draw a figure with `plot(*arguments, path)`, and log it as the artifact `plots/<name>.svg`.
 
-        An error while drawing becomes a warning; the stage and its tracking continue.
-
-        Args:
-            name: the artifact's name, without the suffix.
-            plot: called as `plot(*arguments, path)`; writes the figure to `path`, as `gpt2core.tracking.plots` does.
-                Compute here what only the figure needs, so that a run that is not tracked does not compute it.
-            arguments: passed to `plot`.
+        A run that is not tracked does not call `plot`. An error in it becomes a warning; the stage and its tracking
+        continue.
         """
         if not self._is_tracked:
             return
@@ -147,10 +139,7 @@ class StageRun:
             _warn(f"stage {self.stage}: plots/{name}.svg was not drawn", error)
 
     def log_model(self, kind: str, folder: str | os.PathLike[str], metrics: Mapping[str, Any]) -> None:
-        """Log a model directory as an MLflow model, `classifier` or `instruct`, if `mlflow` of the params says so.
-
-        The model's page shows the metrics, the stage's results, too.
-        """
+        """Log a model directory as an MLflow model, `classifier` or `instruct`, if `mlflow` of the params says so."""
         self._attempt(lambda: self._log_model(kind, Path(folder), metrics))
 
     def _log_model(self, kind: str, folder: Path, metrics: Mapping[str, Any]) -> None:
@@ -171,20 +160,14 @@ class StageRun:
             self._points = [p for p in self._points if p.step != self._last_step or p.key not in results]
         self.log_metrics(results)
         of_stage = {state.metric_name(self.stage, key): value for key, value in results.items()}
-        self._attempt(lambda: self._parent().log_results(of_stage, _now_ms()))
-        if self._is_tracked:
-            self._log_figures(metrics)
-
-    def _log_figures(self, metrics: Mapping[str, Any]) -> None:
+        self._attempt(lambda: self._writer.get(self._parent_id).log_results(of_stage, _now_ms()))
+        if not self._is_tracked:
+            return
         try:
             for figure in stage_figures(self.stage, metrics):
                 self.log_figure(figure.name, figure.draw)
         except Exception as error:
             _warn(f"stage {self.stage}: not all of its figures were drawn", error)
-
-    def _start(self, sections: tuple[str, ...] | None, inputs: Iterable[str | Path]) -> None:
-        self._attempt(lambda: self._open(self._params.model_dump(), sections))
-        self._attempt(lambda: self._run.log_inputs(input_hashes(inputs)))
 
     def _open(self, params: dict[str, Any], sections: tuple[str, ...] | None) -> None:
         """Find or create the parent, create or resume the child, log params and tags of both."""
@@ -233,10 +216,6 @@ class StageRun:
             return None
         return run if {each.run.info.lifecycle_stage for each in (run, parent)} == {"active"} else None
 
-    def _parent(self) -> RunWriter:
-        """Return the parent as it is now: other stages write to it, too."""
-        return self._writer.get(self._parent_id)
-
     def _end(self, status: str, reason: str, duration_s: float) -> None:
         self._ending.set()
         if self._flusher is not None:
@@ -248,7 +227,7 @@ class StageRun:
             self._note_pending()
 
     def _close(self, status: str, reason: str, duration_s: float) -> None:
-        now_ms, parent = _now_ms(), self._parent()
+        now_ms, parent = _now_ms(), self._writer.get(self._parent_id)
         self._points.append(Point("duration_s", duration_s, now_ms, self._last_step))
         self._flush(up_to_now=True)
         parent.log_results({state.metric_name(self.stage, "duration_s"): duration_s}, now_ms)

@@ -15,7 +15,6 @@ import shutil
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import unquote, urlsplit
@@ -44,38 +43,24 @@ VERSIONS_TAG = "mlflow.modelVersions"  # by which MLflow's pages show where a lo
 MAX_NEW_TOKENS = 256  # of a response, unless the request says another number
 
 
-@dataclass(frozen=True)
-class Kind:
-    """A module of gpt2core/serve, an example of its input row, and its signature."""
-
-    module: str
-    example: dict[str, str]
-    signature: Callable[[], ModelSignature]
+KIND_OF_STAGE = {"finetune-classify": "classifier", "finetune-instruct": "instruct"}  # in models/, by the kind's name
+EXAMPLES = {  # an input row of each kind; its module in gpt2core/serve has the kind's name
+    "classifier": {"text": "You have won a prize! Call now to claim it."},
+    "instruct": {"instruction": "Rewrite in capitals.", "input": "the lamp"},
+}
 
 
-def _classifier() -> ModelSignature:
-    from mlflow.models import ModelSignature
-    from mlflow.types import ColSpec, DataType, Schema
-    from mlflow.types.schema import Map
-
-    outputs = Schema([ColSpec(DataType.string, "label"), ColSpec(Map(DataType.double), "probabilities")])
-    return ModelSignature(Schema([ColSpec(DataType.string, "text")]), outputs)
-
-
-def _instruct() -> ModelSignature:
+def _signature(kind: str) -> ModelSignature:
     from mlflow.models import ModelSignature
     from mlflow.types import ColSpec, DataType, ParamSchema, ParamSpec, Schema
+    from mlflow.types.schema import Map
 
+    if kind == "classifier":
+        outputs = Schema([ColSpec(DataType.string, "label"), ColSpec(Map(DataType.double), "probabilities")])
+        return ModelSignature(Schema([ColSpec(DataType.string, "text")]), outputs)
     inputs = Schema([ColSpec(DataType.string, "instruction"), ColSpec(DataType.string, "input", required=False)])
     params = ParamSchema([ParamSpec("max_new_tokens", DataType.long, MAX_NEW_TOKENS)])
     return ModelSignature(inputs, Schema([ColSpec(DataType.string, "response")]), params)
-
-
-KIND_OF_STAGE = {"finetune-classify": "classifier", "finetune-instruct": "instruct"}  # in models/, by the kind's name
-KINDS = {
-    "classifier": Kind("classifier.py", {"text": "You have won a prize! Call now to claim it."}, _classifier),
-    "instruct": Kind("instruct.py", {"instruction": "Rewrite in capitals.", "input": "the lamp"}, _instruct),
-}
 
 
 def log_model(run: RunWriter, kind: str, folder: Path, metrics: Mapping[str, Any], register: str | None) -> LoggedModel:
@@ -83,7 +68,7 @@ def log_model(run: RunWriter, kind: str, folder: Path, metrics: Mapping[str, Any
 
     Args:
         run: of the stage.
-        kind: the model's name, and its key in `KINDS`.
+        kind: the model's name, and its key in `EXAMPLES`.
         folder: the model directory. It may be replaced later, but its files must not be written to.
         metrics: the run's results, shown on the model's page, too.
         register: the model becomes the next version of `<register>-<kind>` in the registry; None: not registered.
@@ -156,8 +141,8 @@ def _write(target: Path, place: Place, kind: str, folder: Path, logged: LoggedMo
     from mlflow.models import Model
     from mlflow.pyfunc import add_to_model
 
-    served = KINDS[kind]
-    shutil.copyfile(PACKAGE / "serve" / served.module, target / served.module)
+    module = f"{kind}.py"
+    shutil.copyfile(PACKAGE / "serve" / module, target / module)
     for path in (path for pattern in CODE for path in PACKAGE.glob(pattern)):
         copy = target / "code" / PACKAGE.name / path.relative_to(PACKAGE)
         copy.parent.mkdir(parents=True, exist_ok=True)
@@ -167,16 +152,18 @@ def _write(target: Path, place: Place, kind: str, folder: Path, logged: LoggedMo
     for path in folder.iterdir():
         if path.is_file():
             place(path, weights / path.name)
-    (target / "requirements.txt").write_text("".join(f"{line}\n" for line in requirements()), encoding="utf-8")
+    # torch without its build's suffix
+    lines = [f"{name}=={importlib.metadata.version(name).partition('+')[0]}\n" for name in REQUIREMENTS]
+    (target / "requirements.txt").write_text("".join(lines), encoding="utf-8")
     environment = {"python": platform.python_version(), "dependencies": ["-r requirements.txt"]}
     YAML().dump(environment, target / "python_env.yaml")
 
-    example = {"columns": list(served.example), "data": [list(served.example.values())]}
-    _write_json(target / "input_example.json", example)
-    _write_json(target / "serving_input_example.json", {"dataframe_split": example})
+    example = {"columns": list(EXAMPLES[kind]), "data": [list(EXAMPLES[kind].values())]}
+    files.write_json(target / "input_example.json", example)
+    files.write_json(target / "serving_input_example.json", {"dataframe_split": example})
     model = Model(
         artifact_path=logged.artifact_location, run_id=run_id, model_id=logged.model_id, model_uuid=logged.model_id,
-        signature=served.signature(),
+        signature=_signature(kind),
         saved_input_example_info={
             "artifact_path": "input_example.json", "serving_input_path": "serving_input_example.json",
             "type": "dataframe", "pandas_orient": "split",
@@ -185,15 +172,6 @@ def _write(target: Path, place: Place, kind: str, folder: Path, logged: LoggedMo
     )  # fmt: skip
     add_to_model(
         model, "mlflow.pyfunc.loaders.code_model", code="code", python_env="python_env.yaml",
-        model_code_path=served.module, artifacts={"model": {"path": "artifacts/model", "uri": os.fspath(folder)}},
+        model_code_path=module, artifacts={"model": {"path": "artifacts/model", "uri": os.fspath(folder)}},
     )  # fmt: skip
     model.save(os.fspath(target / "MLmodel"))
-
-
-def requirements() -> list[str]:
-    """Return the requirements of the served models with the installed versions; torch without its build's suffix."""
-    return [f"{name}=={importlib.metadata.version(name).partition('+')[0]}" for name in REQUIREMENTS]
-
-
-def _write_json(path: Path, value: Any) -> None:
-    path.write_text(json.dumps(value), encoding="utf-8")

@@ -45,7 +45,7 @@ def read(root: Path) -> list[Note]:
 
 
 def remove(root: Path, pipeline: str) -> None:
-    """Remove the note of a pipeline run, if there is one."""
+    """Remove the note of a pipeline run."""
     _path(root, pipeline).unlink(missing_ok=True)
 
 

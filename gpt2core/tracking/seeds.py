@@ -2,17 +2,12 @@
 
 from __future__ import annotations
 
-import math
-import statistics
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from scipy import stats
-
+from gpt2core.evaluation.metrics.intervals import mean_std_ci
 from gpt2core.tracking.revisions import Revision
-
-CONFIDENCE = 0.95
 
 
 @dataclass(frozen=True)
@@ -70,20 +65,11 @@ def seed_groups(revisions: Iterable[Revision]) -> list[SeedGroup]:
 
 
 def _figures(tables: Mapping[int, Mapping[str, float]]) -> list[Figure]:
-    """Return the statistics of each metric that two or more runs have.
-
-    Args:
-        tables: metrics of each run, by seed.
-    """
+    """Return the statistics of each metric that two or more of the tables, one for each seed, have."""
     figures = []
     for metric in dict.fromkeys(name for table in tables.values() for name in table):
-        values = {seed: table[metric] for seed, table in tables.items() if metric in table}
-        n = len(values)
-        if n > 1:
-            mean, deviation = statistics.fmean(values.values()), statistics.stdev(values.values())
-            half_width = float(stats.t.ppf((1 + CONFIDENCE) / 2, n - 1)) * deviation / math.sqrt(n)
-            ends = (mean - half_width, mean + half_width)
-            figures.append(
-                Figure(metric, n, mean, deviation, *ends, min(values.values()), max(values.values()), values)
-            )
+        by_seed = {seed: table[metric] for seed, table in tables.items() if metric in table}
+        values = list(by_seed.values())
+        if len(values) > 1:
+            figures.append(Figure(metric, len(values), *mean_std_ci(values), min(values), max(values), by_seed))
     return figures

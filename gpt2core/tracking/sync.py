@@ -16,16 +16,15 @@ from typing import Any
 from pydantic import ValidationError
 
 from gpt2core.config.mlflow import Mlflow
-from gpt2core.errors import UserError
+from gpt2core.errors import UserError, first_line
 from gpt2core.params import Params
 from gpt2core.params.load import missing
 from gpt2core.tracking import pending, revisions, store
 from gpt2core.tracking.find_runs import find_runs
-from gpt2core.tracking.inputs import folder_md5
 from gpt2core.tracking.models import KIND_OF_STAGE, log_model, register_model, registered_versions
 from gpt2core.tracking.pending import Note
 from gpt2core.tracking.revisions import Revision
-from gpt2core.tracking.state import State, file_stem
+from gpt2core.tracking.state import State, file_stem, folder_md5
 from gpt2core.tracking.writer import PARENT_TAG, PIPELINE_TAG, RESULTS_TAG, Point, RunWriter, Writer
 
 
@@ -43,11 +42,7 @@ class Synced:
 
 
 def sync(root: Path, names: Iterable[str] = ()) -> list[Synced]:
-    """Complete MLflow.
-
-    Args:
-        root: the project.
-        names: experiments, or Git revisions; none: the workspace, HEAD, and every experiment.
+    """Complete MLflow for experiments or Git revisions; without names, for the workspace, HEAD, and every experiment.
 
     Raises:
         UserError: a name is neither, or has no results; the store does not answer.
@@ -64,10 +59,8 @@ def sync(root: Path, names: Iterable[str] = ()) -> list[Synced]:
     except UserError:
         raise
     except Exception as error:
-        first_line = (str(error).splitlines() or [""])[0][:200]
-        raise UserError(
-            f"MLflow's store cannot be written ({type(error).__name__}: {first_line}); see: gpt2core doctor"
-        ) from None
+        reason = f"{type(error).__name__}: {first_line(error)}"
+        raise UserError(f"MLflow's store cannot be written ({reason}); see: gpt2core doctor") from None
 
 
 def _sync(writer: Writer, root: Path, revision: Revision, notes: list[Note]) -> Synced:

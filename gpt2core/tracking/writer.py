@@ -11,7 +11,7 @@ import math
 from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from gpt2core.tracking.flatten import batches, flatten, numbers
+from gpt2core.tracking.flatten import flatten, numbers
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -20,7 +20,6 @@ if TYPE_CHECKING:
 PIPELINE_TAG = "gpt2core.pipeline"  # on a parent run: the key of its pipeline run
 RESULTS_TAG = "gpt2core.results"  # on a parent run: the fingerprint of the state that it shows; see state.py
 PARENT_TAG = "mlflow.parentRunId"  # on the run of a stage
-MAX_BATCH_METRICS, MAX_BATCH_PARAMS, MAX_BATCH_TAGS = 1000, 100, 100  # MLflow's limits per request
 SYSTEM = "system/"  # metrics of the machine, whose steps are not those of the training
 
 
@@ -58,8 +57,7 @@ class RunWriter:
         from mlflow.entities import Param
 
         missing = {key: str(value) for key, value in flatten(params).items() if key not in self.params}
-        for batch in batches(missing.items(), MAX_BATCH_PARAMS):
-            self.client.log_batch(self.run_id, params=[Param(*param) for param in batch])
+        self.client.log_batch(self.run_id, params=[Param(*param) for param in missing.items()])
         self.params |= missing
         return len(missing)
 
@@ -68,8 +66,7 @@ class RunWriter:
         from mlflow.entities import RunTag
 
         changed = {key: str(value) for key, value in tags.items() if self.tags.get(key) != str(value)}
-        for batch in batches(changed.items(), MAX_BATCH_TAGS):
-            self.client.log_batch(self.run_id, tags=[RunTag(*tag) for tag in batch])
+        self.client.log_batch(self.run_id, tags=[RunTag(*tag) for tag in changed.items()])
         self.tags |= changed
 
     def log_points(self, points: Iterable[Point]) -> None:
@@ -81,15 +78,12 @@ class RunWriter:
         self._send(point for point in points if self._value(point.key, point.step) is None)
 
     def log_results(self, metrics: Mapping[str, Any], timestamp_ms: int, step: int = 0) -> int:
-        """Make each number the latest value of its metric, at the last step.
+        """Make each number the latest value of its metric. Return how many metrics had another latest value.
 
         Args:
-            metrics: numbers by name; nested names are joined.
-            timestamp_ms: of the points, in milliseconds since 1970.
+            metrics: nested names are joined.
+            timestamp_ms: milliseconds since 1970.
             step: the last step, if the run does not have a later one.
-
-        Returns:
-            The number of metrics that had another latest value.
         """
         step = max(step, self.last_step())
         points = [Point(key, value, timestamp_ms, step) for key, value in numbers(metrics).items()]
@@ -108,9 +102,8 @@ class RunWriter:
             else Point(key, value, timestamp_ms, step)
             for key, value in numbers(metrics).items()
         ]
-        for batch in batches(points, MAX_BATCH_METRICS):
-            rows = [Metric(*point, model_id, run_id=self.run_id) for point in batch]
-            self.client.log_batch(self.run_id, metrics=rows)
+        rows = [Metric(*point, model_id, run_id=self.run_id) for point in points]
+        self.client.log_batch(self.run_id, metrics=rows)
 
     def log_inputs(self, hashes: Mapping[str, str]) -> None:
         """Show the inputs, by the MD5 that DVC knows: as tags `input.<path>`, and as MLflow's datasets."""
@@ -152,8 +145,7 @@ class RunWriter:
     def _send(self, points: Iterable[Point]) -> None:
         from mlflow.entities import Metric
 
-        for batch in batches(map(self._note, points), MAX_BATCH_METRICS):
-            self.client.log_batch(self.run_id, metrics=[Metric(*point) for point in batch])
+        self.client.log_batch(self.run_id, metrics=[Metric(*point) for point in map(self._note, points)])
 
     def _note(self, point: Point) -> Point:
         """Remember a point that is sent. Of several values at a step, MLflow takes the one with the latest time."""

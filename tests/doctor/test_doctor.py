@@ -232,8 +232,8 @@ def test_a_folder_without_dvc_is_a_problem_and_one_with_it_is_none(root: Path) -
 
 def test_a_mirror_is_held_against_what_the_params_need(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     params = load_params(ROOT / "profiles/public-small.yaml")
-    for asset, listed in stores.needed(params):
-        for file in listed:
+    for asset in stores.needed(params):
+        for file in asset.files:
             path = root / "mirror" / asset.name / file.name
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_bytes(b"x" * (file.size_bytes or 1))

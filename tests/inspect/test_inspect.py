@@ -14,8 +14,8 @@ from torch import Tensor
 import gpt2core
 from gpt2core.checkpoint.model_dir import save_model
 from gpt2core.errors import UserError
-from gpt2core.inspect import ClassifierInspection, LanguageModelInspection, inspect, trace
-from gpt2core.inspect.inspection import distribution, visible
+from gpt2core.inspect import ClassifierInspection, LanguageModelInspection, inspect
+from gpt2core.inspect.inspection import distribution, trace, visible
 from gpt2core.model import GPT, GPTClassifier, GPTConfig
 from gpt2core.tokenizer import Tokenizer
 from gpt2core.tokenizer.train import train_bpe
@@ -168,7 +168,7 @@ def test_nothing_and_too_much_are_refused(lm, monkeypatch: pytest.MonkeyPatch) -
         inspect(model, tokenizer, [])
     with pytest.raises(UserError, match="has 65 tokens, the model 64 positions"):
         inspect(model, tokenizer, [1] * 65)
-    monkeypatch.setattr(sys.modules["gpt2core.inspect.trace"], "MAX_WEIGHTS", N_LAYER * N_HEAD * 100)
+    monkeypatch.setattr(sys.modules["gpt2core.inspect.inspection"], "MAX_WEIGHTS", N_LAYER * N_HEAD * 100)
     with pytest.raises(UserError, match="has 11 tokens; with the 12 heads of this model at most 10"):
         inspect(model, tokenizer, [1] * 11)
     inspect(model, tokenizer, [1] * 10)

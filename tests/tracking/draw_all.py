@@ -7,8 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from gpt2core.tracking import plots
-from gpt2core.tracking.plots import curves
+from gpt2core.tracking.plots import curves, scores, text
 
 CURVE = (
     "tokens,step,train_loss,val_loss,val_perplexity,lr,grad_norm\n"
@@ -48,20 +47,20 @@ def draw_all(folder: Path, suffixes: tuple[str, ...] = (".svg", ".png")) -> None
     curve.write_text(CURVE)
     accuracy.write_text(ACCURACY)
     draw = {
-        "loss_curve": lambda out: plots.draw_curve(curves.LOSS, curve, out),
-        "perplexity_curve": lambda out: plots.draw_curve(curves.PERPLEXITY, curve, out),
-        "learning_rate_curve": lambda out: plots.draw_curve(curves.LEARNING_RATE, curve, out),
-        "grad_norm_curve": lambda out: plots.draw_curve(curves.GRAD_NORM, curve, out),
-        "accuracy_curve": lambda out: plots.draw_curve(curves.ACCURACY, accuracy, out),
-        "confusion_matrix": lambda out: plots.confusion_matrix([[90, 10], [1, 49]], ("ham", "spam"), out),
-        "reliability": lambda out: plots.reliability(BINS, 0.012, ("ham", "spam"), out),
-        "roc_curves": lambda out: plots.roc_curves(ROC, {"spam": 0.75}, out),
-        "precision_recall_curves": lambda out: plots.precision_recall_curves(PRECISION_RECALL, {"spam": 5 / 6}, out),
-        "score_histogram": lambda out: plots.score_histogram([0, 55.0, None, 100], {"echo": 31.0}, out),
-        "token_lengths": lambda out: plots.token_lengths(TOKEN_LENGTHS, DOCUMENT_LENGTHS, out),
-        "attention_heatmaps": lambda out: plots.attention_heatmaps(attention(2, 3, len(TOKENS)), TOKENS, out),
-        "temperature_effect": lambda out: plots.temperature_effect(TOKENS[:2], {0.5: [0.8, 0.2], 1: [0.6, 0.3]}, out),
-        "token_loss": lambda out: plots.token_loss(TOKENS, [None, 5.0, 0.1, 2, 3, 0.0], out),
+        "loss_curve": lambda out: curves.draw_curve(curves.LOSS, curve, out),
+        "perplexity_curve": lambda out: curves.draw_curve(curves.PERPLEXITY, curve, out),
+        "learning_rate_curve": lambda out: curves.draw_curve(curves.LEARNING_RATE, curve, out),
+        "grad_norm_curve": lambda out: curves.draw_curve(curves.GRAD_NORM, curve, out),
+        "accuracy_curve": lambda out: curves.draw_curve(curves.ACCURACY, accuracy, out),
+        "confusion_matrix": lambda out: scores.confusion_matrix([[90, 10], [1, 49]], ("ham", "spam"), out),
+        "reliability": lambda out: scores.reliability(BINS, 0.012, ("ham", "spam"), out),
+        "roc_curves": lambda out: scores.roc_curves(ROC, {"spam": 0.75}, out),
+        "precision_recall_curves": lambda out: scores.precision_recall_curves(PRECISION_RECALL, {"spam": 5 / 6}, out),
+        "score_histogram": lambda out: scores.score_histogram([0, 55.0, None, 100], {"echo": 31.0}, out),
+        "token_lengths": lambda out: text.token_lengths(TOKEN_LENGTHS, DOCUMENT_LENGTHS, out),
+        "attention_heatmaps": lambda out: text.attention_heatmaps(attention(2, 3, len(TOKENS)), TOKENS, out),
+        "temperature_effect": lambda out: text.temperature_effect(TOKENS[:2], {0.5: [0.8, 0.2], 1: [0.6, 0.3]}, out),
+        "token_loss": lambda out: text.token_loss(TOKENS, [None, 5.0, 0.1, 2, 3, 0.0], out),
     }
     for name, figure in draw.items():
         for suffix in suffixes:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from gpt2core.tracking.inputs import input_hashes
+from gpt2core.tracking.state import input_hashes
 
 
 def test_a_files_hash_is_dvcs_and_a_folders_the_locks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

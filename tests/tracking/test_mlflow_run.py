@@ -354,11 +354,12 @@ UNTRACKED_FIGURE = """
 import sys
 from gpt2core.params import Params
 from gpt2core.log import log_to_stderr
-from gpt2core.tracking import plots, track_stage
+from gpt2core.tracking import track_stage
+from gpt2core.tracking.plots import text
 
 log_to_stderr()
 with track_stage("pretrain", Params.model_construct(seed=7)) as run:
-    run.log_figure("loss", plots.token_loss, ["a", "b"], [None, 2.5])
+    run.log_figure("loss", text.token_loss, ["a", "b"], [None, 2.5])
 print({"mlflow", "matplotlib"} & {*sys.modules})
 """
 
@@ -463,7 +464,7 @@ def test_tracking_can_be_turned_off(fresh_root):
 
 
 def test_importing_it_imports_nothing_heavy(fresh_root):
-    code = "import sys, gpt2core.tracking.plots; print({'mlflow', 'matplotlib', 'torch'} & {*sys.modules})"
+    code = "import sys, gpt2core.tracking.plots.stages; print({'mlflow', 'matplotlib', 'torch'} & {*sys.modules})"
     assert in_new_process("-c", code).stdout == "set()\n"
 
 

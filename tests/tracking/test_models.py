@@ -155,7 +155,7 @@ def test_a_full_disk_is_a_warning_and_the_metrics_are_there(
 def test_what_is_served_is_all_that_it_imports() -> None:
     copied = {path for pattern in track_models.CODE for path in track_models.PACKAGE.glob(pattern)}
     served = sorted((track_models.PACKAGE / "serve").glob("*.py"))
-    assert {kind.module for kind in track_models.KINDS.values()} < {path.name for path in served}
+    assert {f"{kind}.py" for kind in track_models.EXAMPLES} < {path.name for path in served}
     for path in served:
         assert {path_of(module) for module in closure(path)} <= copied, path
 

@@ -54,6 +54,8 @@ def draw_curve(curve: Curve, csv_path: AnyPath, out_path: AnyPath) -> None:
             f"{csv_path}: needs rows with the columns {' and '.join(curve.lines)} and one of {', '.join(PROGRESS)}; "
             f"found {', '.join(sorted(columns)) or 'no rows'}"
         )
+    from matplotlib.ticker import EngFormatter
+
     with one_plot(out_path) as axes:
         for _, group in groupby(rows, key=lambda row: row.get("seed")):
             run = list(group)
@@ -66,21 +68,10 @@ def draw_curve(curve: Curve, csv_path: AnyPath, out_path: AnyPath) -> None:
         if len(named) > 1:
             axes.legend(named.values(), named.keys())
         axes.set(xlabel=PROGRESS[x_column], ylabel=curve.y_label)
-        axes.xaxis.set_major_formatter(_count)
+        if x_column != "epoch":
+            axes.xaxis.set_major_formatter(EngFormatter())  # 1.2 M
         if curve.is_log:
             log_y(axes)
-
-
-def _count(value: float, _: float) -> str:
-    """Return the label of a tick of the x axis.
-
-    >>> _count(1_200_000, 0), _count(2500, 0), _count(2.5, 0)
-    ('1.2 M', '2.5 k', '2.5')
-    """
-    for size, unit in ((1e9, " G"), (1e6, " M"), (1e3, " k")):
-        if abs(value) >= size:
-            return f"{value / size:g}{unit}"
-    return f"{value:g}"
 
 
 def _as_numbers(csv_path: AnyPath, points: list[tuple[str, str]]) -> tuple[list[float], list[float]]:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Collection, Iterator
+from collections.abc import Iterator
 from contextvars import ContextVar
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -83,13 +83,10 @@ def log_y(axes: Axes) -> None:
 
 def drawable(text: str) -> str:
     """Return a text with □ for each character that matplotlib's own font lacks."""
-    return "".join(character if ord(character) in _characters() else "□" for character in text)
-
-
-def _characters() -> Collection[int]:
     from matplotlib.font_manager import findfont, get_font
 
-    return get_font(findfont("DejaVu Sans")).get_charmap()
+    characters = get_font(findfont("DejaVu Sans")).get_charmap()
+    return "".join(character if ord(character) in characters else "□" for character in text)
 
 
 def _colors(name: str) -> dict[Any, Any]:
