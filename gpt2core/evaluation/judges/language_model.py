@@ -59,12 +59,12 @@ class LanguageModelJudge:
 
     def score(self, items: Sequence[Item]) -> list[float | None]:
         """Return the score of each item, or None; see the class for errors."""
-        messages = [questions.SCORE.format(**vars(item)) for item in items]
+        messages = [questions.ask(questions.SCORE, vars(item)) for item in items]
         return self._answers(messages, questions.parse_score, questions.SCORE_REPAIR, "a score from 0 to 100")
 
     def prefer(self, pairs: Sequence[Pair]) -> list[Preference | None]:
         """Return the better response of each pair, or None; see the class for errors."""
-        messages = [questions.PREFER.format(**vars(pair)) for pair in pairs]
+        messages = [questions.ask(questions.PREFER, vars(pair)) for pair in pairs]
         return self._answers(messages, questions.parse_preference, questions.PREFER_REPAIR, "A, B or tie")
 
     def _answers(self, messages: Sequence[str], parse: Callable[[str], Any], repair: str, expected: str) -> list[Any]:

@@ -6,18 +6,25 @@ server and client before they are shown or kept.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import threading
 import time
 from typing import Any
 
+import httpx2
 import openai
 
 from gpt2core.config.judge import Judge as JudgeParams
+from gpt2core.deadline import within
 from gpt2core.errors import UserError
 from gpt2core.evaluation.judges.language_model import NoReply
 from gpt2core.evaluation.judges.reply_cache import Messages
+from gpt2core.redact import redacted
+
+MAX_TOKENS = 256  # of a reply: a score has one to three; some models never end
+MAX_ANSWER_BYTES = 1 << 20
 
 
 class OpenAIChat:
@@ -35,7 +42,7 @@ class OpenAIChat:
 
     def __init__(self, judge: JudgeParams, model: str, seed: int) -> None:
         self.model, self.concurrency = model, judge.concurrency
-        self.settings: dict[str, Any] = {"temperature": 0, "seed": seed}
+        self.settings: dict[str, Any] = {"temperature": 0, "seed": seed, "max_tokens": MAX_TOKENS}
         if judge.num_ctx:
             self.settings["num_ctx"] = judge.num_ctx
         self._timeout_s, self._num_ctx = judge.timeout_s, judge.num_ctx
@@ -52,7 +59,10 @@ class OpenAIChat:
                 api_key=self._key or "none",
                 timeout=judge.timeout_s,
                 max_retries=judge.max_retries,
-                http_client=openai.DefaultHttpxClient(event_hooks={"request": [pace.wait]}),
+                default_headers={"Accept-Encoding": "identity"},
+                http_client=openai.DefaultHttpxClient(
+                    event_hooks={"request": [pace.wait]}, transport=_Bounded(judge.timeout_s), follow_redirects=False
+                ),
             )
         except Exception as error:  # the client documents no exception for an URL that cannot be parsed
             raise self._unusable(f"no usable URL ({error})", "give one such as http://127.0.0.1:11434/v1") from None
@@ -69,6 +79,8 @@ class OpenAIChat:
         except openai.APITimeoutError:
             raise NoReply(f"no reply within judge.timeout_s = {self._timeout_s:g} s") from None
         except openai.APIConnectionError as error:
+            if isinstance(error.__cause__, NoReply):
+                raise error.__cause__ from None
             raise self._unusable(
                 f"no server answers there ({self._redact(error.__cause__ or error)})",
                 "start it (Ollama: `ollama serve`) and run again, which asks only for what is missing, or fix "
@@ -85,6 +97,12 @@ class OpenAIChat:
                 f"model {self.model!r} (Ollama: `ollama pull {self.model}`)",
             ) from None
         except openai.APIStatusError as error:
+            if 300 <= error.status_code < 400:
+                target = redacted(error.response.headers.get("Location", "nowhere"))
+                raise self._unusable(
+                    f"the server redirects to {target}, which is not followed: it would get the key and the texts",
+                    "set judge.base_url to that address if it is right",
+                ) from None
             raise NoReply(f"HTTP status {error.status_code} ({self._redact(error)})") from None
         except (openai.APIError, AttributeError, IndexError, KeyError, TypeError, ValueError):
             # The client passes on whatever JSON or text a server sends.
@@ -97,13 +115,15 @@ class OpenAIChat:
             messages=messages,  # type: ignore[arg-type]
             temperature=0,
             seed=self.settings["seed"],
+            max_tokens=MAX_TOKENS,
         )
         return _text(completion.choices[0].message.content)
 
     def _ask_ollama(self, messages: Messages) -> str:
         """Ask through Ollama's own API, with the same client for its retries and errors."""
         root = re.sub(r"/v1/?$", "", str(self._client.base_url))
-        body = {"model": self.model, "messages": list(messages), "stream": False, "options": self.settings}
+        options = {"num_predict" if key == "max_tokens" else key: value for key, value in self.settings.items()}
+        body = {"model": self.model, "messages": list(messages), "stream": False, "options": options}
         completion: Any = self._client.post(f"{root.rstrip('/')}/api/chat", body=body, cast_to=object)
         return _text(completion["message"]["content"])
 
@@ -114,6 +134,33 @@ class OpenAIChat:
         """Return the first 200 characters of an error on one line, without the key."""
         text = " ".join(str(error).split())
         return (text.replace(self._key, "[key]") if self._key else text)[:200]
+
+
+class _Bounded(httpx2.HTTPTransport):
+    """A transport that receives a whole answer within a time and a size; the client limits the time per byte only."""
+
+    def __init__(self, timeout_s: float) -> None:
+        super().__init__()
+        self._timeout_s = timeout_s
+
+    def handle_request(self, request: httpx2.Request) -> httpx2.Response:
+        """Return the answer of a server, complete."""
+        try:
+            return within(self._timeout_s, self._receive, request)
+        except TimeoutError:
+            raise httpx2.ReadTimeout("the answer is not complete in time", request=request) from None
+
+    def _receive(self, request: httpx2.Request) -> httpx2.Response:
+        response = super().handle_request(request)
+        content = bytearray()
+        with contextlib.closing(response):
+            for chunk in response.iter_raw():
+                content += chunk
+                if len(content) > MAX_ANSWER_BYTES:
+                    raise NoReply(f"the answer has more than {MAX_ANSWER_BYTES:,} bytes")
+        if response.headers.get("Content-Encoding", "identity") != "identity":
+            raise NoReply("the answer is compressed")
+        return httpx2.Response(response.status_code, headers=response.headers, content=bytes(content))
 
 
 class _Pace:
