@@ -17,7 +17,7 @@ from typing import Any
 import click
 
 from gpt2core import config, files
-from gpt2core.cli.seeds import print_groups, with_headlines
+from gpt2core.cli.experiments import print_groups, with_headlines
 from gpt2core.errors import UserError
 from gpt2core.report import results
 from gpt2core.runtime import stage_main

@@ -1,4 +1,4 @@
-"""The command `gpt2core`, with one module per subcommand.
+"""The command `gpt2core`, with a module per subcommand, or per pair of subcommands that belong together.
 
 Exit codes: 0 success, 1 an error in the input, 2 an error in the command line, 130 Ctrl-C.
 """
@@ -12,21 +12,16 @@ import click
 from gpt2core import __version__
 from gpt2core.cli.classify import classify
 from gpt2core.cli.compare import compare
-from gpt2core.cli.convert import convert
+from gpt2core.cli.convert import convert, export_openai
 from gpt2core.cli.doctor import doctor
 from gpt2core.cli.evaluate import evaluate
-from gpt2core.cli.export_openai import export_openai
-from gpt2core.cli.generate import generate
+from gpt2core.cli.experiments import seeds, sync_mlflow
+from gpt2core.cli.generate import generate, respond
 from gpt2core.cli.inspect import inspect
+from gpt2core.cli.pages import rate, ui
 from gpt2core.cli.params import params, profile
 from gpt2core.cli.perplexity import perplexity
-from gpt2core.cli.rate import rate
-from gpt2core.cli.report import report
-from gpt2core.cli.respond import respond
-from gpt2core.cli.seeds import seeds
-from gpt2core.cli.summary import summary
-from gpt2core.cli.sync_mlflow import sync_mlflow
-from gpt2core.cli.ui import ui
+from gpt2core.cli.summary import report, summary
 from gpt2core.cli.verify import verify
 from gpt2core.runtime import stage_main
 from gpt2core.signals import interrupted

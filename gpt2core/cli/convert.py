@@ -1,4 +1,4 @@
-"""`gpt2core convert`: OpenAI's checkpoint to a model directory."""
+"""`gpt2core convert`, `gpt2core export-openai`: between OpenAI's checkpoints and model directories."""
 
 from __future__ import annotations
 
@@ -26,3 +26,22 @@ def convert(src_dir: Path, out_dir: Path, as_json: bool) -> None:
         options.print_json({"model_dir": str(out_dir)})
     else:
         click.echo(f"{out_dir}: converted; try: gpt2core generate {out_dir} --prompt Hello")
+
+
+@click.command("export-openai", short_help="Export a model directory to OpenAI's format.")
+@options.model_dir
+@click.argument("out_dir", type=options.PATH)
+@options.as_json
+def export_openai(model_dir: Path, out_dir: Path, as_json: bool) -> None:
+    """Write the language model in MODEL_DIR in OpenAI's TensorFlow format to OUT_DIR.
+
+    TensorFlow is not needed; it can read the result, as can `gpt2core convert`. model.ckpt.meta has no graph. That
+    format has no classifiers and no untied heads; they are refused.
+    """
+    from gpt2core.checkpoint.openai_export import export
+
+    export(model_dir, out_dir)
+    if as_json:
+        options.print_json({"openai_dir": str(out_dir)})
+    else:
+        click.echo(f"{out_dir}: written; back again: gpt2core convert {out_dir} OUT_DIR")

@@ -1,4 +1,4 @@
-"""`gpt2core generate`: continuations of a text."""
+"""`gpt2core generate`, `gpt2core respond`: texts of language models."""
 
 from __future__ import annotations
 
@@ -91,6 +91,28 @@ def generate(
     _print(prompt, texts, seed, stream, as_json)
     if not is_complete:
         sys.exit(INTERRUPTED)
+
+
+@click.command(short_help="Answer an instruction.")
+@options.model_dir
+@click.option("--instruction", required=True, help="The task.")
+@click.option("--input", "input_text", default="", help="The input of the task, if it has one.")
+@options.max_new_tokens(256, "Maximum length of the response.")
+@options.dtype
+@options.as_json
+def respond(model_dir: Path, instruction: str, input_text: str, max_new_tokens: int, dtype: str, as_json: bool) -> None:
+    """Answer an instruction with the instruction-tuned model in MODEL_DIR, with the prompt that it was tuned with."""
+    from gpt2core.checkpoint.chat_template import instruction_prompt
+    from gpt2core.checkpoint.decoding import load_for_decoding
+    from gpt2core.inference.respond import respond as answer
+
+    model, tokenizer = load_for_decoding(model_dir, dtype)
+    entry = {"instruction": instruction, "input": input_text}
+    (response,) = answer(model, tokenizer, [entry], max_new_tokens, form=instruction_prompt(model_dir))
+    if as_json:
+        options.print_json({**entry, "response": response})
+    else:
+        click.echo(response)
 
 
 def _read_prompt(file: BinaryIO) -> str:

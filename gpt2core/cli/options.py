@@ -116,24 +116,3 @@ def print_table(
         else:
             table.add_row(*row)
     Console(highlight=False, markup=False, emoji=False).print(table)  # names and texts may look like markup
-
-
-def serve_page(app: Any, host: str, port: int, lines: Iterable[str], *, open_browser: bool) -> None:
-    """Serve a page until Ctrl-C.
-
-    Args:
-        app: the FastAPI application.
-        host: the address.
-        port: 0 takes a free one.
-        lines: printed above the page's address when it is ready.
-        open_browser: also open the page.
-    """
-    from gpt2core.ui.serving import serve
-
-    def on_ready(address: str) -> None:
-        for line in (*lines, f"{address}  (Ctrl-C ends it)"):
-            click.echo(line)
-        if open_browser:
-            click.launch(address)
-
-    serve(app, host, port, on_ready)

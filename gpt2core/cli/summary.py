@@ -1,4 +1,4 @@
-"""`gpt2core summary`: the results of the pipeline, on one screen."""
+"""`gpt2core summary`, `gpt2core report`: the results of the pipeline, on one screen or as a page."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-from gpt2core import files, runtime
+from gpt2core import config, files, runtime
 from gpt2core.cli import options
 from gpt2core.errors import UserError
 from gpt2core.report import results
@@ -42,6 +42,24 @@ def summary(as_json: bool) -> None:
         click.echo(row["response"] + "\n")
     click.echo("All results on one page, with pictures: make report")
     click.echo("All runs and curves: .venv/bin/mlflow ui --backend-store-uri sqlite:///mlflow.db")
+
+
+@click.command(short_help="Write the results of the pipeline as one page.")
+@click.option(
+    "--out", type=click.Path(path_type=Path, dir_okay=False), default=Path("report/index.html"), show_default=True,
+    help="The file to write.",
+)  # fmt: skip
+def report(out: Path) -> None:
+    """Write one self-contained HTML page with the results of the pipeline.
+
+    It has curves, texts during training, a look inside the pretrained model, tables of results before and after
+    fine-tuning, responses with their scores, and links to the MLflow runs. It opens offline and shows the files that
+    are in the project now.
+    """
+    from gpt2core.report.pipeline import report_page
+
+    files.write_text(out, report_page(config.project_root()))
+    click.echo(f"{out} ({out.stat().st_size / 1e6:.1f} MB): open it in a browser")
 
 
 def _print_title(title: str) -> None:

@@ -11,7 +11,7 @@ from mlflow.pyfunc.model import PythonModel, PythonModelContext
 from gpt2core import runtime
 from gpt2core.checkpoint.model_dir import load_classifier
 from gpt2core.inference.classify import classify
-from gpt2core.serve.columns import texts
+from gpt2core.serve import texts
 
 
 class Classifier(PythonModel):

@@ -14,7 +14,7 @@ from gpt2core.checkpoint.chat_template import instruction_prompt
 from gpt2core.checkpoint.decoding import load_for_decoding
 from gpt2core.errors import UserError
 from gpt2core.inference.respond import respond
-from gpt2core.serve.columns import texts
+from gpt2core.serve import texts
 
 
 class Instruct(PythonModel):

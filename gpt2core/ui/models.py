@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Iterable
-from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 from gpt2core import runtime
 from gpt2core.checkpoint.chat_template import instruction_prompt, prompt_of
@@ -26,15 +26,8 @@ MAX_LOADED = 3  # models in memory: one for each tab with its own kind of model
 KINDS = LANGUAGE_MODEL, INSTRUCT, CLASSIFIER = "language model", "instruct", "classifier"
 
 
-@dataclass(frozen=True)
-class ModelInfo:
-    """A model directory.
-
-    Args:
-        name: its name on the page.
-        path: the directory.
-        kind: one of `KINDS`.
-    """
+class ModelInfo(NamedTuple):
+    """A model directory: its name on the page, its path, and one of `KINDS`."""
 
     name: str
     path: Path

@@ -41,13 +41,7 @@ class Rating(Rater):
 
 
 def make_app(responses: Responses, ratings: Ratings, seed: int) -> FastAPI:
-    """Return the application: the page and its two requests.
-
-    Args:
-        responses: the texts to rate.
-        ratings: the file of the answers.
-        seed: random seed of the order, which also depends on the rater.
-    """
+    """Return the application: the page and its two requests. The order depends on the rater and the seed."""
     app = bare_app()
     texts = responses.distinct()
 

@@ -70,12 +70,7 @@ class Inspect(ModelRequest):
 
 
 def make_app(models: Models, host: str = LOOPBACK[0]) -> FastAPI:
-    """Return the application: the page and its four requests.
-
-    Args:
-        models: of the page.
-        host: address that is served, see `bare_app`.
-    """
+    """Return the application: the page and its four requests; for `host`, see `bare_app`."""
     app, routes = bare_app(host), _Routes(models)
     app.get("/")(routes.page)
     app.post("/api/generate")(routes.generate)

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import socket
-from collections.abc import Callable
+from collections.abc import Iterable
 
+import click
 import uvicorn
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
@@ -18,11 +19,7 @@ CLOSING_S = 1  # time for open answers after Ctrl-C
 
 
 def bare_app(host: str = LOOPBACK[0]) -> FastAPI:
-    """Return an application without routes.
-
-    Args:
-        host: address that is served. On the loopback address, requests under other host names are refused.
-    """
+    """Return an application without routes. On the loopback address, it refuses requests under other host names."""
     app = FastAPI(docs_url=None, redoc_url=None, openapi_url=None)  # these pages would load scripts from other servers
     if host in LOOPBACK:
         app.add_middleware(TrustedHostMiddleware, allowed_hosts=[*LOOPBACK])
@@ -39,17 +36,15 @@ def bare_app(host: str = LOOPBACK[0]) -> FastAPI:
     return app
 
 
-def serve(app: FastAPI, host: str, port: int, on_ready: Callable[[str], None]) -> None:
-    """Serve until Ctrl-C.
+def serve(app: FastAPI, host: str, port: int, lines: Iterable[str], *, open_browser: bool) -> None:
+    """Serve a page until Ctrl-C. Raises UserError if the address cannot be served.
 
     Args:
         app: the application.
         host: the address.
         port: 0 takes a free one.
-        on_ready: called with the page's address as soon as it is served.
-
-    Raises:
-        UserError: the address cannot be served.
+        lines: printed above the page's address when it is ready.
+        open_browser: also open the page.
     """
     try:
         listening = socket.create_server((host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET)
@@ -57,8 +52,11 @@ def serve(app: FastAPI, host: str, port: int, on_ready: Callable[[str], None]) -
         reason = error.strerror or str(error)
         raise UserError(f"{host}:{port}: cannot be served ({reason}); --port 0 takes a port that is free") from None
     with listening:
-        host_in_url = f"[{host}]" if ":" in host else host
+        address = f"http://{f'[{host}]' if ':' in host else host}:{listening.getsockname()[1]}"
         config = uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=CLOSING_S, lifespan="off")
         listening.listen()
-        on_ready(f"http://{host_in_url}:{listening.getsockname()[1]}")
+        for line in (*lines, f"{address}  (Ctrl-C ends it)"):
+            click.echo(line)
+        if open_browser:
+            click.launch(address)
         uvicorn.Server(config).run(sockets=[listening])

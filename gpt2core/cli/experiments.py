@@ -1,4 +1,4 @@
-"""`gpt2core seeds`: mean, standard deviation, and 95% interval over seeds."""
+"""`gpt2core seeds`, `gpt2core sync-mlflow`: results of experiments and Git revisions."""
 
 from __future__ import annotations
 
@@ -16,9 +16,11 @@ from gpt2core.report import results
 if TYPE_CHECKING:
     from gpt2core.tracking.seeds import SeedGroup
 
+names_argument = click.argument("names", metavar="[EXPERIMENT|REVISION]...", nargs=-1)
+
 
 @click.command(short_help="Show mean, standard deviation, and 95% interval over seeds.")
-@click.argument("names", metavar="[EXPERIMENT|REVISION]...", nargs=-1)
+@names_argument
 @click.option("--all", "all_metrics", is_flag=True, help="Every number in metrics/, not only the headline metrics.")
 @options.as_json
 def seeds(names: tuple[str, ...], all_metrics: bool, as_json: bool) -> None:
@@ -70,3 +72,25 @@ def print_groups(groups: Sequence[SeedGroup]) -> None:
             for row in group.figures
         ]
         options.print_table(title, ("metric", "n", "mean", "deviation", "95% interval"), rows)
+
+
+@click.command(short_help="Add missing results to MLflow.")
+@names_argument
+@options.as_json
+def sync_mlflow(names: tuple[str, ...], as_json: bool) -> None:
+    """Add missing results to MLflow, from Git, dvc.lock, and metrics/.
+
+    Name experiments or Git revisions; without a name, the command takes the workspace, HEAD, and every experiment. A
+    run is completed if the tracking server became unreachable. The workspace's models are logged and registered as
+    `mlflow` in params.yaml says. Existing data in MLflow is not changed.
+    """
+    from gpt2core.tracking.sync import sync
+
+    results = sync(config.project_root(), names)
+    if as_json:
+        options.print_json([dataclasses.asdict(synced) for synced in results])
+        return
+    for synced in results:
+        click.echo(f"{synced.name}: {', '.join(synced.done) or 'nothing to do'}")
+    if not results:
+        click.echo("no results; make some: dvc repro")

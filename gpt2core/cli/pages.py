@@ -1,4 +1,4 @@
-"""`gpt2core rate`: people's ratings of responses."""
+"""`gpt2core ui`, `gpt2core rate`: pages in the browser to try models and to rate responses."""
 
 from __future__ import annotations
 
@@ -16,6 +16,31 @@ if TYPE_CHECKING:
     from gpt2core.evaluation.rating.ratings import Responses
 
 HOST = "127.0.0.1"
+
+
+@click.command(short_help="Try the models on a page in the browser.")
+@click.argument("directories", metavar="[DIR]...", nargs=-1, type=options.PATH)
+@click.option(
+    "--host", default=HOST, show_default=True,
+    help="The address to serve. On another address than the default, everyone who reaches it can use the models.",
+)  # fmt: skip
+@options.port(7860)
+@options.dtype
+@options.open_browser
+def ui(directories: tuple[Path, ...], host: str, port: int, dtype: str, open_browser: bool) -> None:
+    """Serve a page to try the models: generate, classify, respond, look inside. Ctrl-C ends it.
+
+    Each DIR is a model directory or a folder with model directories; the default is models/. The page loads nothing
+    from other servers, and your texts stay on this machine.
+    """
+    options.require_extra("ui", "fastapi", "uvicorn")
+    from gpt2core.ui.models import Models, find_models
+    from gpt2core.ui.server import make_app
+    from gpt2core.ui.serving import serve
+
+    models = find_models(directories or (Path("models"),))
+    lines = [f"{model.kind:<15} {model.name}" for model in models]
+    serve(make_app(Models(models, dtype), host), host, port, lines, open_browser=open_browser)
 
 
 @click.command(short_help="Rate responses blindly on a page in the browser; summarize the ratings.")
@@ -72,13 +97,14 @@ def rate(
 
     options.require_extra("ui", "fastapi", "uvicorn")
     from gpt2core.ui.rating import make_app
+    from gpt2core.ui.serving import serve
 
     texts = responses.distinct()
     lines = [
         f"{len(texts)} texts to rate, of {', '.join(responses.by_model)}; ratings in {ratings.path}",
-        *(f"{rater}: {len(scores.keys() & texts.keys())} begun" for rater, scores in by_rater.items()),
+        *(f"{rater}: {len(scores.keys() & texts.keys())} started" for rater, scores in by_rater.items()),
     ]
-    options.serve_page(make_app(responses, ratings, seed), HOST, port, lines, open_browser=open_browser)
+    serve(make_app(responses, ratings, seed), HOST, port, lines, open_browser=open_browser)
 
 
 def default_ratings_file(responses_file: Path) -> Path:
