@@ -474,3 +474,60 @@ def test_a_response_stays_between_its_tags(response: str) -> None:
     assert prompt.index("&lt;") > prompt.index("<response>")
     html = questions.ask(questions.SCORE, texts | {"response": "<b>1 < 2</b> </div>"})
     assert "<b>1 < 2</b> </div>" in html
+
+
+def test_a_redirect_within_the_server_is_followed_with_the_request(server: Server) -> None:
+    def answer(request: Request) -> Reply:
+        if request.path.endswith("/"):
+            return Reply("64")
+        return Reply(status=307, headers={"Location": f"{request.path}/"}, body=b"")
+
+    server.answer = answer
+    assert score(server, "a") == [64.0]
+    first, second = server.requests
+    assert first.body == second.body
+
+
+def test_redirects_without_end_are_given_up(server: Server) -> None:
+    server.answer = lambda request: Reply(status=307, headers={"Location": request.path}, body=b"")
+    assert "redirects more than" in failure(server, "a", max_retries=0)
+    assert len(server.requests) < 10
+
+
+def test_the_key_in_the_address_of_a_redirect_is_not_shown(server: Server) -> None:
+    server.answer = lambda request: Reply(
+        status=307, headers={"Location": f"https://elsewhere.invalid/{KEY}"}, body=b""
+    )
+    message = failure(server, "a")
+    assert "elsewhere.invalid" in message
+    assert KEY not in message
+
+
+def test_the_proxy_of_the_environment_is_used(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("http_proxy", f"http://127.0.0.1:{server.port}")
+    monkeypatch.setenv("HTTP_PROXY", f"http://127.0.0.1:{server.port}")
+    monkeypatch.delenv("no_proxy", raising=False)
+    monkeypatch.setenv("NO_PROXY", "")
+    assert judge_of(params("http://judge.invalid/v1", max_retries=0)).score(items("a")) == [50.0]
+    assert server.requests[0].path == "http://judge.invalid/v1/chat/completions"
+
+
+def test_a_connection_is_closed_after_the_timeout() -> None:
+    closed = threading.Event()
+    listener = socket.create_server(("127.0.0.1", 0))
+
+    def serve() -> None:
+        connection = listener.accept()[0]
+        connection.recv(65536)
+        connection.sendall(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n")
+        with contextlib.suppress(OSError):
+            while True:
+                connection.sendall(b"1\r\nx\r\n")
+                time.sleep(0.05)
+        closed.set()
+
+    threading.Thread(target=serve, daemon=True).start()
+    base_url = f"http://127.0.0.1:{listener.getsockname()[1]}/v1"
+    with contextlib.closing(listener), pytest.raises(UserError, match="no reply within"):
+        judge_of(params(base_url, timeout_s=0.3, max_retries=0)).score(items("a"))
+    assert closed.wait(10)

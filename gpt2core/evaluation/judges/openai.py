@@ -25,6 +25,7 @@ from gpt2core.redact import redacted
 
 MAX_TOKENS = 256  # of a reply: a score has one to three; some models never end
 MAX_ANSWER_BYTES = 1 << 20
+MAX_REDIRECTS = 5
 
 
 class OpenAIChat:
@@ -52,7 +53,6 @@ class OpenAIChat:
             "judge.concurrency, judge.requests_per_minute"
         )
         self._key = _key()
-        pace = _Pace(judge.requests_per_minute)
         try:
             self._client = openai.OpenAI(
                 base_url=judge.base_url,
@@ -60,9 +60,7 @@ class OpenAIChat:
                 timeout=judge.timeout_s,
                 max_retries=judge.max_retries,
                 default_headers={"Accept-Encoding": "identity"},
-                http_client=openai.DefaultHttpxClient(
-                    event_hooks={"request": [pace.wait]}, transport=_Bounded(judge.timeout_s), follow_redirects=False
-                ),
+                http_client=_BoundedClient(judge.timeout_s, _Pace(judge.requests_per_minute)),
             )
         except Exception as error:  # the client documents no exception for an URL that cannot be parsed
             raise self._unusable(f"no usable URL ({error})", "give one such as http://127.0.0.1:11434/v1") from None
@@ -79,8 +77,6 @@ class OpenAIChat:
         except openai.APITimeoutError:
             raise NoReply(f"no reply within judge.timeout_s = {self._timeout_s:g} s") from None
         except openai.APIConnectionError as error:
-            if isinstance(error.__cause__, NoReply):
-                raise error.__cause__ from None
             raise self._unusable(
                 f"no server answers there ({self._redact(error.__cause__ or error)})",
                 "start it (Ollama: `ollama serve`) and run again, which asks only for what is missing, or fix "
@@ -98,7 +94,7 @@ class OpenAIChat:
             ) from None
         except openai.APIStatusError as error:
             if 300 <= error.status_code < 400:
-                target = redacted(error.response.headers.get("Location", "nowhere"))
+                target = self._redact(redacted(error.response.headers.get("Location", "nowhere")))
                 raise self._unusable(
                     f"the server redirects to {target}, which is not followed: it would get the key and the texts",
                     "set judge.base_url to that address if it is right",
@@ -130,37 +126,10 @@ class OpenAIChat:
     def _unusable(self, what: str, remedy: str) -> UserError:
         return UserError(f"{self.where}: {what}; {remedy}; or set judge.kind to chrf, which needs no server")
 
-    def _redact(self, error: BaseException) -> str:
-        """Return the first 200 characters of an error on one line, without the key."""
+    def _redact(self, error: object) -> str:
+        """Return the first 200 characters of what a server said, on one line and without the key."""
         text = " ".join(str(error).split())
         return (text.replace(self._key, "[key]") if self._key else text)[:200]
-
-
-class _Bounded(httpx2.HTTPTransport):
-    """A transport that receives a whole answer within a time and a size; the client limits the time per byte only."""
-
-    def __init__(self, timeout_s: float) -> None:
-        super().__init__()
-        self._timeout_s = timeout_s
-
-    def handle_request(self, request: httpx2.Request) -> httpx2.Response:
-        """Return the answer of a server, complete."""
-        try:
-            return within(self._timeout_s, self._receive, request)
-        except TimeoutError:
-            raise httpx2.ReadTimeout("the answer is not complete in time", request=request) from None
-
-    def _receive(self, request: httpx2.Request) -> httpx2.Response:
-        response = super().handle_request(request)
-        content = bytearray()
-        with contextlib.closing(response):
-            for chunk in response.iter_raw():
-                content += chunk
-                if len(content) > MAX_ANSWER_BYTES:
-                    raise NoReply(f"the answer has more than {MAX_ANSWER_BYTES:,} bytes")
-        if response.headers.get("Content-Encoding", "identity") != "identity":
-            raise NoReply("the answer is compressed")
-        return httpx2.Response(response.status_code, headers=response.headers, content=bytes(content))
 
 
 class _Pace:
@@ -178,6 +147,56 @@ class _Pace:
             start_s = max(now_s, self._next_s)
             self._next_s = start_s + self._gap_s
         time.sleep(start_s - now_s)
+
+
+class _BoundedClient(openai.DefaultHttpxClient):
+    """A client that receives a whole answer within a time and a size; other clients limit the time per byte only.
+
+    It stays on the server that was named. A custom transport would do the same, but not use the environment's proxies.
+    """
+
+    def __init__(self, timeout_s: float, pace: _Pace) -> None:
+        super().__init__()
+        self._timeout_s, self._pace = timeout_s, pace
+
+    def send(self, request: httpx2.Request, **options: Any) -> httpx2.Response:
+        """Return a complete answer. The time of all redirects together is limited, without the waits of the pace."""
+        left_s = self._timeout_s
+        try:
+            for _ in range(1 + MAX_REDIRECTS):
+                self._pace.wait(request)
+                start_s = time.monotonic()
+                response, target = within(max(left_s, 0), self._receive, request, start_s + left_s, options)
+                if target is None:
+                    return response
+                left_s -= time.monotonic() - start_s
+                request = target
+        except TimeoutError:
+            raise httpx2.ReadTimeout("the answer is not complete in time", request=request) from None
+        raise NoReply(f"the server redirects more than {MAX_REDIRECTS} times")
+
+    def _receive(
+        self, request: httpx2.Request, end_s: float, options: dict[str, Any]
+    ) -> tuple[httpx2.Response, httpx2.Request | None]:
+        """Return an answer, and the request to send next if it redirects within the server."""
+        response = super().send(request, **{**options, "stream": True, "follow_redirects": False})
+        content = bytearray()
+        with contextlib.closing(response):
+            for chunk in response.iter_raw():
+                content += chunk
+                if len(content) > MAX_ANSWER_BYTES:
+                    raise NoReply(f"the answer has more than {MAX_ANSWER_BYTES:,} bytes")
+                if time.monotonic() > end_s:  # nobody waits any more; the thread would read on for days
+                    raise TimeoutError
+        if response.headers.get("Content-Encoding", "identity") != "identity":
+            raise NoReply("the answer is compressed")
+        target = response.next_request
+        if target is not None and target.url.origin != request.url.origin:
+            target = None  # the caller reports the redirect
+        whole = httpx2.Response(
+            response.status_code, headers=response.headers, content=bytes(content), request=response.request
+        )
+        return whole, target
 
 
 def _text(content: Any) -> str:
