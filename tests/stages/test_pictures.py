@@ -30,13 +30,13 @@ OF_THE_INSIDE = {"pretrain_attention.svg", "pretrain_temperature.svg"}
 def inspections(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
     """Collect what the stage inspects."""
     inspected: list[Any] = []
-    real = inspection_figures.inspect
+    real = inspection_figures.inspect_language_model
 
     def inspect(*arguments: Any) -> Any:
         inspected.append(arguments)
         return real(*arguments)
 
-    monkeypatch.setattr(inspection_figures, "inspect", inspect)
+    monkeypatch.setattr(inspection_figures, "inspect_language_model", inspect)
     return inspected
 
 
@@ -105,7 +105,7 @@ def test_an_inspection_that_fails_costs_two_pictures(
     def fail(*_: Any) -> None:
         raise MemoryError("no room")
 
-    monkeypatch.setattr(inspection_figures, "inspect", fail)
+    monkeypatch.setattr(inspection_figures, "inspect_language_model", fail)
     pretrain.main()
     said = capsys.readouterr().err
     for name in OF_THE_INSIDE:
