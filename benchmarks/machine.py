@@ -25,7 +25,7 @@ from gpt2core import runtime
 from gpt2core.config.presets import PRESETS
 from gpt2core.log import log_to_stderr
 from gpt2core.model import GPT, GPTConfig
-from gpt2core.tokenizer import Tokenizer
+from gpt2core.tokenizer import Tokenizer, read_bpe
 
 ROOT = Path(__file__).parents[1]
 GB, MB = 1e9, 1e6
@@ -60,7 +60,7 @@ def random_model(size: str, vocab_size: int = GPT2_VOCABULARY) -> GPT:
 
 def gpt2_tokenizer(mirror: Path) -> Tokenizer:
     """Return GPT-2's tokenizer from a mirror."""
-    return Tokenizer.from_files(mirror / "gpt2-bpe/encoder.json", mirror / "gpt2-bpe/vocab.bpe")
+    return read_bpe(mirror / "gpt2-bpe/encoder.json", mirror / "gpt2-bpe/vocab.bpe")
 
 
 def random_checkpoint(size: str, folder: Path) -> Path:

@@ -34,7 +34,7 @@ from gpt2core.evaluation.metrics.language_model import nats
 from gpt2core.params import Params, load_params
 from gpt2core.runtime import should_compile
 from gpt2core.sources.download_data import prepare_raw
-from gpt2core.tokenizer import Tokenizer
+from gpt2core.tokenizer import Tokenizer, load_tokenizer
 from gpt2core.training.pretrain import pretrain
 
 PROFILE = Path(__file__).parent.parent / "profiles" / "novels.yaml"
@@ -62,7 +62,7 @@ def load(params: Params, folder: Path, kind: str | None = None) -> Data:
         only_corpus = params.data.model_copy(update={"classification": "embedded", "instructions": "embedded"})
         prepare_raw(only_corpus, params.tokenizer.kind, params.seed, folder / "raw", folder / "own")
         tokenize(params.tokenizer, params.seed, folder / "raw", tokens)
-    return open_shard(tokens / "train.bin"), open_shard(tokens / "val.bin"), Tokenizer.load(tokens)
+    return open_shard(tokens / "train.bin"), open_shard(tokens / "val.bin"), load_tokenizer(tokens)
 
 
 def ours(params: Params, data: Data, steps: int) -> torch.nn.Module:

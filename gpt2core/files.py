@@ -122,6 +122,24 @@ def _names_what_was_written(path: Path) -> Iterator[None]:
         raise
 
 
+def check_out_dir(src: Path, out: Path, kind: str, marker: str) -> None:
+    """Check that writing `out` would not delete its source or an unrelated folder.
+
+    Args:
+        src: directory that is read.
+        out: directory that will be written.
+        kind: what `out` will be, for messages; an existing directory of this kind may be replaced.
+        marker: file that a directory of this kind has.
+
+    Raises:
+        UserError: `out` contains `src`, or exists and is of another kind.
+    """
+    if out.resolve() == src.resolve() or out.resolve() in src.resolve().parents:
+        raise UserError(f"{out}: holds the source {src}, which writing would delete; choose another directory")
+    if out.exists() and not (out.is_dir() and ((out / marker).exists() or not any(out.iterdir()))):
+        raise UserError(f"{out}: exists and is no {kind}; choose another name or remove it")
+
+
 def link_or_copy(path: str | os.PathLike[str], out_path: str | os.PathLike[str]) -> None:
     """Give a file that is never written again a second name, which takes no space; copy it where that fails."""
     try:

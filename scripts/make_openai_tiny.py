@@ -19,14 +19,14 @@ from gpt2core.checkpoint.model_dir import read_described
 from gpt2core.checkpoint.openai import CHECKPOINT_PREFIX, FILES, write_bpe, write_hparams
 from gpt2core.checkpoint.openai_export import openai_tensors
 from gpt2core.runtime import stage_main
-from gpt2core.tokenizer import Tokenizer
+from gpt2core.tokenizer import load_tokenizer
 
 
 def make(model_dir: Path, out_dir: Path) -> None:
     """Write OpenAI's seven files. Raises UserError if the model directory is not a GPT-2 language model."""
     described = read_described(model_dir)
     tensors = dict(openai_tensors(model_dir, described.config))
-    tokenizer = Tokenizer.load(model_dir)
+    tokenizer = load_tokenizer(model_dir)
 
     with files.atomic_dir(out_dir) as folder:
         save_with_tensorflow(tensors, folder / CHECKPOINT_PREFIX)

@@ -17,7 +17,7 @@ from gpt2core.params import load_params
 from gpt2core.report.inspection_figures import log_inspection
 from gpt2core.runtime import stage_main
 from gpt2core.sources.synthetic import log2_probability
-from gpt2core.tokenizer import Tokenizer
+from gpt2core.tokenizer import load_tokenizer
 from gpt2core.tracking import track_stage
 from gpt2core.tracking.throughput import with_throughput
 from gpt2core.training.checkpoints import stage_checkpoints
@@ -32,7 +32,7 @@ def main() -> None:
     params = load_params()
     top, section = config.load_section(TopLevel), config.load_section(Pretrain, "pretrain")
     numerics.start(top.numerics)
-    tokenizer = Tokenizer.load(TOKENS)
+    tokenizer = load_tokenizer(TOKENS)
     train, val = open_shard(TOKENS / "train.bin"), open_shard(TOKENS / "val.bin")
     if runtime.rank():  # of several processes the first one saves checkpoints and writes the outputs
         pretrain(section, top.seed, train, val, tokenizer)

@@ -16,7 +16,7 @@ from gpt2core.corpus.shards import open_shard
 from gpt2core.corpus.tokenize import tokenize
 from gpt2core.params import load_params
 from gpt2core.runtime import stage_main
-from gpt2core.tokenizer import Tokenizer
+from gpt2core.tokenizer import load_tokenizer
 from gpt2core.tracking import track_stage
 
 TOKENS = Path("data/tokens")
@@ -29,7 +29,7 @@ def main() -> None:
         section, seed = config.load_section(TokenizerParams, "tokenizer"), config.load_section(TopLevel).seed
         metrics = tokenize(section, seed, Path("data/raw"), TOKENS)
         files.write_json("metrics/tokenize.json", metrics)
-        tokenizer, train = Tokenizer.load(TOKENS), open_shard(TOKENS / "train.bin")
+        tokenizer, train = load_tokenizer(TOKENS), open_shard(TOKENS / "train.bin")
         of_tokens = lengths.token_lengths(tokenizer, train)
         of_documents = lengths.document_lengths(train, tokenizer.eot_id)
         files.write_csv(PLOTS / "token_lengths.csv", lengths.TOKEN_COLUMNS, of_tokens)

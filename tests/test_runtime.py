@@ -165,6 +165,7 @@ def test_a_signal_while_importing_is_one_line(tmp_path: Path, module: str, numbe
     process = subprocess.Popen(
         [sys.executable, "-m", module], cwd=tmp_path, env=os.environ | {"PYTHONPATH": f"{tmp_path}:{ROOT}"},
         stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a background job begins with Ctrl-C ignored
     )  # fmt: skip
     assert process.stdout is not None
     assert process.stdout.readline() == "importing\n"

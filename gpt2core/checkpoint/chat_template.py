@@ -8,13 +8,19 @@ from gpt2core import files, prompts
 from gpt2core.prompts import Prompt
 
 
-def prompt_of(path: Path) -> Prompt | None:
-    """Return one of `prompts.PROMPTS`, or None if the directory has no chat template or an unknown one."""
+def read_chat_template(path: Path) -> str | None:
+    """Return the chat template of a model directory, or None."""
     own_file, config = path / "chat_template.jinja", path / "tokenizer_config.json"
     if own_file.exists():  # where transformers 5 writes it
-        return prompts.of_chat_template(files.read_text(own_file))
+        return files.read_text(own_file)
     content = files.read_json(config) if config.exists() else None
-    return prompts.of_chat_template(content.get("chat_template")) if isinstance(content, dict) else None
+    template = content.get("chat_template") if isinstance(content, dict) else None
+    return template if isinstance(template, str) else None
+
+
+def prompt_of(path: Path) -> Prompt | None:
+    """Return one of `prompts.PROMPTS`, or None if the directory has no chat template or an unknown one."""
+    return prompts.of_chat_template(read_chat_template(path))
 
 
 def instruction_prompt(path: Path) -> Prompt:

@@ -11,29 +11,53 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from gpt2core import files
-from gpt2core.errors import UserError
+from gpt2core.errors import UserError, listed
 from gpt2core.model.config import GPTConfig
 
 TRANSFORMERS_TYPE, OWN_TYPE = "gpt2", "gpt2core"
-# transformers' spellings of the tanh GELU, the only one GPT-2 was trained with.
-TANH_GELU = ("gelu_new", "gelu_pytorch_tanh")
 CLASSIFIERS = ("GPT2ForSequenceClassification", "GPTClassifier")
 POSITIONS = ("last", "first", "mean")
 MAX_LAYERS = 10_000
 MAX_CONFIG_BYTES = 16 << 20  # of a classifier with many classes
+S = TypeVar("S", bound=BaseModel)
 
-
+TokenId = Annotated[int, Field(ge=0, le=1 << 24)] | None
 Size = Annotated[int, Field(ge=1, le=1 << 24)]
 Probability = Annotated[float, Field(ge=0, lt=1)]
 
 
+class _Keys(BaseModel):
+    """Every key that changes results; a missing one has the default of transformers, which is GPT-2 124M's.
+
+    A key has a value that is computed, or the only one that is GPT-2's.
+    """
+
+    model_config = ConfigDict(strict=True, allow_inf_nan=False)
+
+    activation_function: Literal["gelu_new", "gelu_pytorch_tanh"] = "gelu_new"  # both are the tanh form
+    scale_attn_weights: Literal[True] = True
+    scale_attn_by_inverse_layer_idx: Literal[False] = False
+    add_cross_attention: Literal[False] = False
+    is_decoder: bool = True  # of no effect without cross-attention
+    position: Literal["last", "first", "mean"] = "last"
+    architectures: list[str] | None = None
+    problem_type: str | None = None  # of a classifier
+    id2label: dict[str, str] | None = None
+    dtype: str | None = None
+    torch_dtype: str | None = None
+    bos_token_id: TokenId = None
+    eos_token_id: TokenId = None
+    pad_token_id: TokenId = None
+    n_inner: int | None = None
+
+
 class _Numbers(BaseModel):
-    """The keys that become a GPTConfig; a missing one has the default of transformers, which is GPT-2 124M's."""
+    """The keys that become a GPTConfig."""
 
     model_config = ConfigDict(strict=True, allow_inf_nan=False)
 
@@ -124,35 +148,17 @@ def read_config_json(path: Path, dropout: float | None = None) -> Described:
         _refuse_newer(hf, path)
     if not isinstance(hf, dict) or hf.get("model_type") not in (TRANSFORMERS_TYPE, OWN_TYPE):
         raise UserError(f"{path}: model_type must be {TRANSFORMERS_TYPE!r} or {OWN_TYPE!r}")
-    activation = hf.get("activation_function", "gelu_new")
-    if activation not in TANH_GELU:
-        raise UserError(f"{path}: activation_function {activation!r} is not GPT-2's; allowed: {', '.join(TANH_GELU)}")
-    for key, plain in (
-        ("scale_attn_by_inverse_layer_idx", False),
-        ("add_cross_attention", False),
-        ("scale_attn_weights", True),
-    ):
-        if bool(hf.get(key, plain)) is not plain:
-            raise UserError(f"{path}: {key} {hf[key]!r} is not part of GPT-2 and not supported")
+    keys = _validated(_Keys, hf, path)
     sizes = _sizes(hf, path, dropout)
-    if hf.get("n_inner") not in (None, 4 * sizes.n_embd):
-        raise UserError(f"{path}: n_inner {hf['n_inner']!r:.40} must be 4 × n_embd or null")
-    position = hf.get("position", "last")
-    if position not in POSITIONS:
-        raise UserError(f"{path}: position {position!r} must be one of {', '.join(POSITIONS)}")
-    architectures = hf.get("architectures") or []
-    if not isinstance(architectures, list):
-        raise UserError(f"{path}: architectures must be a list of names, found {architectures!r}")
-    problem_type = hf.get("problem_type")
-    if problem_type not in (None, "single_label_classification"):
-        raise UserError(f"{path}: problem_type {problem_type!r:.40} is not supported; its outputs are no classes")
-    special_ids = {key: hf[f"{key}_token_id"] for key in ("bos", "eos", "pad") if hf.get(f"{key}_token_id") is not None}
+    if keys.n_inner not in (None, 4 * sizes.n_embd):
+        raise UserError(f"{path}: n_inner {keys.n_inner} must be 4 × n_embd or null")
+    ids = {"bos": keys.bos_token_id, "eos": keys.eos_token_id, "pad": keys.pad_token_id}
     return Described(
         config=sizes,
-        labels=_labels(hf, path) if any(name in CLASSIFIERS for name in architectures) else None,
-        position=position,
-        dtype=hf.get("dtype") or hf.get("torch_dtype"),
-        special_ids=special_ids,
+        labels=_labels(keys, path) if any(name in CLASSIFIERS for name in keys.architectures or ()) else None,
+        position=keys.position,
+        dtype=keys.dtype or keys.torch_dtype,
+        special_ids={name: token_id for name, token_id in ids.items() if token_id is not None},
         model_type=hf["model_type"],
     )
 
@@ -176,23 +182,35 @@ def _refuse_newer(hf: dict[str, Any], path: Path) -> None:
 
 
 def _sizes(hf: dict[str, Any], path: Path, dropout: float | None) -> GPTConfig:
+    values = _validated(_Numbers, hf, path).model_dump()
+    if dropout is not None:
+        values |= dict.fromkeys(("resid_pdrop", "embd_pdrop", "attn_pdrop"), dropout)
     try:
-        numbers = _Numbers.model_validate({key: value for key, value in hf.items() if key in _Numbers.model_fields})
-        values = numbers.model_dump()
-        if dropout is not None:
-            values |= dict.fromkeys(("resid_pdrop", "embd_pdrop", "attn_pdrop"), dropout)
         return GPTConfig(**values)
-    except ValidationError as error:
-        first = error.errors(include_url=False)[0]
-        key, value = ".".join(map(str, first["loc"])), first["input"] if first["type"] != "missing" else None
-        raise UserError(f"{path}: {key}: {first['msg']}, found {value!r:.40}") from None
     except UserError as error:
         raise UserError(f"{path}: {error}") from None
 
 
-def _labels(hf: dict[str, Any], path: Path) -> tuple[str, ...]:
-    """Return the classes in the order of their ids; transformers omits its default, LABEL_0 and LABEL_1."""
-    id2label = hf.get("id2label") or {str(i): f"LABEL_{i}" for i in range(2)}
-    if not isinstance(id2label, dict) or set(id2label) != {str(i) for i in range(len(id2label))}:
-        raise UserError(f"{path}: id2label must map 0, 1, … to the classes' names, found {id2label!r}")
-    return tuple(str(id2label[str(i)]) for i in range(len(id2label)))
+def _validated(schema: type[S], hf: dict[str, Any], path: Path) -> S:
+    try:
+        return schema.model_validate({key: value for key, value in hf.items() if key in schema.model_fields})
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        key, value = ".".join(map(str, first["loc"])), first["input"] if first["type"] != "missing" else None
+        raise UserError(f"{path}: {key}: {first['msg']}, found {value!r:.40}") from None
+
+
+def _labels(keys: _Keys, path: Path) -> tuple[str, ...]:
+    """Return the classes in the order of their ids; transformers omits its default, LABEL_0 and LABEL_1.
+
+    Raises:
+        UserError: the outputs are not the logits of exclusive classes.
+    """
+    if keys.problem_type not in (None, "single_label_classification"):
+        raise UserError(f"{path}: problem_type {keys.problem_type!r:.40} is not supported; its outputs are no classes")
+    id2label = keys.id2label or {str(i): f"LABEL_{i}" for i in range(2)}
+    if set(id2label) != {str(i) for i in range(len(id2label))}:
+        raise UserError(f"{path}: id2label must map 0, 1, … to the classes' names, found {listed([*id2label])}")
+    if len(id2label) == 1:
+        raise UserError(f"{path}: id2label has one class; such a model computes a number or a yes or no, not a class")
+    return tuple(id2label[str(i)] for i in range(len(id2label)))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, TypedDict, Unpack
 
@@ -16,10 +17,12 @@ from gpt2core.checkpoint.config_json import Described, config_json, read_config_
 from gpt2core.errors import UserError
 from gpt2core.model import GPT, GPTClassifier
 from gpt2core.model.quantized import QuantizedDtype, quantize_linears
-from gpt2core.tokenizer import Tokenizer
+from gpt2core.tokenizer import END_OF_TEXT, Tokenizer, has_tokenizer, load_tokenizer
 
 Model = GPT | GPTClassifier
 WEIGHTS = "model.safetensors"
+DTYPES = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
+ADAPTER_CONFIG = "adapter_config.json"
 SHARDS = "model.safetensors.index.json"  # names the file of each tensor, if transformers has split the weights
 
 
@@ -35,10 +38,10 @@ def save_model(
         chat_template: Jinja template of the prompt of an instruction-tuned model.
 
     Raises:
-        UserError: model and tokenizer have different vocabularies.
+        UserError: the tokenizer has more tokens than the model.
     """
-    if tokenizer.vocab_size != model.config.vocab_size:
-        raise UserError(f"{path}: the tokenizer has {tokenizer.vocab_size} tokens, the model {model.config.vocab_size}")
+    for problem in too_many_tokens(tokenizer, model.config.vocab_size, path):
+        raise UserError(problem)
     head: dict[str, Any] = {}
     if isinstance(model, GPTClassifier):
         head = {"labels": model.labels, "position": model.position}
@@ -102,11 +105,12 @@ def load(
     for parameter in model.parameters():
         parameter.requires_grad_(True)
 
-    tokenizer = Tokenizer.load(path) if Tokenizer.is_in(path) else None
-    if tokenizer and tokenizer.vocab_size > config.vocab_size:
-        raise UserError(
-            f"{path}: the tokenizer has {tokenizer.vocab_size} tokens, config.json says {config.vocab_size}"
-        )
+    tokenizer = load_tokenizer(path) if has_tokenizer(path) else None
+    if tokenizer:
+        for problem in vocabulary_problems(tokenizer, described, path):
+            raise UserError(problem)
+        if isinstance(model, GPT):
+            model.n_tokens = tokenizer.vocab_size
     return model.eval(), tokenizer
 
 
@@ -165,6 +169,27 @@ def require_classifier(model: Model, where: str) -> GPTClassifier:
     return model
 
 
+def vocabulary_problems(tokenizer: Tokenizer, described: Described, path: Path) -> Iterator[str]:
+    """Yield a sentence for each contradiction between a tokenizer and `config.json` that changes results."""
+    yield from too_many_tokens(tokenizer, described.config.vocab_size, path)
+    where = path / "config.json"
+    eos_id, pad_id = described.special_ids.get("eos"), described.special_ids.get("pad")
+    # transformers writes GPT-2's 50256 by default, which a smaller vocabulary does not have.
+    if eos_id is not None and eos_id != tokenizer.eot_id and eos_id < described.config.vocab_size:
+        yield f"{where}: eos_token_id is {eos_id}, the tokenizer's {END_OF_TEXT} is {tokenizer.eot_id}; correct one"
+    if described.is_classifier and pad_id in tokenizer.ranks.values():
+        yield f"{where}: pad_token_id {pad_id} is a token of texts, which transformers would take for padding"
+
+
+def too_many_tokens(tokenizer: Tokenizer, vocab_size: int, path: str | os.PathLike[str]) -> Iterator[str]:
+    """Yield a sentence if ids of a tokenizer are outside a model's vocabulary.
+
+    The vocabulary may be larger: some libraries pad it to a round number. An id without a token is never generated.
+    """
+    if tokenizer.vocab_size > vocab_size:
+        yield f"{path}: the tokenizer has {tokenizer.vocab_size} tokens, the model {vocab_size}"
+
+
 def read_state(path: Path, described: Described | None = None) -> tuple[dict[str, torch.Tensor], str]:
     """Return a model directory's weights under our names, as views of its files, and the file for messages.
 
@@ -184,8 +209,13 @@ def read_described(path: Path, dropout: float | None = None) -> Described:
     """
     if not path.is_dir():
         raise UserError(f"{path}: no such model directory; `dvc repro` makes models/pretrained and others")
-    if (path / "adapter_config.json").exists() and not (path / "config.json").exists():
-        raise UserError(f"{path}: is a LoRA adapter, which PEFT reads; the merged model is next to it: models/instruct")
+    if (path / ADAPTER_CONFIG).exists() and not (path / "config.json").exists():
+        base = files.read_json(path / ADAPTER_CONFIG)
+        base = base.get("base_model_name_or_path") if isinstance(base, dict) else None
+        raise UserError(
+            f"{path}: is a LoRA adapter of {base!r:.200}; merge them into a model directory: "
+            f"gpt2core merge {base or 'BASE'!s:.200} {path} OUT_DIR"
+        )
     if not (path / "config.json").exists():
         raise UserError(f"{path}: not a model directory, it has no config.json")
     return read_config_json(path / "config.json", dropout)
@@ -198,7 +228,7 @@ def read_tensors(path: Path) -> tuple[dict[str, torch.Tensor], str]:
         UserError: a file is missing or damaged, or does not match the index of several files.
     """
     if (path / WEIGHTS).exists() or not (path / SHARDS).exists():
-        return _read_safetensors(path / WEIGHTS), str(path / WEIGHTS)
+        return read_safetensors(path / WEIGHTS), str(path / WEIGHTS)
     where = path / SHARDS
     index = files.read_json(where)
     weight_map = index.get("weight_map") if isinstance(index, dict) else None
@@ -208,7 +238,7 @@ def read_tensors(path: Path) -> tuple[dict[str, torch.Tensor], str]:
     for name in sorted(set(weight_map.values())):
         if Path(name).name != name:
             raise UserError(f"{where}: {name!r} is no file of this directory")
-        shard = _read_safetensors(path / name)
+        shard = read_safetensors(path / name)
         if repeated := shard.keys() & tensors.keys():
             raise UserError(f"{path / name}: tensor {min(repeated)!r} is in another file, too")
         tensors |= shard
@@ -217,15 +247,20 @@ def read_tensors(path: Path) -> tuple[dict[str, torch.Tensor], str]:
     return tensors, str(where)
 
 
-def _read_safetensors(path: Path) -> dict[str, torch.Tensor]:
+def read_safetensors(path: Path) -> dict[str, torch.Tensor]:
+    """Return the tensors of a file, as views of it. Raises UserError if it is missing, damaged, or has no weights."""
+    if not path.exists():
+        raise UserError(f"{path}: no such file; weights in another format must be saved as safetensors")
+    if not path.is_file():  # a pipe that nobody writes to would wait forever
+        raise UserError(f"{path}: is not a regular file")
     try:
         tensors = safetensors.torch.load_file(path)
-    except FileNotFoundError:
-        raise UserError(f"{path}: no such file; weights in another format must be saved as safetensors") from None
     except (SafetensorError, OSError) as error:
         raise UserError(f"{path}: damaged or no safetensors file ({error})") from None
     for name, tensor in tensors.items():
-        if not tensor.dtype.is_floating_point:
-            found = str(tensor.dtype).removeprefix("torch.")
-            raise UserError(f"{path}: tensor {name!r:.80} has the type {found}; weights must be floating-point numbers")
+        if tensor.dtype not in DTYPES:
+            found, allowed = (", ".join(str(d).removeprefix("torch.") for d in ds) for ds in ((tensor.dtype,), DTYPES))
+            raise UserError(
+                f"{path}: tensor {name!r:.80} has the type {found}; weights must be floating-point numbers: {allowed}"
+            )
     return tensors

@@ -33,6 +33,8 @@ BLOCK: tuple[tuple[str, str, tuple[int, ...]], ...] = (
 )
 # Masks in files of older versions of transformers. They are not parameters.
 BUFFERS = (".attn.bias", ".attn.masked_bias")
+HEAD = "lm_head.weight"
+WRAPPERS = {"module.": "DistributedDataParallel", "_orig_mod.": "torch.compile"}  # put before every name by these
 MAX_LISTED = 5  # tensors with the same problem
 
 
@@ -82,7 +84,7 @@ def table(config: GPTConfig, labels: Sequence[str] | None = None) -> list[Row]:
     if labels is not None:
         rows.append(Row("score.weight", "", (len(labels), C)))
     elif not config.tie_word_embeddings:
-        rows.append(Row("lm_head.weight", "", (V, C)))
+        rows.append(Row(HEAD, "", (V, C)))
     return rows
 
 
@@ -98,15 +100,36 @@ def to_hf(state: dict[str, Tensor], config: GPTConfig, labels: Sequence[str] | N
     return tensors
 
 
-def canonical(tensors: dict[str, Tensor], rows: Sequence[Row]) -> dict[str, Tensor]:
+def canonical(tensors: dict[str, Tensor], rows: Sequence[Row], where: str) -> dict[str, Tensor]:
     """Return tensors under the names of `rows`, without what transformers saves in addition.
 
     GPT2Model has no prefix `transformer.`. Masks, and a head that is tied or not used, are left out.
+
+    Raises:
+        UserError: the names have the prefix of a wrapped model, or a head that should be tied is another matrix.
     """
+    for prefix, wrapper in WRAPPERS.items():
+        if tensors and all(name.startswith(prefix) for name in tensors):
+            raise UserError(
+                f"{where}: every tensor's name starts with {prefix!r}, since the model was saved inside {wrapper}; "
+                f"save the model inside it (model.{prefix}save_pretrained), or remove the prefix from the names"
+            )
     if "wte.weight" in tensors:
         tensors = {f"transformer.{name}": tensor for name, tensor in tensors.items()}
-    unused = BUFFERS if rows[-1].hf == "lm_head.weight" else (*BUFFERS, "lm_head.weight")
-    return {name: tensor for name, tensor in tensors.items() if not name.endswith(unused)}
+    has_head, is_classifier = rows[-1].hf == HEAD, rows[-1].hf == "score.weight"
+    head, wte = tensors.get(HEAD), tensors.get("transformer.wte.weight")
+    if head is not None and wte is not None and not (has_head or is_classifier) and not _equal(head, wte):
+        raise UserError(
+            f"{where}: {HEAD!r} differs from 'transformer.wte.weight', though config.json says tie_word_embeddings: "
+            "true, and versions of transformers differ in which they use; to use the file's head, say false there"
+        )
+    return {
+        name: tensor for name, tensor in tensors.items() if not name.endswith(BUFFERS) and (has_head or name != HEAD)
+    }
+
+
+def _equal(a: Tensor, b: Tensor) -> bool:
+    return a.dtype == b.dtype and a.equal(b)
 
 
 def from_hf(
@@ -118,7 +141,7 @@ def from_hf(
         UserError: a tensor is missing, unknown, or of another shape, or a QKV bias that must be zero is not.
     """
     rows = table(config, labels)
-    tensors = canonical(tensors, rows)
+    tensors = canonical(tensors, rows, where)
     check_shapes({name: tuple(tensor.shape) for name, tensor in tensors.items()}, {r.hf: r.shape for r in rows}, where)
     for problem in nonzero_biases(tensors, config, where):
         raise UserError(problem)

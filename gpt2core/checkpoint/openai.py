@@ -16,7 +16,7 @@ from gpt2core.checkpoint.config_json import config_json
 from gpt2core.checkpoint.tf_checkpoint import TFCheckpoint
 from gpt2core.errors import UserError
 from gpt2core.model import GPTConfig
-from gpt2core.tokenizer import Tokenizer
+from gpt2core.tokenizer import Tokenizer, read_bpe
 
 # The files of each size at OpenAI. `checkpoint` and `.meta` are TensorFlow's own; converting does not read them.
 FILES = (
@@ -121,9 +121,9 @@ def convert(src_dir: str | os.PathLike[str], out_dir: str | os.PathLike[str]) ->
     src, out = Path(src_dir), Path(out_dir)
     if not src.is_dir():
         raise UserError(f"{src}: no such directory; it must hold OpenAI's files: {', '.join(FILES)}")
-    check_out_dir(src, out, "model directory", marker="config.json")
+    files.check_out_dir(src, out, "model directory", marker="config.json")
     config = read_hparams(src / "hparams.json")
-    tokenizer = Tokenizer.from_files(src / "encoder.json", src / "vocab.bpe")
+    tokenizer = read_bpe(src / "encoder.json", src / "vocab.bpe")
     if tokenizer.vocab_size != config.vocab_size:
         raise UserError(
             f"{src / 'hparams.json'}: n_vocab is {config.vocab_size}, encoder.json has {tokenizer.vocab_size} tokens"
@@ -146,21 +146,3 @@ def convert(src_dir: str | os.PathLike[str], out_dir: str | os.PathLike[str]) ->
         if error.errno in files.DISK_FULL:
             raise
         raise UserError(f"{out}: cannot be written ({error.strerror})") from None
-
-
-def check_out_dir(src: Path, out: Path, kind: str, marker: str) -> None:
-    """Check that writing `out` would not delete its source or an unrelated folder.
-
-    Args:
-        src: directory that is read.
-        out: directory that will be written.
-        kind: what `out` will be, for messages; an existing directory of this kind may be replaced.
-        marker: file that a directory of this kind has.
-
-    Raises:
-        UserError: `out` contains `src`, or exists and is of another kind.
-    """
-    if out.resolve() == src.resolve() or out.resolve() in src.resolve().parents:
-        raise UserError(f"{out}: holds the source {src}, which writing would delete; choose another directory")
-    if out.exists() and not (out.is_dir() and ((out / marker).exists() or not any(out.iterdir()))):
-        raise UserError(f"{out}: exists and is no {kind}; choose another name or remove it")

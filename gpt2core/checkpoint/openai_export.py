@@ -12,11 +12,11 @@ from gpt2core import files, runtime
 from gpt2core.checkpoint import names
 from gpt2core.checkpoint.config_json import Described
 from gpt2core.checkpoint.model_dir import read_described, read_tensors
-from gpt2core.checkpoint.openai import CHECKPOINT_PREFIX, check_out_dir, write_bpe, write_hparams
+from gpt2core.checkpoint.openai import CHECKPOINT_PREFIX, write_bpe, write_hparams
 from gpt2core.checkpoint.tf_writer import write_checkpoint, write_saver_files
 from gpt2core.errors import UserError
 from gpt2core.model import GPTConfig
-from gpt2core.tokenizer import Tokenizer
+from gpt2core.tokenizer import has_tokenizer, load_tokenizer
 
 EPSILON = 1e-5  # of the layer norms, a constant in OpenAI's code
 
@@ -36,14 +36,16 @@ def export(model_dir: str | os.PathLike[str], out_dir: str | os.PathLike[str]) -
     """
     src, out = Path(model_dir), Path(out_dir)
     described = read_described(src)
-    check_out_dir(src, out, "directory in OpenAI's format", marker="hparams.json")
+    files.check_out_dir(src, out, "directory in OpenAI's format", marker="hparams.json")
     _check_expressible(src, described)
-    tokenizer = Tokenizer.load(src)
+    tokenizer = load_tokenizer(src)
     if tokenizer.vocab_size != described.config.vocab_size:
         raise UserError(
             f"{src}: the tokenizer has {tokenizer.vocab_size} tokens and the model {described.config.vocab_size}; "
             "OpenAI's format needs as many of one as of the other"
         )
+    if tokenizer.add_prefix_space:
+        raise UserError(f"{src}: its tokenizer has add_prefix_space, which OpenAI's format cannot express")
     tensors = openai_tensors(src, described.config)
     try:
         with files.atomic_dir(out) as folder:
@@ -63,7 +65,7 @@ def openai_tensors(model_dir: Path, config: GPTConfig) -> Iterator[tuple[str, np
     """
     tensors, where = read_tensors(model_dir)
     rows = names.table(config)
-    tensors = names.canonical(tensors, rows)
+    tensors = names.canonical(tensors, rows, where)
     shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
     names.check_shapes(shapes, {row.hf: row.shape for row in rows}, where)
     written = runtime.progress(rows, what="export", unit="tensor")
@@ -80,5 +82,5 @@ def _check_expressible(src: Path, described: Described) -> None:
         raise UserError(
             f"{where}: layer_norm_epsilon is {described.config.layer_norm_epsilon}; OpenAI's format means {EPSILON}"
         )
-    if not Tokenizer.is_in(src):
+    if not has_tokenizer(src):
         raise UserError(f"{src}: has no vocab.json and merges.txt, which OpenAI's encoder.json and vocab.bpe come from")

@@ -10,8 +10,10 @@ import safetensors.torch
 from torch import Tensor, nn
 
 from gpt2core import files
+from gpt2core.checkpoint.model_dir import ADAPTER_CONFIG
 from gpt2core.model.lora import lora_layers
 
+ADAPTER_WEIGHTS = "adapter_model.safetensors"
 PREFIX = "base_model.model."  # of PEFT, before transformers' names
 README = """\
 A LoRA adapter (Hu et al. 2021) of {base}, for PEFT. `models/instruct` is that base with this adapter merged.
@@ -62,10 +64,10 @@ def save_adapter(path: str | os.PathLike[str], adapter: Adapter | None, base: st
         if adapter is None:
             files.write_text(folder / "README.md", NONE)
             return
-        with files.atomic_path(folder / "adapter_model.safetensors") as file:  # for its mode, as in model_dir.py
+        with files.atomic_path(folder / ADAPTER_WEIGHTS) as file:  # for its mode, as in model_dir.py
             safetensors.torch.save_file(adapter.tensors, file, metadata={"format": "pt"})
         files.write_json(
-            folder / "adapter_config.json",
+            folder / ADAPTER_CONFIG,
             {
                 "peft_type": "LORA",
                 "task_type": "CAUSAL_LM",

@@ -15,11 +15,12 @@ from torch import Tensor
 from gpt2core import runtime
 from gpt2core.checkpoint import names, openai
 from gpt2core.checkpoint.config_json import TRANSFORMERS_TYPE
-from gpt2core.checkpoint.model_dir import read_described, read_tensors
+from gpt2core.checkpoint.model_dir import read_described, read_tensors, too_many_tokens, vocabulary_problems
 from gpt2core.checkpoint.tf_checkpoint import CheckpointError, TFCheckpoint
 from gpt2core.errors import UserError
 from gpt2core.model import GPTConfig
-from gpt2core.tokenizer import END_OF_TEXT, Tokenizer
+from gpt2core.tokenizer import Tokenizer, has_tokenizer, load_tokenizer, read_bpe
+from gpt2core.tokenizer.byte_pair import is_part_of_character
 
 LANGUAGE_MODEL, CLASSIFIER, OPENAI = "language model", "classifier", "OpenAI checkpoint"
 LORA, UNKNOWN = "LoRA adapter", "unknown"
@@ -102,16 +103,16 @@ def _verify_model_dir(path: Path, report: Report) -> None:
     report.labels = list(described.labels) if described.labels is not None else None
     report.transformers = described.model_type == TRANSFORMERS_TYPE
     report.set_sizes(described.config)
+    rows = names.table(described.config, described.labels)
     try:
         tensors, where = read_tensors(path)
+        tensors = names.canonical(tensors, rows, where)
     except UserError as error:
         report.problems.append(str(error))
     else:
-        rows = names.table(described.config, described.labels)
-        tensors = names.canonical(tensors, rows)
         _check_tensors(tensors, {row.hf: row.shape for row in rows}, where, report)
         report.problems += names.nonzero_biases(tensors, described.config, where)
-    if not Tokenizer.is_in(path):
+    if not has_tokenizer(path):
         report.problems += [
             f"{path / name}: no such file, though {other} is here; the tokenizer is not whole"
             for name, other in (("vocab.json", "merges.txt"), ("merges.txt", "vocab.json"))
@@ -119,7 +120,14 @@ def _verify_model_dir(path: Path, report: Report) -> None:
         ]
     else:
         try:
-            _check_tokenizer(Tokenizer.load(path), described.config.vocab_size, described.special_ids, path, report)
+            tokenizer = load_tokenizer(path)
+            report.problems += vocabulary_problems(tokenizer, described, path)
+            report.problems += [
+                f"{path / 'config.json'}: {name}_token_id {token_id} is outside the vocabulary"
+                for name, token_id in described.special_ids.items()
+                if token_id >= described.config.vocab_size
+            ]
+            _check_tokenizer(tokenizer, path, report)
         except UserError as error:
             report.problems.append(str(error))
 
@@ -144,32 +152,22 @@ def _is_finite(tensor: Tensor) -> bool:
     return all(math.isfinite(extreme.item()) for extreme in tensor.aminmax())
 
 
-def _check_tokenizer(
-    tokenizer: Tokenizer, vocab_size: int, special_ids: Mapping[str, int], path: Path, report: Report
-) -> None:
-    """Check that ids are in the model's vocabulary, special tokens agree, and encoded text is decoded unchanged."""
+def _check_tokenizer(tokenizer: Tokenizer, path: Path, report: Report) -> None:
+    """Set the tokenizer's kind, and check that it decodes what it encodes."""
     report.tokenizer = tokenizer_kind(tokenizer)
-    if tokenizer.vocab_size > vocab_size:  # fewer are fine: vocabularies are padded to round numbers
-        report.problems.append(f"{path}: the tokenizer has {tokenizer.vocab_size} tokens, the model {vocab_size}")
-    for name, token_id in special_ids.items():
-        if name == "eos" and token_id != tokenizer.eot_id:
-            eot = f"the tokenizer's {END_OF_TEXT} is {tokenizer.eot_id}"
-            report.problems.append(f"{path / 'config.json'}: eos_token_id is {token_id}, {eot}")
-        elif type(token_id) is not int or not 0 <= token_id < vocab_size:
-            report.problems.append(f"{path / 'config.json'}: {name}_token_id {token_id} is outside the vocabulary")
     probe = PROBE
     if report.tokenizer == CHARACTERS:
         probe = "".join(_text(token) for token in sorted(tokenizer.ranks))
     elif missing := [byte for byte in range(256) if bytes([byte]) not in tokenizer.ranks]:
         report.problems.append(f"{path}: the tokenizer lacks {len(missing)} of the 256 bytes")
         return
-    if tokenizer.decode(tokenizer.encode(probe)) != probe:
+    if tokenizer.decode(tokenizer.encode(probe)).removeprefix(" ") != probe.removeprefix(" "):
         report.problems.append(f"{path}: the tokenizer does not give a text back that it encodes")
 
 
 def tokenizer_kind(tokenizer: Tokenizer) -> str:
     """Return the type of a tokenizer: GPT-2's, another byte-level BPE, or one token per character."""
-    if not any(len(_text(token)) > 1 for token in tokenizer.ranks):
+    if all(map(is_part_of_character, tokenizer.ranks)):
         return CHARACTERS
     printable = tokenizer.id_to_token
     merges = [f"{printable[tokenizer.ranks[a]]} {printable[tokenizer.ranks[b]]}" for a, b in tokenizer.merges]
@@ -199,8 +197,9 @@ def _verify_openai(path: Path, report: Report) -> None:
         _check_checkpoint(checkpoint, config, report)
     if config is not None:
         try:
-            tokenizer = Tokenizer.from_files(path / "encoder.json", path / "vocab.bpe")
-            _check_tokenizer(tokenizer, config.vocab_size, {}, path, report)
+            tokenizer = read_bpe(path / "encoder.json", path / "vocab.bpe")
+            report.problems += too_many_tokens(tokenizer, config.vocab_size, path)
+            _check_tokenizer(tokenizer, path, report)
         except UserError as error:
             _add(report, error)
 

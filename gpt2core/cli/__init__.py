@@ -12,7 +12,7 @@ import click
 from gpt2core import __version__
 from gpt2core.cli.classify import classify
 from gpt2core.cli.compare import compare
-from gpt2core.cli.convert import convert, export_openai
+from gpt2core.cli.convert import convert, export_openai, merge
 from gpt2core.cli.doctor import doctor
 from gpt2core.cli.evaluate import evaluate
 from gpt2core.cli.experiments import seeds, sync_mlflow
@@ -45,8 +45,8 @@ def cli() -> None:
 
 
 COMMANDS = (
-    generate, classify, respond, compare, inspect, perplexity, ui, convert, export_openai, verify, summary, report,
-    doctor, params, profile, sync_mlflow, seeds, rate, evaluate,
+    generate, classify, respond, compare, inspect, perplexity, ui, convert, export_openai, merge, verify, summary,
+    report, doctor, params, profile, sync_mlflow, seeds, rate, evaluate,
 )  # fmt: skip
 for command in COMMANDS:
     cli.add_command(command)

@@ -1,4 +1,4 @@
-"""`gpt2core convert`, `gpt2core export-openai`: between OpenAI's checkpoints and model directories."""
+"""`gpt2core convert`, `export-openai`, `merge`: other formats of models to model directories, and back."""
 
 from __future__ import annotations
 
@@ -45,3 +45,23 @@ def export_openai(model_dir: Path, out_dir: Path, as_json: bool) -> None:
         options.print_json({"openai_dir": str(out_dir)})
     else:
         click.echo(f"{out_dir}: written; back again: gpt2core convert {out_dir} OUT_DIR")
+
+
+@click.command(short_help="Merge a LoRA adapter into its base model.")
+@click.argument("base_dir", type=options.PATH)
+@click.argument("adapter_dir", type=options.PATH)
+@click.argument("out_dir", type=options.PATH)
+@options.as_json
+def merge(base_dir: Path, adapter_dir: Path, out_dir: Path, as_json: bool) -> None:
+    """Merge the LoRA adapter in ADAPTER_DIR into the model in BASE_DIR, as a new model directory OUT_DIR.
+
+    ADAPTER_DIR has adapter_config.json and adapter_model.safetensors, as PEFT and finetune-instruct save them. Its
+    configuration names the base that it was trained on.
+    """
+    from gpt2core.checkpoint.merge import merge as merge_adapter
+
+    merge_adapter(base_dir, adapter_dir, out_dir)
+    if as_json:
+        options.print_json({"model_dir": str(out_dir)})
+    else:
+        click.echo(f"{out_dir}: merged; try: gpt2core generate {out_dir} --prompt Hello")

@@ -46,11 +46,13 @@ def perplexity(
     also precedes the first token, which is predicted like every other.
     """
     import numpy as np
+    import torch
 
     from gpt2core.checkpoint.decoding import load_for_decoding
     from gpt2core.corpus.documents import SEPARATOR
     from gpt2core.evaluation.metrics.language_model import nats
     from gpt2core.evaluation.wikitext import detokenize
+    from gpt2core.inference.sampling import check_finite
 
     if wikitext and max_tokens:
         raise UserError("--wikitext counts the words of the whole file: leave --max-tokens out")
@@ -74,6 +76,7 @@ def perplexity(
     # WikiText's words are those of the distributed file.
     text = "".join(documents) if wikitext else tokenizer.decode([token for token in ids if token != tokenizer.eot_id])
     total = nats(model, np.asarray(ids), tokenizer.eot_id, context, stride=stride, batch_size=4)
+    check_finite(torch.tensor(total))
     result = _result(total, len(ids), text)
     if as_json:
         options.print_json(result)

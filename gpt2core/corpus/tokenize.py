@@ -28,7 +28,7 @@ from gpt2core.corpus.lengths import token_counts
 from gpt2core.corpus.shards import Shard, join_shards, shard_writer
 from gpt2core.corpus.splits import Corpus, split_pieces
 from gpt2core.corpus.workers import Workers
-from gpt2core.tokenizer import Tokenizer
+from gpt2core.tokenizer import Tokenizer, load_tokenizer, read_bpe
 from gpt2core.tokenizer.train import count_words, merge_words, train_char
 
 PARALLEL_FROM_BYTES = 16 << 20  # below, starting processes takes longer than it saves
@@ -92,7 +92,7 @@ def _key(params: TokenizerParams, seed: int, raw: Path, inputs: list[Path]) -> s
 def _tokenizer(params: TokenizerParams, raw: Path, corpus: Corpus, folder: Path, workers: Workers) -> Tokenizer:
     """Return the tokenizer of the params, saved in a folder from which the processes read it."""
     if folder.exists():
-        return Tokenizer.load(folder)
+        return load_tokenizer(folder)
     match params.kind:
         case "bpe":
             chosen = merge_words(_words(corpus, workers), params.vocab_size)
@@ -100,7 +100,7 @@ def _tokenizer(params: TokenizerParams, raw: Path, corpus: Corpus, folder: Path,
             tasks = ((part, corpus.shares(number)) for number, part in enumerate(corpus.parts))
             chosen = train_char("".join(sorted(characters)) for characters in workers.map(_characters, tasks))
         case "gpt2":
-            chosen = Tokenizer.from_files(raw / "gpt2-bpe" / "encoder.json", raw / "gpt2-bpe" / "vocab.bpe")
+            chosen = read_bpe(raw / "gpt2-bpe" / "encoder.json", raw / "gpt2-bpe" / "vocab.bpe")
     with files.atomic_dir(folder) as temporary:
         chosen.save(temporary)
     return chosen
@@ -184,7 +184,7 @@ def _encode_part(part: Part, shares: np.ndarray, tokenizer_dir: Path, train_path
 
 @functools.lru_cache(maxsize=1)
 def _load(tokenizer_dir: Path) -> Tokenizer:
-    return Tokenizer.load(tokenizer_dir)
+    return load_tokenizer(tokenizer_dir)
 
 
 def _figures(chosen: Tokenizer, train: Shard, val: Shard) -> dict[str, Any]:

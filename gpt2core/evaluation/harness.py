@@ -35,6 +35,7 @@ from gpt2core.evaluation.metrics.language_model import token_nats
 from gpt2core.evaluation.mmlu import read_mmlu
 from gpt2core.inference import Sampling, TextStream
 from gpt2core.inference.engine import stream
+from gpt2core.inference.sampling import check_finite
 from gpt2core.model.inference import Packed
 from gpt2core.tokenizer import Tokenizer
 from gpt2core.tokenizer.byte_pair import END_OF_TEXT
@@ -122,6 +123,7 @@ class Adapter(TemplateLM):  # type: ignore[misc]  # lm-eval has no types
                 total.index_add_(0, owner, -nats.cpu().double())
                 is_greedy[owner[~is_likeliest.cpu()]] = False
                 first += len(nats)
+        check_finite(total)
         return list(zip(total.tolist(), is_greedy.tolist(), strict=True))
 
     def loglikelihood_rolling(self, requests: Sequence[Any], disable_tqdm: bool = True) -> list[float]:

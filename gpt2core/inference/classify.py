@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from gpt2core import runtime
+from gpt2core.inference.sampling import check_finite
 from gpt2core.model import GPTClassifier
 from gpt2core.tokenizer import Tokenizer
 
@@ -75,6 +76,7 @@ class Texts:
         for places in runtime.progress(batches, what="classify", unit="batch"):
             inputs = (tensor.to(device) for tensor in self.batch([rows[place] for place in places]))
             logits[places] = self.logits(*inputs).float().cpu()
+        check_finite(logits)
         return logits
 
     def _lengths(self, rows: Sequence[int]) -> Tensor:

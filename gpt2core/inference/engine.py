@@ -13,7 +13,7 @@ from torch import Tensor
 
 from gpt2core.errors import UserError
 from gpt2core.inference.lookup import by_lookup
-from gpt2core.inference.sampling import Sampling, seed_of_each_row, uniforms
+from gpt2core.inference.sampling import Sampling, next_logits, seed_of_each_row, uniforms
 from gpt2core.model.inference import Packed
 from gpt2core.model.kv_cache import KVCache
 
@@ -201,7 +201,7 @@ def stream(
         [B] int64, on the model's device.
 
     Raises:
-        UserError: an empty prompt, or more or fewer seeds than rows.
+        UserError: an empty prompt, more or fewer seeds than rows, or logits that are not finite.
     """
     device, dtype = placement(model)
     ids, starts = _align_right(prompts, device)  # [B, S], [B]
@@ -219,7 +219,7 @@ def stream(
     rows = torch.arange(B, device=device)  # [B], numbers of the remaining prompts
     for _ in range(max_new_tokens):
         hidden = _last_hidden(model, ids, starts, cache)  # [B, C]
-        logits = sampling.penalize(model.lm_head(hidden), ids)  # [B, V]
+        logits = next_logits(model, hidden, ids, sampling)  # [B, V]
         column = sampling.draw(logits, None if sampling.greedy else next(random_numbers)[rows])  # [B]
         selected = yield column
         ids = torch.cat([ids, column[:, None]], dim=1)  # [B, S + 1]

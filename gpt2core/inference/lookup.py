@@ -14,7 +14,7 @@ from collections.abc import Iterable, Iterator
 import torch
 from torch import Tensor
 
-from gpt2core.inference.sampling import Sampling
+from gpt2core.inference.sampling import Sampling, next_logits
 from gpt2core.model.inference import Packed
 from gpt2core.model.kv_cache import KVCache
 
@@ -107,11 +107,11 @@ def _accepted(model: Packed, ids: Tensor, draft: list[int], sampling: Sampling, 
     else:
         hidden = model.transformer(drafted[:, cache.length :], cache)[0, -k - 1 :]  # [k + 1, C]
     if not draft:
-        return sampling.penalize(model.lm_head(hidden), ids).argmax(-1)  # [1]
+        return sampling.draw(next_logits(model, hidden, ids, sampling))  # [1]
     # Row j has seen j tokens of the draft. Replace the others by the first token, which it has seen.
     unseen = torch.ones(k + 1, S + k, dtype=torch.bool, device=ids.device).triu(S)  # [k + 1, S + k]
-    logits = sampling.penalize(model.lm_head(hidden), torch.where(unseen, drafted[:, :1], drafted))  # [k + 1, V]
-    most_likely = logits.argmax(-1)  # [k + 1]
+    logits = next_logits(model, hidden, torch.where(unseen, drafted[:, :1], drafted), sampling)  # [k + 1, V]
+    most_likely = sampling.draw(logits)  # [k + 1]
     n = 1 + int((most_likely[:-1] == drafted[0, S:]).cumprod(0).sum())
     cache.cut(S + n - 1)
     return most_likely[:n]

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from gpt2core.errors import UserError
+from gpt2core.model.inference import Packed
 
 NEARLY_GREEDY = 1e-6  # a lower temperature is greedy; float32 logits divided by it may overflow
 
@@ -77,7 +78,11 @@ class Sampling:
         """Return the next token [B] of each row of logits [B, V], by inverting the distribution function.
 
         `u` [B] is uniform in (0, 1]; from torch's global generator if None. Greedy sampling needs none.
+
+        Raises:
+            UserError: a row's logits have NaN or infinity, so none is the most likely.
         """
+        check_finite(logits.amax(-1))
         if self.greedy:
             return logits.argmax(-1)
         if u is None:
@@ -85,6 +90,26 @@ class Sampling:
         cdf = self.filter(logits).softmax(-1).cumsum(-1, dtype=torch.float64)  # [B, V]
         # The first token whose sum reaches u · total. As u > 0, it is not an excluded one.
         return torch.searchsorted(cdf, u[:, None] * cdf[:, -1:]).squeeze(-1)
+
+
+def next_logits(model: Packed, hidden: Tensor, ids: Tensor, sampling: Sampling) -> Tensor:
+    """Return logits [B, V] after hidden states [B, C], with the repetition penalty for the tokens in `ids` [B, S].
+
+    Ids of a padded vocabulary that have no token get -inf.
+    """
+    logits = sampling.penalize(model.lm_head(hidden), ids)
+    if model.n_tokens < logits.size(-1):
+        logits[:, model.n_tokens :] = float("-inf")
+    return logits
+
+
+def check_finite(values: Tensor) -> None:
+    """Raise UserError if results of a model have NaN or infinity."""
+    if not bool(values.isfinite().all()):
+        raise UserError(
+            "the model's output is not finite (NaN or infinity), so its weights are damaged or too large; "
+            "gpt2core verify MODEL_DIR names the tensors"
+        )
 
 
 def _at_least(logits: Tensor, threshold: Tensor) -> Tensor:

@@ -116,11 +116,16 @@ class Transformer(nn.Module):
 
 
 class GPT(nn.Module):
-    """The language model: logits for the token after each position."""
+    """The language model: logits for the token after each position.
+
+    `n_tokens` is the number of tokens that its tokenizer has. The vocabulary may be padded beyond it; these ids are
+    never generated.
+    """
 
     def __init__(self, config: GPTConfig):
         super().__init__()
         self.config = config
+        self.n_tokens = config.vocab_size
         self.transformer = Transformer(config)
         self.lm_head = nn.Linear(config.n_embd, config.vocab_size, bias=False)
         if config.tie_word_embeddings:

@@ -62,10 +62,10 @@ def pack(model: GPT, dtype: str) -> Packed:
 
 
 class InferenceGPT:
-    """A `GPT` for generating: `config`, `transformer`, and `lm_head`, without gradients."""
+    """A `GPT` for generating: `config`, `n_tokens`, `transformer`, and `lm_head`, without gradients."""
 
     def __init__(self, model: GPT, dtype: str):
-        self.config = model.config
+        self.config, self.n_tokens = model.config, model.n_tokens
         self.transformer = InferenceTransformer(model.transformer, dtype)
         self.lm_head = inference_linear(model.lm_head, dtype)
 

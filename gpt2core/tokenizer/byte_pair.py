@@ -19,7 +19,6 @@ from gpt2core import files
 from gpt2core.errors import UserError
 
 END_OF_TEXT = "<|endoftext|>"
-TOKENIZER_JSON = "tokenizer.json"
 
 # Words are cut before merging (Radford et al. 2019, section 2.2), so that no token spans two of them.
 WORD_PATTERN = r"""'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"""
@@ -50,7 +49,8 @@ def _from_printable_table() -> dict[str, int]:
     return {character: byte for byte, character in printable_bytes().items()}
 
 
-def _from_printable(text: str) -> bytes:
+def from_printable(text: str) -> bytes:
+    """Return the bytes of a text in GPT-2's printable characters. Raises KeyError on another character."""
     return bytes(map(_from_printable_table().__getitem__, text))
 
 
@@ -67,12 +67,20 @@ class Tokenizer:
         ranks: each token's bytes with its id; of two possible merges the one with the lower id is applied first.
         merges: pairs of tokens in the order in which they were learned, as in `merges.txt`.
         eot_id: the id of `<|endoftext|>`, which separates documents and is never found in plain text.
+        add_prefix_space: whether a text without a space at its start gets one, so that its first word is as any other.
     """
 
-    def __init__(self, ranks: dict[bytes, int], merges: list[tuple[bytes, bytes]], eot_id: int):
-        self.ranks, self.merges, self.eot_id = ranks, merges, eot_id
+    def __init__(
+        self,
+        ranks: dict[bytes, int],
+        merges: list[tuple[bytes, bytes]],
+        eot_id: int,
+        *,
+        add_prefix_space: bool = False,
+    ):
+        self.ranks, self.merges, self.eot_id, self.add_prefix_space = ranks, merges, eot_id, add_prefix_space
         self.vocab_size = max([*ranks.values(), eot_id]) + 1
-        # tiktoken panics on a byte that no token begins with; only a character tokenizer has such gaps.
+        # tiktoken panics on a byte that no token starts with; only a character tokenizer has such gaps.
         self._foreign = None
         if any(bytes([byte]) not in ranks for byte in range(256)):
             known = "".join(regex.escape(t.decode()) for t in ranks if _is_character(t))
@@ -104,6 +112,8 @@ class Tokenizer:
 
     def _encode_words(self, text: str) -> list[int]:
         """Encode, with the words that tiktoken cannot cut, because they overflow its stack, cut here."""
+        if self.add_prefix_space and text and not text.startswith(" "):
+            text = " " + text
         ids: list[int] = []
         start = 0
         for run in LONG_RUN.finditer(text) if _may_have_long_run(text) else ():
@@ -157,90 +167,16 @@ class Tokenizer:
                 "eos_token": END_OF_TEXT,
                 "unk_token": END_OF_TEXT,
                 "pad_token": END_OF_TEXT,
-                "add_prefix_space": False,
+                "add_prefix_space": self.add_prefix_space,
                 **({"model_max_length": model_max_length} if model_max_length else {}),
                 **(extra or {}),
             },
         )
 
-    @classmethod
-    def load(cls, folder: str | os.PathLike[str]) -> Tokenizer:
-        """Read `vocab.json` and `merges.txt` of a model directory, or the `tokenizer.json` that transformers writes."""
-        vocab_path, merges_path, json_path = (
-            Path(folder) / name for name in ("vocab.json", "merges.txt", TOKENIZER_JSON)
-        )
-        if json_path.exists() and not (vocab_path.exists() and merges_path.exists()):
-            return cls.from_json(json_path)
-        return cls.from_files(vocab_path, merges_path)
 
-    @staticmethod
-    def is_in(folder: str | os.PathLike[str]) -> bool:
-        """Return whether a directory has the files of a tokenizer."""
-        names = {path.name for path in Path(folder).iterdir()}
-        return {"vocab.json", "merges.txt"} <= names or TOKENIZER_JSON in names
-
-    @classmethod
-    def from_files(cls, vocab_path: str | os.PathLike[str], merges_path: str | os.PathLike[str]) -> Tokenizer:
-        """Read GPT-2's two files (OpenAI: encoder.json, vocab.bpe). Raises UserError that names file and line."""
-        vocab = files.read_json(vocab_path)
-        merges = []
-        # Not splitlines(): it also splits at U+0085, which the byte alphabet has.
-        for number, line in enumerate(files.read_text(merges_path).split("\n"), start=1):
-            line = line.removesuffix("\r")
-            if line and not (number == 1 and line.startswith("#version")):
-                merges.append((f"line {number}", line.split(" ")))
-        return cls._from_tables(vocab, merges, vocab_path, merges_path)
-
-    @classmethod
-    def from_json(cls, path: str | os.PathLike[str]) -> Tokenizer:
-        """Read the file in which the library `tokenizers` keeps both tables. Raises UserError if it is another kind."""
-        content = files.read_json(path)
-        model = content.get("model") if isinstance(content, dict) else None
-        if (
-            not isinstance(model, dict)
-            or model.get("type") != "BPE"
-            or not (isinstance(model.get("vocab"), dict) and isinstance(model.get("merges"), list))
-        ):
-            raise UserError(f"{path}: must hold a model of type 'BPE' with vocab and merges")
-        cutter = content.get("pre_tokenizer") or {}
-        if cutter.get("type") != "ByteLevel" or cutter.get("add_prefix_space") or content.get("normalizer"):
-            raise UserError(f"{path}: does not cut words as GPT-2 does (pre_tokenizer ByteLevel, no prefix space)")
-        # Older versions wrote a merge as one string.
-        merges = [(f"merge {i}", m.split(" ") if isinstance(m, str) else m) for i, m in enumerate(model["merges"])]
-        added = {token["content"]: token["id"] for token in content.get("added_tokens") or []}
-        if other := added.keys() - {END_OF_TEXT}:
-            raise UserError(f"{path}: the added token {min(other)!r} is not supported; only {END_OF_TEXT} is")
-        return cls._from_tables(model["vocab"] | added, merges, path, path)
-
-    @classmethod
-    def _from_tables(
-        cls,
-        vocab: Any,
-        pairs: list[tuple[str, list[str]]],
-        vocab_path: str | os.PathLike[str],
-        merges_path: str | os.PathLike[str],
-    ) -> Tokenizer:
-        """Build a tokenizer from printable tokens with ids, and pairs of tokens with their places in the file."""
-        if not isinstance(vocab, dict) or END_OF_TEXT not in vocab:
-            raise UserError(f"{vocab_path}: must be a JSON object of tokens and ids with {END_OF_TEXT!r} among them")
-        if set(map(type, vocab.values())) != {int} or sorted(vocab.values()) != list(range(len(vocab))):
-            raise UserError(f"{vocab_path}: ids must be 0 to {len(vocab) - 1}, each once")
-        eot_id = vocab[END_OF_TEXT]
-        try:
-            ranks = {_from_printable(token): i for token, i in vocab.items() if token != END_OF_TEXT}
-        except KeyError as error:
-            raise UserError(f"{vocab_path}: {error} is no character of GPT-2's byte alphabet") from None
-        merges = []
-        for place, pair in pairs:
-            try:
-                left, right = (_from_printable(part) for part in pair)
-                _ = ranks[left], ranks[right], ranks[left + right]
-            except (ValueError, KeyError):
-                raise UserError(
-                    f"{merges_path}: {place}: {' '.join(pair)!r:.80} is not a pair of tokens of {vocab_path}"
-                ) from None
-            merges.append((left, right))
-        return cls(ranks, merges, eot_id)
+def is_part_of_character(token: bytes) -> bool:
+    """Return whether a token is a single byte, a character, or the first bytes of one."""
+    return len(token) == 1 or (token[0] >= 0xC0 and len(token.decode(errors="ignore")) <= 1)
 
 
 def _is_character(token: bytes) -> bool:

@@ -20,7 +20,7 @@ from gpt2core.log import logger
 from gpt2core.model import GPT, GPTClassifier
 from gpt2core.model.inference import Packed, pack
 from gpt2core.prompts import Prompt
-from gpt2core.tokenizer import Tokenizer
+from gpt2core.tokenizer import Tokenizer, has_tokenizer
 
 MAX_LOADED = 3  # models in memory: one for each tab with its own kind of model
 KINDS = LANGUAGE_MODEL, INSTRUCT, CLASSIFIER = "language model", "instruct", "classifier"
@@ -51,8 +51,8 @@ def find_models(directories: Iterable[Path]) -> list[ModelInfo]:
         for path in sorted(paths, key=lambda path: (len(path.parts), path)):
             try:
                 models[path] = _describe(path)
-            except UserError as error:
-                logger.warning(f"left out: {error}")
+            except (UserError, OSError) as error:
+                logger.warning(f"left out: {path}: {error}" if isinstance(error, OSError) else f"left out: {error}")
     if not models:
         names = ", ".join(map(str, directories))
         raise UserError(f"{names}: no model directory in it; `dvc repro` makes some, `gpt2core convert` others")
@@ -61,7 +61,7 @@ def find_models(directories: Iterable[Path]) -> list[ModelInfo]:
 
 def _describe(path: Path) -> ModelInfo:
     described = read_described(path)
-    if not Tokenizer.is_in(path):
+    if not has_tokenizer(path):
         raise UserError(f"{path}: has no vocab.json and merges.txt, so text cannot be read or written")
     language_model = INSTRUCT if prompt_of(path) else LANGUAGE_MODEL
     return ModelInfo(str(path), path, CLASSIFIER if described.is_classifier else language_model)

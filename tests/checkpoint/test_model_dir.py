@@ -109,7 +109,7 @@ def edit_config(folder: Path, **changes: object) -> None:
     ("damage", "message"),
     [
         (lambda d: edit_config(d, model_type="llama"), "model_type must be 'gpt2'"),
-        (lambda d: edit_config(d, activation_function="gelu"), "activation_function 'gelu' is not GPT-2's"),
+        (lambda d: edit_config(d, activation_function="gelu"), "activation_function: .* found 'gelu'"),
         (lambda d: edit_config(d, n_embd=64, n_inner=None), r"has shape \[280, 32\], must have \[280, 64\]"),
         (lambda d: edit_config(d, n_layer=3), "'transformer.h.2.attn.c_attn.bias' is missing"),
         (lambda d: edit_config(d, n_layer=1), "'transformer.h.1.attn.c_attn.bias' is not part of this GPT-2"),
@@ -223,7 +223,7 @@ def test_a_tokenizer_that_transformers_saved_encodes_alike(tmp_path: Path, token
 
     theirs.add_special_tokens({"pad_token": "[PAD]"})
     theirs.save_pretrained(tmp_path / "m")
-    with pytest.raises(UserError, match=r"tokenizer.json: the added token '\[PAD\]' is not supported"):
+    with pytest.raises(UserError, match=r"tokenizer_config.json: pad_token: .* found '\[PAD\]'"):
         gpt2core.load(tmp_path / "m")
 
 
@@ -278,5 +278,5 @@ def test_a_classifier_that_reads_elsewhere_says_so_and_transformers_refuses_it(
 def test_attention_that_is_not_scaled_is_refused(tmp_path: Path, tokenizer: Tokenizer) -> None:
     save_model(tmp_path / "m", random_gpt(), tokenizer)
     edit_config(tmp_path / "m", scale_attn_weights=False)
-    with pytest.raises(UserError, match="scale_attn_weights False is not part of GPT-2"):
+    with pytest.raises(UserError, match="scale_attn_weights: .* found False"):
         gpt2core.load(tmp_path / "m")

@@ -20,7 +20,7 @@ from gpt2core.checkpoint.tf_writer import write_checkpoint
 from gpt2core.config.presets import PRESETS
 from gpt2core.errors import UserError
 from gpt2core.model import GPTConfig
-from gpt2core.tokenizer import Tokenizer
+from gpt2core.tokenizer import Tokenizer, load_tokenizer
 
 ROOT = Path(__file__).parents[2]
 make_random = runpy.run_path(str(ROOT / "scripts" / "make_random_checkpoint.py"))["make"]
@@ -98,7 +98,7 @@ def test_there_and_back_gives_transformers_its_model_again(
 
     tokenizer = transformers.GPT2Tokenizer.from_pretrained(out)
     assert tokenizer.model_max_length == 16
-    assert tokenizer(TEXT)["input_ids"] == Tokenizer.load(by_transformers).encode(TEXT)
+    assert tokenizer(TEXT)["input_ids"] == load_tokenizer(by_transformers).encode(TEXT)
 
 
 def test_our_model_computes_what_transformers_computes(by_transformers: Path, by_tensorflow: Path, out: Path) -> None:

@@ -19,7 +19,7 @@ from gpt2core.checkpoint.openai_export import export
 from gpt2core.checkpoint.tf_checkpoint import TFCheckpoint
 from gpt2core.errors import UserError
 from gpt2core.model import GPT, GPTClassifier, GPTConfig
-from gpt2core.tokenizer import Tokenizer
+from gpt2core.tokenizer import Tokenizer, read_bpe
 from gpt2core.tokenizer.train import train_bpe
 
 SIZES = dict(vocab_size=280, n_positions=32, n_embd=24, n_layer=2, n_head=4)
@@ -106,7 +106,7 @@ def test_what_transformers_saved_is_exported(tmp_path: Path, tokenizer: Tokenize
 
 def test_the_bpe_is_openais_to_the_byte(mirror: Path, tmp_path: Path) -> None:
     bpe = mirror / "gpt2-bpe"
-    openai.write_bpe(tmp_path, Tokenizer.from_files(bpe / "encoder.json", bpe / "vocab.bpe"))
+    openai.write_bpe(tmp_path, read_bpe(bpe / "encoder.json", bpe / "vocab.bpe"))
     for name in ("encoder.json", "vocab.bpe"):
         assert (tmp_path / name).read_bytes() == (bpe / name).read_bytes()
 

@@ -19,7 +19,7 @@ from gpt2core.errors import UserError
 from gpt2core.model import GPT, GPTClassifier, GPTConfig
 from gpt2core.sources import registry
 from gpt2core.sources.download import Retry, fetch_all
-from gpt2core.tokenizer import Tokenizer
+from gpt2core.tokenizer import Tokenizer, read_bpe
 from gpt2core.tokenizer.byte_pair import printable_bytes
 
 ROOT = Path(__file__).parents[2]
@@ -187,7 +187,7 @@ def test_real_weights_have_the_published_perplexity(real: tuple[GPT, Tokenizer],
 
 def test_the_published_continuation_is_what_it_says(mirror: Path) -> None:
     bpe = mirror / "gpt2-bpe"
-    tokenizer = Tokenizer.from_files(bpe / "encoder.json", bpe / "vocab.bpe")
+    tokenizer = read_bpe(bpe / "encoder.json", bpe / "vocab.bpe")
     assert tokenizer.encode(DOG_TEXT) == DOG
 
 

@@ -13,7 +13,7 @@ from gpt2core import prompts
 from gpt2core.checkpoint import openai
 from gpt2core.checkpoint.model_dir import save_model
 from gpt2core.model import GPT, GPTClassifier, GPTConfig
-from gpt2core.tokenizer import Tokenizer
+from gpt2core.tokenizer import Tokenizer, read_bpe
 from gpt2core.tokenizer.train import train_bpe
 
 ROOT = Path(__file__).parents[2]
@@ -24,7 +24,7 @@ TEXTS = ["The keeper didn't see it.\n\n  Über 12 lamps!", "Pay 3 coins", "A tal
 def make_tokenizer(kind: str, mirror: Path) -> Tokenizer:
     if kind == "our own":
         return train_bpe([" ".join(TEXTS) * 4], 300)
-    return Tokenizer.from_files(mirror / "gpt2-bpe/encoder.json", mirror / "gpt2-bpe/vocab.bpe")
+    return read_bpe(mirror / "gpt2-bpe/encoder.json", mirror / "gpt2-bpe/vocab.bpe")
 
 
 @pytest.fixture(scope="module", params=["our own", "GPT-2's"])

@@ -15,7 +15,7 @@ from gpt2core.checkpoint.model_dir import save_model
 from gpt2core.checkpoint.verify import tokenizer_kind, verify
 from gpt2core.errors import UserError
 from gpt2core.model import GPT, GPTClassifier, GPTConfig
-from gpt2core.tokenizer import Tokenizer
+from gpt2core.tokenizer import Tokenizer, read_bpe
 from gpt2core.tokenizer.train import train_bpe, train_char
 
 ROOT = Path(__file__).parents[2]
@@ -96,7 +96,7 @@ def test_what_transformers_saved_is_whole(tmp_path: Path, dtype: str | None) -> 
 
 def test_gpt2s_own_bpe_is_known(mirror: Path) -> None:
     bpe = mirror / "gpt2-bpe"
-    assert tokenizer_kind(Tokenizer.from_files(bpe / "encoder.json", bpe / "vocab.bpe")) == "GPT-2's byte-level BPE"
+    assert tokenizer_kind(read_bpe(bpe / "encoder.json", bpe / "vocab.bpe")) == "GPT-2's byte-level BPE"
 
 
 def test_no_directory_is_a_users_mistake(tmp_path: Path) -> None:
@@ -120,6 +120,11 @@ def edit(folder: Path, name: str, change: Callable[[dict], object]) -> None:
     value = json.loads((folder / name).read_text(encoding="utf-8"))
     change(value)
     (folder / name).write_text(json.dumps(value), encoding="utf-8")
+
+
+def without_its_first_token(vocab: dict[str, int]) -> None:
+    vocab.pop("!")
+    vocab.update({token: i - 1 for token, i in vocab.items()})
 
 
 def retensor(folder: Path, change: Callable[[dict[str, torch.Tensor]], object]) -> None:
@@ -153,8 +158,9 @@ def retensor(folder: Path, change: Callable[[dict[str, torch.Tensor]], object]) 
         (lambda d: edit(d, "config.json", lambda c: c.update(model_type="llama")), "model_type must be"),
         (lambda d: edit(d, "vocab.json", lambda v: v.pop("a")), "vocab.json: ids must be 0 to 278"),
         (lambda d: edit(d, "vocab.json", lambda v: v.update({"日": v.pop("a")})), "is no character of GPT-2's byte"),
-        (lambda d: edit(d, "vocab.json", lambda v: v.update(qqq=v.pop("!"))), "lacks 1 of the 256 bytes"),
-        (lambda d: edit(d, "vocab.json", lambda v: v.update(qqq=280)), "the tokenizer has 281 tokens, the model 280"),
+        (lambda d: edit(d, "vocab.json", without_its_first_token), "lacks 1 of the 256 bytes"),
+        (lambda d: edit(d, "vocab.json", lambda v: v.update(qqq=280)), "no merge makes the token of id 280"),
+        (lambda d: edit(d, "config.json", lambda c: c.update(vocab_size=279)), "has 280 tokens, the model 279"),
         (lambda d: (d / "config.json").write_text("{"), "config.json: not JSON"),
         (lambda d: (d / "model.safetensors").unlink(), "model.safetensors: no such file"),
         (lambda d: (d / "model.safetensors").write_bytes(b"1234"), "damaged or no safetensors"),
@@ -216,9 +222,7 @@ def test_half_a_tokenizer_is_not_whole(name: str, lm: Path) -> None:
     assert f"{name}: no such file" in problem
 
 
-@pytest.mark.parametrize(
-    ("key", "value", "said"), [("architectures", 5, "list of names"), ("n_layer", 10**9, "n_layer")]
-)
+@pytest.mark.parametrize(("key", "value", "said"), [("architectures", 5, "valid list"), ("n_layer", 10**9, "n_layer")])
 def test_an_absurd_config_is_a_problem(key: str, value: int, said: str, lm: Path) -> None:
     config = json.loads((lm / "config.json").read_text())
     (lm / "config.json").write_text(json.dumps(config | {key: value}))

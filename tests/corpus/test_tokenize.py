@@ -23,7 +23,7 @@ from gpt2core.corpus.shards import open_shard
 from gpt2core.corpus.splits import Corpus
 from gpt2core.corpus.tokenize import tokenize
 from gpt2core.corpus.workers import Workers
-from gpt2core.tokenizer import END_OF_TEXT, Tokenizer
+from gpt2core.tokenizer import END_OF_TEXT, Tokenizer, load_tokenizer
 from tests.corpus.corpora import BOOK, folder_with
 
 SEPARATOR = f"\n{END_OF_TEXT}\n"
@@ -104,7 +104,7 @@ def test_a_compressed_part_teaches_its_share_of_a_large_corpus(
         (corpus / "val").mkdir()
         (corpus / "val" / "a.txt").write_text(BOOK)
     tokenize(params(vocab_size=300), 7, root / "raw", root / "tokens")
-    assert len(Tokenizer.load(root / "tokens").encode(" lantern and so on")) <= 4 + 1
+    assert len(load_tokenizer(root / "tokens").encode(" lantern and so on")) <= 4 + 1
 
 
 def test_a_large_corpus_teaches_learn_chars_from_everywhere(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -141,7 +141,7 @@ def test_shuffled_and_without_duplicates(root: Path, monkeypatch: pytest.MonkeyP
     assert metrics["dropped_documents"] == 2 * len(TALES)
 
     def texts(name: str) -> list[list[str]]:
-        tokenizer = Tokenizer.load(root / name)
+        tokenizer = load_tokenizer(root / name)
         shards = (open_shard(root / name / f"{split}.bin") for split in ("train", "val"))
         return [[tokenizer.decode(ids.tolist()) for ids in documents_of(s, tokenizer.eot_id)] for s in shards]
 

@@ -9,7 +9,7 @@ import torch
 
 from gpt2core.errors import UserError
 from gpt2core.learn import GPTDatasetV1, create_dataloader_v1
-from gpt2core.tokenizer import Tokenizer
+from gpt2core.tokenizer import Tokenizer, read_bpe
 from gpt2core.tokenizer.train import train_char
 
 TEXT = "abcdefghijklmnopqrstuvwxyz"
@@ -55,7 +55,7 @@ def test_the_loader_makes_batches_in_order_or_shuffled(letters: Tokenizer) -> No
 
 
 def test_without_a_tokenizer_it_is_gpt2s(mirror: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    gpt2 = Tokenizer.from_files(mirror / "gpt2-bpe" / "encoder.json", mirror / "gpt2-bpe" / "vocab.bpe")
+    gpt2 = read_bpe(mirror / "gpt2-bpe" / "encoder.json", mirror / "gpt2-bpe" / "vocab.bpe")
     monkeypatch.setattr(tiktoken, "get_encoding", {"gpt2": gpt2}.__getitem__)
     verdict = (mirror / "the-verdict" / "the-verdict.txt").read_text(encoding="utf-8")
     inputs, _ = next(iter(create_dataloader_v1(verdict, batch_size=1, max_length=4, stride=1, shuffle=False)))

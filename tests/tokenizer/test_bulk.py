@@ -9,7 +9,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from gpt2core.errors import UserError
-from gpt2core.tokenizer import Tokenizer
+from gpt2core.tokenizer import Tokenizer, read_bpe
 from gpt2core.tokenizer.bulk import BulkEncoder
 from gpt2core.tokenizer.train import train_bpe, train_char
 
@@ -48,7 +48,7 @@ def test_a_character_tokenizer_still_refuses_what_it_does_not_know() -> None:
 
 
 def test_novels_in_gpt2s_tokens(mirror: Path) -> None:
-    tokenizer = Tokenizer.from_files(mirror / "gpt2-bpe" / "encoder.json", mirror / "gpt2-bpe" / "vocab.bpe")
+    tokenizer = read_bpe(mirror / "gpt2-bpe" / "encoder.json", mirror / "gpt2-bpe" / "vocab.bpe")
     for name in ("1342-0.txt", "1661.txt"):
         text = (mirror / "novels" / name).read_bytes().decode()[:300_000]  # with \r\n
         assert BulkEncoder(tokenizer).encode([(text, True)]).tolist() == [*tokenizer.encode(text), tokenizer.eot_id]
