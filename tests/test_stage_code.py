@@ -181,6 +181,9 @@ sys.addaudithook(audit)
 """
 
 
+OF_OBSERVERS = {"gpt2core/deadline.py"}  # where a stage does not import it, tracking alone does
+
+
 class Pipeline:
     """A clone of this working tree with the profile tiny, run by DVC."""
 
@@ -267,7 +270,7 @@ def test_all_code_that_a_stage_opens_is_a_dependency(pipeline: Pipeline, name: s
     opened = pipeline.opened(name)
     assert f"stages/{name.replace('-', '_')}.py" in opened
     used = {path for path in opened if not is_observer(module_of(path)) and path != "gpt2core/__init__.py"}
-    assert used <= covered(stage)
+    assert used - OF_OBSERVERS <= covered(stage)
 
 
 @pytest.mark.slow

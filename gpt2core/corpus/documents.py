@@ -7,6 +7,7 @@ documents, and inside one only if it is longer than a part, at a place that its 
 
 from __future__ import annotations
 
+import codecs
 import contextlib
 import gzip
 import io
@@ -119,8 +120,8 @@ def _naming(part: Part) -> Iterator[None]:
     """Add the file, and the row, to each error."""
     try:
         yield
-    except UnicodeDecodeError as error:
-        raise UserError(f"{part.path}: not UTF-8 ({error.reason}); convert it: iconv -f latin1 -t utf-8") from None
+    except UnicodeDecodeError:
+        raise UserError(f"{part.path}: {_not_utf8(part)}; convert it: iconv -f latin1 -t utf-8") from None
     except Damaged as error:
         row = "" if error.row is None else f", row {error.row + _rows_before(part):,}"
         raise UserError(f"{part.path}{row}: {error}") from None
@@ -130,6 +131,22 @@ def _naming(part: Part) -> Iterator[None]:
         if error.errno is not None:
             raise
         raise UserError(f"{part.path}: damaged or cut short ({error}); fetch the file again") from None
+
+
+def _not_utf8(part: Part) -> str:
+    """Return where and why a part is not UTF-8; it is read again, only to report this. Bytes count from 0."""
+    _, compression = format_of(part.path) or ("", "")
+    decoder = codecs.getincrementaldecoder("utf-8")()
+    n_bytes = part.start
+    with _open(part, compression) as stream:
+        while block := stream.read(1 << 20):
+            pending = len(decoder.getstate()[0])
+            try:
+                decoder.decode(block)
+            except UnicodeDecodeError as error:
+                return f"byte {n_bytes - pending + error.start:,} is not UTF-8 ({error.reason})"
+            n_bytes += len(block)
+    return f"byte {n_bytes - len(decoder.getstate()[0]):,} is not UTF-8 (unexpected end of data)"
 
 
 def _rows_before(part: Part) -> int:

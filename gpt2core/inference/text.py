@@ -7,6 +7,8 @@ from collections.abc import Callable, Sequence
 
 from gpt2core.errors import UserError
 
+MAX_STOP_CHARS = 1000  # each token is compared with every prefix of a stop string
+
 
 class TextStream:
     r"""Text of a token stream in whole characters, up to the end of text or a stop string.
@@ -21,7 +23,7 @@ class TextStream:
         stops: strings before which the text ends.
 
     Raises:
-        UserError: a stop string is empty.
+        UserError: a stop string is empty, or longer than 1,000 characters.
 
     >>> tokens = [b"So sa", b"id H\xc3", b"\xa9lo\xc3", b"\xafse.\nThe", b" end"]
     >>> text = TextStream(tokens.__getitem__, stops=[".\n"])
@@ -34,6 +36,8 @@ class TextStream:
     def __init__(self, token_bytes: Callable[[int], bytes], eos_id: int | None = None, stops: Sequence[str] = ()):
         if "" in stops:
             raise UserError("a stop string is empty: it would end every text at its start; leave it out")
+        if longest := max((len(stop) for stop in stops if len(stop) > MAX_STOP_CHARS), default=0):
+            raise UserError(f"a stop string has {longest:,} characters; at most {MAX_STOP_CHARS:,} are allowed")
         self.token_bytes, self.eos_id, self.stops = token_bytes, eos_id, tuple(stops)
         self.finished = False
         self.n_tokens = 0
@@ -76,7 +80,12 @@ class TextStream:
     def _could_become_a_stop(self) -> int:
         """Return the length of the longest suffix of the held text that is a prefix of a stop string."""
         return max(
-            (n for stop in self.stops for n in range(1, len(stop)) if self._held.endswith(stop[:n])),
+            (
+                n
+                for stop in self.stops
+                for n in range(1, min(len(stop), len(self._held) + 1))
+                if self._held.endswith(stop[:n])
+            ),
             default=0,
         )
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import email.utils
 import json
+import logging
 import math
 import os
 import re
@@ -29,7 +30,7 @@ from tqdm import tqdm
 
 from gpt2core import config, files
 from gpt2core.deadline import within
-from gpt2core.errors import UserError
+from gpt2core.errors import UserError, first_line
 from gpt2core.log import logger
 from gpt2core.redact import redacted
 from gpt2core.sources.registry import Asset, File
@@ -37,6 +38,8 @@ from gpt2core.sources.registry import Asset, File
 CHUNK_BYTES = 16 << 10
 PROGRESS_BYTES = 8 << 20  # a try that brings this much is a success of its own: the count of tries starts anew
 TRANSIENT_STATUS = (408, 425, 429, 500, 502, 503, 504)
+logging.getLogger("urllib3").setLevel(logging.ERROR)  # it logs a traceback for each damaged header, before an error
+
 MAX_DOWNLOAD_BYTES = 64 << 30  # of a file whose size the registry does not know; OpenAI's largest has 6.2 GB
 MAX_ARCHIVE_FACTOR = 20  # a zip may have this many times the bytes of the one member that is taken out of it
 
@@ -416,7 +419,7 @@ def _reason(error: BaseException) -> str:
     """Return the first cause, from inside the exceptions that requests and urllib3 wrap around it."""
     while inner := next((e for e in (getattr(error, "reason", 0), *error.args) if isinstance(e, BaseException)), None):
         error = inner
-    return getattr(error, "strerror", None) or str(error).rsplit(": ", 1)[-1]
+    return first_line(Exception(getattr(error, "strerror", None) or str(error).rsplit(": ", 1)[-1]))
 
 
 def _begin(response: requests.Response, part: _Part, have_bytes: int) -> int | None:

@@ -25,9 +25,8 @@ from typing import Any
 
 from gpt2core import config, files
 from gpt2core.errors import UserError, first_line
-from gpt2core.log import logger
+from gpt2core.log import logger, shown
 from gpt2core.params import Params
-from gpt2core.redact import redacted
 from gpt2core.tracking import pending, state, store
 from gpt2core.tracking.flatten import numbers
 from gpt2core.tracking.pipeline_run import Pipeline, common_tags, current_pipeline, git_revision
@@ -81,7 +80,7 @@ def _outcome(error: BaseException) -> tuple[str, str]:
         return "KILLED", "interrupted"
     if isinstance(error, SystemExit) and not error.code:
         return "FINISHED", ""
-    return "FAILED", redacted(f"{type(error).__name__}: {error}")
+    return "FAILED", shown(f"{type(error).__name__}: {error}")
 
 
 class StageRun:

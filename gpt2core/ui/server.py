@@ -16,6 +16,7 @@ from torch import Tensor
 from gpt2core.errors import UserError
 from gpt2core.inference import Sampling, TextStream, stream
 from gpt2core.inference.classify import classify as predict_classes
+from gpt2core.inference.text import MAX_STOP_CHARS
 from gpt2core.inspect import inspect
 from gpt2core.report.inside import inspection_page
 from gpt2core.report.page import render
@@ -46,7 +47,7 @@ class Generate(ModelRequest):
     min_p: float | None = None
     repetition_penalty: float = 1.0
     seed: int = Field(0, ge=0, lt=2**63)
-    stop: str = Field("", max_length=LONGEST_TEXT)
+    stop: str = Field("", max_length=MAX_STOP_CHARS)
 
 
 class Classify(ModelRequest):

@@ -10,30 +10,71 @@ import uvicorn
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
+from starlette.exceptions import HTTPException
 from starlette.middleware.trustedhost import TrustedHostMiddleware
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from gpt2core.errors import UserError
 
 LOOPBACK = ("127.0.0.1", "localhost")
 CLOSING_S = 1  # time for open answers after Ctrl-C
+MAX_BODY_BYTES = 16 << 20  # of a request
 
 
 def bare_app(host: str = LOOPBACK[0]) -> FastAPI:
     """Return an application without routes. On the loopback address, it refuses requests under other host names."""
     app = FastAPI(docs_url=None, redoc_url=None, openapi_url=None)  # these pages would load scripts from other servers
+    app.add_middleware(_BoundedBodies)
     if host in LOOPBACK:
         app.add_middleware(TrustedHostMiddleware, allowed_hosts=[*LOOPBACK])
 
     @app.exception_handler(UserError)
     async def user_error(request: Request, error: UserError) -> JSONResponse:
-        return JSONResponse({"error": str(error)}, status_code=400)
+        return _error(str(error), 400)
+
+    @app.exception_handler(HTTPException)
+    async def http_error(request: Request, error: HTTPException) -> JSONResponse:
+        return _error(str(error.detail), error.status_code)
 
     @app.exception_handler(RequestValidationError)
     async def invalid_request(request: Request, error: RequestValidationError) -> JSONResponse:
         problems = [f"{'.'.join(map(str, row['loc'][1:]))}: {row['msg']}" for row in error.errors()]
-        return JSONResponse({"error": "; ".join(problems)}, status_code=422)
+        return _error("; ".join(problems), 422)
 
     return app
+
+
+def _error(message: str, status: int) -> JSONResponse:
+    """Return an error as JSON. A text from a client may have half a surrogate pair, which UTF-8 cannot express."""
+    return JSONResponse({"error": message.encode(errors="backslashreplace").decode()}, status_code=status)
+
+
+class _BoundedBodies:
+    """Middleware that refuses a request whose body is longer than 16 MiB, and reads no more of it."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serve a request."""
+        n_bytes, is_refused = 0, False
+
+        async def bounded_receive() -> Message:
+            nonlocal n_bytes, is_refused
+            message = await receive()
+            n_bytes += len(message.get("body", b""))
+            if n_bytes <= MAX_BODY_BYTES:
+                return message
+            is_refused = True
+            error = {"error": f"the request has more than {MAX_BODY_BYTES:,} bytes; send a shorter text"}
+            await JSONResponse(error, status_code=413, headers={"Connection": "close"})(scope, receive, send)
+            return {"type": "http.disconnect"}
+
+        async def send_unless_refused(message: Message) -> None:
+            if not is_refused:
+                await send(message)
+
+        await self._app(scope, bounded_receive, send_unless_refused)
 
 
 def serve(app: FastAPI, host: str, port: int, lines: Iterable[str], *, open_browser: bool) -> None:

@@ -134,8 +134,8 @@ OK = '{"text": "fine"}\n'
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
-        ("a.txt", b"caf\xe9 au lait", r"a\.txt: not UTF-8"),
-        ("a.txt.gz", gzip.compress(b"caf\xe9 au lait", mtime=0), r"a\.txt\.gz: not UTF-8"),
+        ("a.txt", b"caf\xe9 au lait", r"a\.txt: byte 3 is not UTF-8"),
+        ("a.txt.gz", gzip.compress(b"caf\xe9 au lait", mtime=0), r"a\.txt\.gz: byte 3 is not UTF-8"),
         ("a.txt.gz", gzip.compress(BOOK.encode(), mtime=0)[:-20], r"a\.txt\.gz: damaged or cut short"),
         ("a.txt.gz", b"no gzip at all", r"a\.txt\.gz: damaged or cut short"),
         ("a.txt.zst", b"no zstd at all", r"a\.txt\.zst: damaged or cut short"),

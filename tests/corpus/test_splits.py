@@ -97,7 +97,7 @@ def test_bad_corpora_are_named(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="the corpus is empty"):
         Corpus(folder, 0.1, seed=1)
     (folder / "train" / "a.txt").write_bytes(b"caf\xe9 au lait")
-    with pytest.raises(UserError, match=r"a\.txt: not UTF-8"):
+    with pytest.raises(UserError, match=r"a\.txt: byte 3 is not UTF-8"):
         Corpus(folder, 0.1, seed=1)
     with pytest.raises(UserError, match=r"no \.txt, \.jsonl .* file in this folder; run the stage download-data"):
         Corpus(tmp_path / "absent", 0.1, seed=1)

@@ -101,7 +101,7 @@ def test_each_answer_is_kept_and_read_by_anything_that_reads_csv(tmp_path: Path)
     with ratings.path.open(newline="", encoding="utf-8") as file:
         header, ann, bob = csv.reader(file)
     assert tuple(header) == COLUMNS
-    assert ann == ["Ann", text.item, "2", "", "5", text.instruction, text.input, text.response]
+    assert ann == ["Ann", text.item, "2", "", "5", text.instruction, "'=1+1", text.response]  # no formula
     assert bob[2:5] == ["", "1", ""]
 
 

@@ -264,8 +264,8 @@ def test_a_text_longer_than_a_block_is_copied_whole(project: Path, monkeypatch: 
     [
         ("corpus", "a.txt", "", "a.txt: the file is empty"),
         ("corpus", "a.txt", " \n ", "a.txt: the file is empty"),
-        ("corpus", "a.txt", b"caf\xe9 au lait", "a.txt: not UTF-8"),
-        ("corpus", "a.txt", "text".encode("utf-16"), "a.txt: not UTF-8"),
+        ("corpus", "a.txt", b"caf\xe9 au lait", "a.txt: byte 3 is not UTF-8"),
+        ("corpus", "a.txt", "text".encode("utf-16"), "a.txt: byte 0 is not UTF-8"),
         (
             "corpus",
             "a.pdf",
@@ -356,7 +356,7 @@ def test_a_download_outlives_a_later_source_that_fails(project: Path, monkeypatc
 def test_own_files_are_looked_at_before_anything_is_fetched(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     fetched: list[object] = []
     monkeypatch.setattr("gpt2core.sources.download.fetch", lambda *args: fetched.append(args))
-    with pytest.raises(UserError, match="bad.txt: not UTF-8"):
+    with pytest.raises(UserError, match="bad.txt: byte .* not UTF-8"):
         prepare(project, ["https://example.org/a.jsonl", own(project, "bad.txt", b"caf\xe9 au lait")])
     assert not fetched
 

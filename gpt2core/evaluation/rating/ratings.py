@@ -24,6 +24,7 @@ QUESTIONS = ("correctness", "helpfulness", "safety")
 SCORES = (1, 2, 3, 4, 5)  # 5 is best
 COLUMNS = ("rater", "item", *QUESTIONS, "instruction", "input", "response")
 LONGEST_NAME = 60
+FORMULA = ("=", "+", "-", "@", "\t", "\r")  # first characters of a cell that spreadsheets run as a formula
 _SUFFIX = "response"  # of the keys of responses: response, base_response, model 1 response
 
 Scores = dict[str, int]  # by question, without questions that were not answered
@@ -132,15 +133,17 @@ class Ratings:
                 }  # fmt: skip
                 rows.append(row)
             row[question] = str(score)
-            files.write_csv(self.path, COLUMNS, rows)
+            quoted = [{column: _quoted(cell) for column, cell in row.items()} for row in rows]
+            files.write_csv(self.path, COLUMNS, quoted)
 
     def _read(self) -> list[dict[str, str]]:
         if not self.path.exists():
             return []
         rows: list[dict[str, str]] = []
         seen: dict[tuple[str, str], int] = {}
-        for number, row in _rows(self.path):
+        for number, cells in _rows(self.path):
             where = f"{self.path}, row {number}"
+            row = {column: _unquoted(cell) for column, cell in cells.items()}
             if differ := set(row) ^ set(COLUMNS):
                 raise UserError(f"{self.path}: its columns must be {', '.join(COLUMNS)}; look at {min(differ)!r}")
             for question in QUESTIONS:
@@ -153,6 +156,19 @@ class Ratings:
             seen[who] = number
             rows.append(row)
         return rows
+
+
+def _quoted(cell: str) -> str:
+    r"""Return a cell that no spreadsheet runs as a formula: one that starts like a formula gets an apostrophe.
+
+    >>> _quoted("=1+1"), _quoted("a = b"), _unquoted(_quoted("'=1"))
+    ("'=1+1", 'a = b', "'=1")
+    """
+    return f"'{cell}" if cell.lstrip("'").startswith(FORMULA) else cell
+
+
+def _unquoted(cell: str) -> str:
+    return cell[1:] if cell.startswith("'") and cell.lstrip("'").startswith(FORMULA) else cell
 
 
 def checked_name(rater: str) -> str:
