@@ -46,18 +46,39 @@ def summary(as_json: bool) -> None:
 
 @click.command(short_help="Write the results of the pipeline as one page.")
 @click.option(
-    "--out", type=click.Path(path_type=Path, dir_okay=False), default=Path("report/index.html"), show_default=True,
-    help="The file to write.",
+    "--out", type=click.Path(path_type=Path, dir_okay=False),
+    help="The file to write.  [default: report/index.html; with --markdown: standard output]",
 )  # fmt: skip
-def report(out: Path) -> None:
+@click.option("--markdown", is_flag=True, help="Compare with a Git revision instead, in GitHub's Markdown.")
+@click.option(
+    "--base", metavar="REV",
+    help="With --markdown: the Git revision or DVC experiment to compare with.  "
+    "[default: the merge base with the default branch, or HEAD]",
+)  # fmt: skip
+def report(out: Path | None, markdown: bool, base: str | None) -> None:
     """Write one self-contained HTML page with the results of the pipeline.
 
     It has curves, texts during training, a look inside the pretrained model, tables of results before and after
     fine-tuning, responses with their scores, and links to the MLflow runs. It opens offline and shows the files that
     are in the project now.
+
+    With --markdown, write a comment for a pull request instead: the metrics, params, and plots in the working tree that
+    differ from a Git revision, by `dvc metrics diff`, `dvc params diff`, and `dvc plots diff`.
     """
+    if base is not None and not markdown:
+        raise click.UsageError("--base needs --markdown")
+    if markdown:
+        from gpt2core.report.markdown import comparison_markdown
+
+        text = comparison_markdown(config.project_root(), base)
+        if out is None:
+            click.echo(text, nl=False)
+        else:
+            files.write_text(out, text)
+        return
     from gpt2core.report.pipeline import report_page
 
+    out = out or Path("report/index.html")
     files.write_text(out, report_page(config.project_root()))
     click.echo(f"{out} ({out.stat().st_size / 1e6:.1f} MB): open it in a browser")
 
