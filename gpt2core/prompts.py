@@ -40,7 +40,28 @@ PROMPTS = {"alpaca": alpaca, "phi3": phi3}
 
 
 def chat_template(prompt: Prompt = alpaca) -> str:
-    """Return the prompt as a Jinja chat template: a user's message is the instruction, a system message its input."""
+    """Return the prompt as a Jinja chat template.
+
+    A user's message is an instruction, the system message before it its input, and the assistant's message the
+    response, which `<|endoftext|>` ends. So a conversation starts with its prompt, and trainers see what to learn.
+    """
+
+    def jinja(form: str) -> str:
+        return form.replace("{instruction}", "{{ message.content }}").replace("{input}", "{{ turn.input }}")
+
+    return (
+        "{%- set turn = namespace(input='') -%}"
+        "{%- for message in messages -%}"
+        "{%- if message.role == 'system' -%}{%- set turn.input = message.content -%}"
+        "{%- elif message.role == 'assistant' -%}{{ message.content }}{{ eos_token }}"
+        f"{{%- elif turn.input -%}}{jinja(prompt.with_input)}{{% set turn.input = '' %}}"
+        f"{{% else %}}{jinja(prompt.without_input)}{{% endif %}}"
+        "{% endfor %}"
+    )
+
+
+def _template_without_answers(prompt: Prompt) -> str:
+    """Return the chat template of older model directories, which left out the assistant's messages."""
 
     def jinja(form: str) -> str:
         return form.replace("{instruction}", "{{ user.content }}").replace("{input}", "{{ system.content }}")
@@ -58,4 +79,5 @@ def of_chat_template(template: object) -> Prompt | None:
     >>> of_chat_template(chat_template(phi3)) is phi3
     True
     """
-    return next((prompt for prompt in PROMPTS.values() if chat_template(prompt) == template), None)
+    forms = (chat_template, _template_without_answers)
+    return next((prompt for prompt in PROMPTS.values() for form in forms if form(prompt) == template), None)

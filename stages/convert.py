@@ -5,12 +5,20 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
+from gpt2core.checkpoint.model_card import ModelCard, write_model_card
 from gpt2core.checkpoint.openai import convert
 from gpt2core.config.presets import PRESETS
 from gpt2core.errors import UserError
 from gpt2core.params import load_params
 from gpt2core.runtime import stage_main
 from gpt2core.tracking import track_stage
+
+OWN = ModelCard("A tiny GPT-2", "Written in OpenAI's format to try the pipeline without a network.", license="mit")
+
+
+def of_openai(size: str) -> ModelCard:
+    made = f"OpenAI's GPT-2 {size} (Radford et al. 2019), its weights unchanged. The license is OpenAI's modified MIT."
+    return ModelCard(f"GPT-2 {size}", made, license="mit")
 
 
 def main() -> None:
@@ -21,6 +29,7 @@ def main() -> None:
     with track_stage(f"convert@{size}", params, sections=("openai",), inputs=[f"data/openai/{size}"]) as run:
         out = Path("models/openai") / size
         convert(Path("data/openai") / size, out)
+        write_model_card(out, OWN if size == "tiny" else of_openai(size))
         run.finish({"model_bytes": (out / "model.safetensors").stat().st_size})
 
 

@@ -6,11 +6,13 @@ from pathlib import Path
 from typing import Any
 
 from gpt2core import config, files, numerics
+from gpt2core.checkpoint.model_card import ModelCard, write_model_card
 from gpt2core.checkpoint.model_dir import save_model
 from gpt2core.config.finetune_classify import FinetuneClassify
 from gpt2core.config.top_level import TopLevel
 from gpt2core.evaluation.seed_results import SeedResults, add_seed_column
 from gpt2core.log import logger
+from gpt2core.metric_files import write_metrics
 from gpt2core.params import load_params
 from gpt2core.runtime import stage_main
 from gpt2core.tasks import labeled_texts
@@ -69,9 +71,13 @@ def main() -> None:
             "truncated_messages": result.truncated,
             "trainable_parameters": result.trainable_parameters,
         }
+        made = (
+            f"Fine-tuned from `{base}` to classify the texts of `data.classification`; the scores are of other texts."
+        )
+        write_model_card(MODEL, ModelCard("A classifier of texts", made, metrics, section.model_dump()))
         files.write_csv(CURVE, ("seed", *COLUMNS), curve)
         results.write_tables(PLOTS)
-        files.write_json("metrics/finetune_classify.json", metrics)
+        write_metrics("finetune_classify", metrics)
         run.log_artifact(CURVE)
         run.finish(metrics)
         run.log_model("classifier", MODEL, metrics)

@@ -10,10 +10,12 @@ from __future__ import annotations
 from pathlib import Path
 
 from gpt2core import config, files, numerics
+from gpt2core.checkpoint.model_card import ModelCard, write_model_card
 from gpt2core.checkpoint.model_dir import save_model
 from gpt2core.checkpoint.peft_adapter import save_adapter
 from gpt2core.config.finetune_instruct import FinetuneInstruct
 from gpt2core.config.top_level import TopLevel
+from gpt2core.metric_files import write_metrics
 from gpt2core.params import load_params
 from gpt2core.prompts import PROMPTS, chat_template
 from gpt2core.runtime import stage_main
@@ -58,8 +60,11 @@ def main() -> None:
                 save_adapter("models/instruct-adapter", result.adapter, base.as_posix())
                 files.write_csv(CURVE, COLUMNS, result.curve)
             del result  # its model makes room for the next one's
+        made = f"Fine-tuned from `{base}` on the entries of `data.instructions`; the losses are of other entries."
+        card = ModelCard("An instruction-tuned GPT-2", made, results.metrics, section.model_dump())
+        write_model_card(MODEL, card)
         results.write(RESPONSES)
-        files.write_json("metrics/finetune_instruct.json", results.metrics)
+        write_metrics("finetune_instruct", results.metrics)
         run.log_artifact(CURVE)
         run.log_artifact(RESPONSES / "test.json")
         run.finish(results.metrics)

@@ -17,13 +17,13 @@ from gpt2core.config.top_level import TopLevel
 from gpt2core.evaluation.comparison import compare_checkpoints
 from gpt2core.evaluation.judges import make_judges
 from gpt2core.evaluation.llm_judge_eval import evaluate_responses, read_responses
+from gpt2core.metric_files import write_metrics
 from gpt2core.params import load_params
 from gpt2core.runtime import stage_main
 from gpt2core.tracking import track_stage
 
 RESPONSES = "data/responses"
 MODEL = Path("models/instruct")  # for evaluate.tasks alone
-METRICS = "metrics/llm_judge_eval.json"
 SCORES = "metrics/plots/judge_scores.csv"
 REPLIES = ".judge-replies"  # in the project's root, as checkpoints: an experiment's temporary copy is deleted
 
@@ -48,7 +48,7 @@ def main() -> None:
 
             metrics["tasks"] = task_metrics(section, MODEL)
         files.write_text(SCORES, evaluation.to_csv())
-        files.write_json(METRICS, metrics)
+        write_metrics("llm_judge_eval", metrics)
         run.log_artifact(SCORES)
         run.finish(metrics)
     print(*evaluation.lines(), sep="\n")

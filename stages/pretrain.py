@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from gpt2core import config, files, numerics, runtime
+from gpt2core.checkpoint.model_card import ModelCard, write_model_card
 from gpt2core.checkpoint.model_dir import save_model
 from gpt2core.config.data import Data
 from gpt2core.config.pretrain import Pretrain
@@ -13,6 +14,7 @@ from gpt2core.config.top_level import TopLevel
 from gpt2core.corpus.shards import documents, open_shard
 from gpt2core.evaluation.metrics.language_model import evaluate
 from gpt2core.evaluation.metrics.trigram import Trigram
+from gpt2core.metric_files import write_metrics
 from gpt2core.params import load_params
 from gpt2core.report.inspection_figures import log_inspection
 from gpt2core.runtime import stage_main
@@ -24,6 +26,7 @@ from gpt2core.training.checkpoints import stage_checkpoints
 from gpt2core.training.pretrain import COLUMNS, pretrain
 
 TOKENS = Path("data/tokens")
+MODEL = Path("models/pretrained")
 CURVE = Path("metrics/plots/pretrain.csv")
 MAX_TRIGRAM_TOKENS = 20_000_000  # its counts are held in memory
 
@@ -52,11 +55,12 @@ def main() -> None:
             section, top.seed, train, val, tokenizer,
             with_throughput(run.log_metrics), checkpoints.training("pretrain"),
         )  # fmt: skip
+        corpus = config.load_section(Data, "data").corpus
         metrics: dict[str, Any] = evaluate(result.model, val, tokenizer.eot_id, section.context)
         trigram = Trigram(train.tokens[:MAX_TRIGRAM_TOKENS], tokenizer.vocab_size)
         metrics["trigram_bits_per_byte"] = round(trigram.bits_per_byte(val.tokens, tokenizer.eot_id, val.n_bytes), 6)
         metrics["bits_per_byte_floor"] = None  # known only where a grammar wrote the corpus
-        if config.load_section(Data, "data").corpus == "embedded":
+        if corpus == "embedded":
             texts = [tokenizer.decode(ids.tolist()) for ids in documents(val, tokenizer.eot_id)]
             metrics["bits_per_byte_floor"] = round(-sum(map(log2_probability, texts)) / val.n_bytes, 6)
         metrics["train_loss"] = round(result.kept_row["train_loss"], 6)
@@ -64,10 +68,12 @@ def main() -> None:
             metrics["kept_step"] = result.kept_step
         metrics["parameters"] = sum(parameter.numel() for parameter in result.model.parameters())
 
-        save_model("models/pretrained", result.model, tokenizer)
+        save_model(MODEL, result.model, tokenizer)
+        made = f"Pretrained from initial weights on the corpus `{corpus}`."
+        write_model_card(MODEL, ModelCard("A pretrained GPT-2", made, metrics, section.model_dump()))
         files.write_csv(CURVE, COLUMNS, result.curve)
         files.write_json("metrics/samples.json", result.samples)
-        files.write_json("metrics/pretrain.json", metrics)
+        write_metrics("pretrain", metrics)
         run.log_artifact(CURVE)
         run.log_artifact("metrics/samples.json")
         log_inspection(run, result.model, tokenizer, val)

@@ -14,6 +14,7 @@ from gpt2core.config.top_level import TopLevel
 from gpt2core.corpus import lengths
 from gpt2core.corpus.shards import open_shard
 from gpt2core.corpus.tokenize import tokenize
+from gpt2core.metric_files import write_metrics
 from gpt2core.params import load_params
 from gpt2core.runtime import stage_main
 from gpt2core.tokenizer import load_tokenizer
@@ -28,7 +29,7 @@ def main() -> None:
     with track_stage("tokenize", params, sections=("data", "tokenizer"), inputs=["data/raw/corpus"]) as run:
         section, seed = config.load_section(TokenizerParams, "tokenizer"), config.load_section(TopLevel).seed
         metrics = tokenize(section, seed, Path("data/raw"), TOKENS)
-        files.write_json("metrics/tokenize.json", metrics)
+        write_metrics("tokenize", metrics)
         tokenizer, train = load_tokenizer(TOKENS), open_shard(TOKENS / "train.bin")
         of_tokens = lengths.token_lengths(tokenizer, train)
         of_documents = lengths.document_lengths(train, tokenizer.eot_id)

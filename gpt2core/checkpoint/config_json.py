@@ -20,6 +20,7 @@ from gpt2core.errors import UserError, listed
 from gpt2core.model.config import GPTConfig
 
 TRANSFORMERS_TYPE, OWN_TYPE = "gpt2", "gpt2core"
+GENERATION_CONFIG = "generation_config.json"
 CLASSIFIERS = ("GPT2ForSequenceClassification", "GPTClassifier")
 POSITIONS = ("last", "first", "mean")
 MAX_LAYERS = 10_000
@@ -54,6 +55,7 @@ class _Keys(BaseModel):
     eos_token_id: TokenId = None
     pad_token_id: TokenId = None
     n_inner: int | None = None
+    n_ctx: int | None = None
 
 
 class _Numbers(BaseModel):
@@ -120,6 +122,7 @@ def config_json(
         "pad_token_id": eot_id,
         "dtype": dtype,
         **config.to_dict(),
+        "n_ctx": config.n_positions,  # OpenAI's name, which llama.cpp reads
     }
     if labels is not None:
         content |= {
@@ -130,6 +133,11 @@ def config_json(
         }
         content |= {"position": position} if is_own else {}
     return content
+
+
+def generation_config_json(eot_id: int) -> dict[str, Any]:
+    """Return the content of `generation_config.json`: where transformers starts, ends, and pads texts."""
+    return {"bos_token_id": eot_id, "eos_token_id": eot_id, "pad_token_id": eot_id}
 
 
 def read_config_json(path: Path, dropout: float | None = None) -> Described:
@@ -152,6 +160,8 @@ def read_config_json(path: Path, dropout: float | None = None) -> Described:
     sizes = _sizes(hf, path, dropout)
     if keys.n_inner not in (None, 4 * sizes.n_embd):
         raise UserError(f"{path}: n_inner {keys.n_inner} must be 4 × n_embd or null")
+    if keys.n_ctx not in (None, sizes.n_positions):
+        raise UserError(f"{path}: n_ctx {keys.n_ctx} must be n_positions, {sizes.n_positions}")
     ids = {"bos": keys.bos_token_id, "eos": keys.eos_token_id, "pad": keys.pad_token_id}
     return Described(
         config=sizes,

@@ -13,7 +13,13 @@ from safetensors import SafetensorError
 
 from gpt2core import files
 from gpt2core.checkpoint import names
-from gpt2core.checkpoint.config_json import Described, config_json, read_config_json
+from gpt2core.checkpoint.config_json import (
+    GENERATION_CONFIG,
+    Described,
+    config_json,
+    generation_config_json,
+    read_config_json,
+)
 from gpt2core.errors import UserError
 from gpt2core.model import GPT, GPTClassifier
 from gpt2core.model.quantized import QuantizedDtype, quantize_linears
@@ -51,6 +57,8 @@ def save_model(
         with files.atomic_path(folder / WEIGHTS) as file:  # for its mode: safetensors gives 0600
             safetensors.torch.save_file(tensors, file, metadata={"format": "pt"})
         files.write_json(folder / "config.json", config_json(model.config, tokenizer.eot_id, **head))
+        if not head:
+            files.write_json(folder / GENERATION_CONFIG, generation_config_json(tokenizer.eot_id))
         extra = {"chat_template": chat_template} if chat_template else None
         tokenizer.save(folder, model_max_length=model.config.n_positions, extra=extra)
 

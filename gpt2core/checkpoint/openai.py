@@ -12,7 +12,7 @@ from safetensors import SafetensorError, TensorSpec, serialize_file
 
 from gpt2core import files, runtime
 from gpt2core.checkpoint import names
-from gpt2core.checkpoint.config_json import config_json
+from gpt2core.checkpoint.config_json import GENERATION_CONFIG, config_json, generation_config_json
 from gpt2core.checkpoint.tf_checkpoint import TFCheckpoint
 from gpt2core.errors import UserError
 from gpt2core.model import GPTConfig
@@ -101,7 +101,7 @@ def write_bpe(folder: str | os.PathLike[str], tokenizer: Tokenizer) -> None:
     tokenizer.save(folder)
     files.write_text(folder / "encoder.json", json.dumps(files.read_json(folder / "vocab.json")))
     (folder / "merges.txt").rename(folder / "vocab.bpe")
-    for name in ("vocab.json", "tokenizer_config.json"):  # transformers' files, not OpenAI's
+    for name in ("vocab.json", "tokenizer.json", "tokenizer_config.json"):  # transformers' files, not OpenAI's
         (folder / name).unlink()
 
 
@@ -139,6 +139,7 @@ def convert(src_dir: str | os.PathLike[str], out_dir: str | os.PathLike[str]) ->
             with files.atomic_path(folder / "model.safetensors") as path:  # for the mode: safetensors gives 0600
                 serialize_file(specs, path, metadata={"format": "pt"})
             files.write_json(folder / "config.json", config_json(config, tokenizer.eot_id, dtype=dtype))
+            files.write_json(folder / GENERATION_CONFIG, generation_config_json(tokenizer.eot_id))
             tokenizer.save(folder, model_max_length=config.n_positions)
     except SafetensorError as error:
         raise UserError(f"{out}: model.safetensors cannot be written ({error}); is the disk full?") from None

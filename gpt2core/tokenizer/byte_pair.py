@@ -147,7 +147,7 @@ class Tokenizer:
         model_max_length: int | None = None,
         extra: dict[str, Any] | None = None,
     ) -> None:
-        """Write `vocab.json`, `merges.txt`, `tokenizer_config.json` as transformers reads them.
+        """Write `vocab.json`, `merges.txt`, `tokenizer.json`, `tokenizer_config.json` as transformers writes them.
 
         Args:
             folder: where to.
@@ -159,6 +159,7 @@ class Tokenizer:
         files.write_text(folder / "vocab.json", json.dumps(vocab, ensure_ascii=False))
         merges = [f"{_to_printable(left)} {_to_printable(right)}" for left, right in self.merges]
         files.write_text(folder / "merges.txt", "\n".join(["#version: 0.2", *merges]) + "\n")
+        files.write_text(folder / "tokenizer.json", json.dumps(self._tokenizer_json(vocab, merges), ensure_ascii=False))
         files.write_json(
             folder / "tokenizer_config.json",
             {
@@ -172,6 +173,33 @@ class Tokenizer:
                 **(extra or {}),
             },
         )
+
+    def _tokenizer_json(self, vocab: dict[str, int], merges: list[str]) -> dict[str, Any]:
+        """Return the content of the file in which the library `tokenizers` keeps everything."""
+        byte_level = {"type": "ByteLevel", "add_prefix_space": self.add_prefix_space, "trim_offsets": True}
+        is_in_text = dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized"), False)
+        return {
+            "version": "1.0",
+            "truncation": None,
+            "padding": None,
+            "added_tokens": [{"id": self.eot_id, "content": END_OF_TEXT, **is_in_text, "special": True}],
+            "normalizer": None,
+            "pre_tokenizer": {**byte_level, "use_regex": True},
+            "post_processor": {**byte_level, "trim_offsets": False, "use_regex": True},
+            "decoder": {**byte_level, "use_regex": True},
+            "model": {
+                "type": "BPE",
+                "dropout": None,
+                "unk_token": None,
+                "continuing_subword_prefix": "",
+                "end_of_word_suffix": "",
+                "fuse_unk": False,
+                "byte_fallback": False,
+                "ignore_merges": False,
+                "vocab": vocab,
+                "merges": [merge.split(" ") for merge in merges],
+            },
+        }
 
 
 def is_part_of_character(token: bytes) -> bool:

@@ -135,15 +135,25 @@ def load_tokenizer(folder: str | os.PathLike[str]) -> Tokenizer:
     vocab_path, merges_path, json_path = folder / VOCAB, folder / MERGES, folder / TOKENIZER_JSON
     if not json_path.exists():
         return read_bpe(vocab_path, merges_path, add_prefix_space=bool(config.add_prefix_space))
-    tokenizer = _read_tokenizer_json(json_path, config.add_prefix_space)
-    if vocab_path.exists() and merges_path.exists():
-        other = read_bpe(vocab_path, merges_path)
-        if (other.ranks, other.merges, other.eot_id) != (tokenizer.ranks, tokenizer.merges, tokenizer.eot_id):
-            raise UserError(
-                f"{json_path}: has other tokens or merges than {VOCAB} and {MERGES} next to it, and libraries differ "
-                "in which they read; remove what does not belong to this model"
-            )
-    return tokenizer
+    content = _read(json_path, _TokenizerJson)
+    assert content is not None
+    # Older versions wrote a merge as one string.
+    pairs = [merge.split(" ") if isinstance(merge, str) else merge for merge in content.model.merges]
+    vocab = content.model.vocab | {token.content: token.id for token in content.added_tokens}
+    has_both = vocab_path.exists() and merges_path.exists()
+    if has_both and (_read_vocab(vocab_path), [pair for _, pair in _read_merges(merges_path)]) != (vocab, pairs):
+        raise UserError(
+            f"{json_path}: has other tokens or merges than {VOCAB} and {MERGES} next to it, and libraries differ in "
+            "which they read; remove what does not belong to this model"
+        )
+    add_prefix_space = content.pre_tokenizer.add_prefix_space
+    if config.add_prefix_space not in (None, add_prefix_space):
+        raise UserError(
+            f"{json_path}: pre_tokenizer.add_prefix_space: is {add_prefix_space}, but {config.add_prefix_space} in "
+            f"{TOKENIZER_CONFIG}, and libraries differ in which they use; correct the wrong one"
+        )
+    places = [(f"merge {number}", pair) for number, pair in enumerate(pairs)]
+    return _from_tables(vocab, places, json_path, json_path, add_prefix_space)
 
 
 def has_tokenizer(folder: str | os.PathLike[str]) -> bool:
@@ -156,32 +166,26 @@ def read_bpe(
     vocab_path: str | os.PathLike[str], merges_path: str | os.PathLike[str], *, add_prefix_space: bool = False
 ) -> Tokenizer:
     """Read GPT-2's two files (OpenAI: encoder.json, vocab.bpe). Raises UserError that names file and line."""
-    vocab = files.read_json(vocab_path, MAX_BYTES)
-    if not isinstance(vocab, dict):
-        raise UserError(f"{vocab_path}: must be a JSON object of tokens and ids")
-    merges = []
-    # Not splitlines(): it also splits at U+0085, which the byte alphabet has.
-    for number, line in enumerate(files.read_text(merges_path, MAX_BYTES).split("\n"), start=1):
-        line = line.removesuffix("\r")
-        if line and not (number == 1 and line.startswith("#version")):
-            merges.append((f"line {number}", line.split(" ")))
+    vocab, merges = _read_vocab(vocab_path), _read_merges(merges_path)
     return _from_tables(vocab, merges, vocab_path, merges_path, add_prefix_space)
 
 
-def _read_tokenizer_json(path: Path, add_prefix_space: bool | None) -> Tokenizer:
-    """Read the file in which the library `tokenizers` keeps everything; the argument is tokenizer_config.json's."""
-    content = _read(path, _TokenizerJson)
-    assert content is not None
-    own = content.pre_tokenizer.add_prefix_space
-    if add_prefix_space is not None and add_prefix_space is not own:
-        raise UserError(
-            f"{path}: pre_tokenizer.add_prefix_space: is {own}, but {add_prefix_space} in {TOKENIZER_CONFIG}, and "
-            "libraries differ in which they use; correct the wrong one"
-        )
-    # Older versions wrote a merge as one string.
-    pairs = [(f"merge {i}", m.split(" ") if isinstance(m, str) else m) for i, m in enumerate(content.model.merges)]
-    added = {token.content: token.id for token in content.added_tokens}
-    return _from_tables(content.model.vocab | added, pairs, path, path, own)
+def _read_vocab(path: str | os.PathLike[str]) -> dict[str, Any]:
+    vocab = files.read_json(path, MAX_BYTES)
+    if not isinstance(vocab, dict):
+        raise UserError(f"{path}: must be a JSON object of tokens and ids")
+    return vocab
+
+
+def _read_merges(path: str | os.PathLike[str]) -> list[tuple[str, list[str]]]:
+    """Return the place in the file, and the parts, of each merge."""
+    merges = []
+    # Not splitlines(): it also splits at U+0085, which the byte alphabet has.
+    for number, line in enumerate(files.read_text(path, MAX_BYTES).split("\n"), start=1):
+        line = line.removesuffix("\r")
+        if line and not (number == 1 and line.startswith("#version")):
+            merges.append((f"line {number}", line.split(" ")))
+    return merges
 
 
 def _check_added_tokens(path: Path) -> None:
