@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from gpt2core import config, files, numerics
-from gpt2core.checkpoint.model_card import ModelCard, write_model_card
+from gpt2core.checkpoint.model_card import CARD, ModelCard, write_model_card
 from gpt2core.checkpoint.model_dir import save_model
 from gpt2core.config.finetune_classify import FinetuneClassify
 from gpt2core.config.top_level import TopLevel
@@ -79,6 +79,7 @@ def main() -> None:
         results.write_tables(PLOTS)
         write_metrics("finetune_classify", metrics)
         run.log_artifact(CURVE)
+        run.describe(MODEL / CARD)
         run.finish(metrics)
         run.log_model("classifier", MODEL, metrics)
 

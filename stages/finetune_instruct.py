@@ -10,7 +10,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from gpt2core import config, files, numerics
-from gpt2core.checkpoint.model_card import ModelCard, write_model_card
+from gpt2core.checkpoint.model_card import CARD, ModelCard, write_model_card
 from gpt2core.checkpoint.model_dir import save_model
 from gpt2core.checkpoint.peft_adapter import save_adapter
 from gpt2core.config.finetune_instruct import FinetuneInstruct
@@ -67,6 +67,7 @@ def main() -> None:
         write_metrics("finetune_instruct", results.metrics)
         run.log_artifact(CURVE)
         run.log_artifact(RESPONSES / "test.json")
+        run.describe(MODEL / CARD)
         run.finish(results.metrics)
         run.log_model("instruct", MODEL, results.metrics)
 

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from gpt2core import config, files, numerics, runtime
-from gpt2core.checkpoint.model_card import ModelCard, write_model_card
+from gpt2core.checkpoint.model_card import CARD, ModelCard, write_model_card
 from gpt2core.checkpoint.model_dir import save_model
 from gpt2core.config.data import Data
 from gpt2core.config.pretrain import Pretrain
@@ -77,6 +77,7 @@ def main() -> None:
         run.log_artifact(CURVE)
         run.log_artifact("metrics/samples.json")
         log_inspection(run, result.model, tokenizer, val)
+        run.describe(MODEL / CARD)
         run.finish(metrics)
 
 

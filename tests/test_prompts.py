@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
+
 import pytest
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from gpt2core import prompts
 
+ROOT = Path(__file__).parent.parent
 WITH_INPUT = """\
 Below is an instruction that describes a task, paired with an input that provides further context. \
 Write a response that appropriately completes the request.
@@ -58,7 +62,7 @@ def test_a_prompt_is_known_by_its_chat_template() -> None:
 def render(messages: list[dict[str, str]], prompt: prompts.Prompt = prompts.alpaca) -> str:
     """As transformers does it: in a sandbox, with blocks that leave no white space."""
     environment = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True)
-    return environment.from_string(prompts.chat_template(prompt)).render(messages=messages)
+    return environment.from_string(prompts.chat_template(prompt)).render(messages=messages, eos_token="<|endoftext|>")
 
 
 @pytest.mark.parametrize("prompt", prompts.PROMPTS.values(), ids=prompts.PROMPTS)
@@ -73,10 +77,26 @@ def test_the_chat_template_renders_the_same_prompt(instruction: str, input_text:
     assert render(messages, prompt) == prompt(instruction, input_text)
 
 
-def test_the_chat_template_answers_the_last_question() -> None:
+def test_the_chat_template_has_every_turn() -> None:
     messages = [
         {"role": "user", "content": "Name a river."},
         {"role": "assistant", "content": "The Oder."},
         {"role": "user", "content": "Name a colour."},
     ]
-    assert render(messages) == WITHOUT_INPUT
+    first = WITHOUT_INPUT.replace("Name a colour.", "Name a river.")
+    assert render(messages) == f"{first}The Oder.<|endoftext|>{WITHOUT_INPUT}"
+
+
+def test_an_input_belongs_to_the_next_question_only() -> None:
+    messages = [
+        {"role": "system", "content": "3, 1, 2"},
+        {"role": "user", "content": "Sort these numbers."},
+        {"role": "assistant", "content": "1, 2, 3"},
+        {"role": "user", "content": "Name a colour."},
+    ]
+    assert render(messages) == f"{WITH_INPUT}1, 2, 3<|endoftext|>{WITHOUT_INPUT}"
+
+
+def test_older_directories_are_known_by_their_template() -> None:
+    older = (ROOT / "tests/checkpoint/older/instruct/tokenizer_config.json").read_text(encoding="utf-8")
+    assert prompts.of_chat_template(json.loads(older)["chat_template"]) is prompts.alpaca

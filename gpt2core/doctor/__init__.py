@@ -55,6 +55,7 @@ def examine(root: Path) -> Iterator[Finding]:
     if params is not None:
         yield from machine.compiler(params)
     yield from project.git(root)
+    yield from project.lock_file(root)
     yield from project.model_directories(root)
     yield from stores.dvc(root)
     yield from stores.mlflow(root)

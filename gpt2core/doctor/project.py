@@ -8,8 +8,9 @@ from pathlib import Path
 
 from gpt2core import files
 from gpt2core.checkpoint.config_json import read_config_json
+from gpt2core.config import read_yaml
 from gpt2core.doctor import MAX_NAMED, Finding, Level, some_of
-from gpt2core.errors import UserError
+from gpt2core.errors import UserError, first_line
 from gpt2core.params.load import missing, read_values
 from gpt2core.params.schema import defaults
 from gpt2core.params.update import updated
@@ -50,6 +51,23 @@ def git(root: Path) -> Iterator[Finding]:
         yield Finding("warning", "git", missed, f"git add -N {' '.join(untracked[:MAX_NAMED])}")
     else:
         yield Finding("ok", "git", "experiments see every file that a stage reads")
+
+
+def lock_file(root: Path) -> Iterator[Finding]:
+    """Check dvc.lock, which DVC does not write atomically: a kill at this moment leaves it cut."""
+    import voluptuous
+    from dvc.schema import COMPILED_LOCKFILE_SCHEMA
+
+    path = root / "dvc.lock"
+    if not path.exists():
+        return
+    try:
+        COMPILED_LOCKFILE_SCHEMA(read_yaml(path))
+    except (UserError, voluptuous.Invalid) as error:
+        yield Finding(
+            "problem", "dvc", f"dvc.lock is cut or damaged ({first_line(error)}), as a kill can leave it",
+            "git checkout dvc.lock, then dvc repro, which takes what was finished from DVC's run cache",
+        )  # fmt: skip
 
 
 def model_directories(root: Path) -> Iterator[Finding]:

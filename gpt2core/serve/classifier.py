@@ -8,10 +8,13 @@ import pandas as pd
 from mlflow.models import set_model
 from mlflow.pyfunc.model import PythonModel, PythonModelContext
 
-from gpt2core import runtime
-from gpt2core.checkpoint.model_dir import load_classifier
-from gpt2core.inference.classify import classify
-from gpt2core.serve import texts
+from gpt2core.serve import require_own_code, texts
+
+require_own_code(__file__)  # before the imports of what another version may lack
+
+from gpt2core import runtime  # noqa: E402
+from gpt2core.checkpoint.model_dir import load_classifier  # noqa: E402
+from gpt2core.inference.classify import classify  # noqa: E402
 
 
 class Classifier(PythonModel):

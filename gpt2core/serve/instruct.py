@@ -10,11 +10,14 @@ from mlflow.exceptions import MlflowException
 from mlflow.models import set_model
 from mlflow.pyfunc.model import PythonModel, PythonModelContext
 
-from gpt2core.checkpoint.chat_template import instruction_prompt
-from gpt2core.checkpoint.decoding import load_for_decoding
-from gpt2core.errors import UserError
-from gpt2core.inference.respond import respond
-from gpt2core.serve import texts
+from gpt2core.serve import require_own_code, texts
+
+require_own_code(__file__)  # before the imports of what another version may lack
+
+from gpt2core.checkpoint.chat_template import instruction_prompt  # noqa: E402
+from gpt2core.checkpoint.decoding import load_for_decoding  # noqa: E402
+from gpt2core.errors import UserError  # noqa: E402
+from gpt2core.inference.respond import respond  # noqa: E402
 
 
 class Instruct(PythonModel):

@@ -34,6 +34,8 @@ from gpt2core.tracking.plots.stages import stage_figures
 from gpt2core.tracking.usage import usage
 from gpt2core.tracking.writer import PARENT_TAG, PIPELINE_TAG, RESULTS_TAG, SYSTEM, Point, RunWriter, Writer
 
+DESCRIPTION_TAG, MAX_TAG_CHARS = "mlflow.note.content", 8000  # MLflow's own
+
 FLUSH_INTERVAL_S = 5.0  # a request costs MLflow about 20 ms, with one metric or a hundred
 END_TIMEOUT_S = 30.0
 
@@ -72,6 +74,13 @@ def track_stage(
         raise
     finally:
         run._end(status, reason, time.monotonic() - start_s)
+
+
+def _body(path: Path) -> str:
+    """Return the text of a Markdown file without metadata, at most what MLflow takes as a tag."""
+    text = files.read_text(path)
+    body = text.split("\n---\n", 1)[-1] if text.startswith("---\n") else text
+    return body.strip()[:MAX_TAG_CHARS]
 
 
 def _outcome(error: BaseException) -> tuple[str, str]:
@@ -136,6 +145,10 @@ class StageRun:
                 self.log_artifact(path, "plots")
         except Exception as error:  # a figure is never a reason to lose a training
             _warn(f"stage {self.stage}: plots/{name}.svg was not drawn", error)
+
+    def describe(self, path: str | os.PathLike[str]) -> None:
+        """Show a Markdown file, such as a model card, as the run's description, without its metadata."""
+        self._attempt(lambda: self._run.set_tags({DESCRIPTION_TAG: _body(Path(path))}))
 
     def log_model(self, kind: str, folder: str | os.PathLike[str], metrics: Mapping[str, Any]) -> None:
         """Log a model directory as an MLflow model, `classifier` or `instruct`, if `mlflow` of the params says so."""

@@ -142,7 +142,10 @@ def test_same_input_same_bytes(src: Path, out: Path, tmp_path: Path) -> None:
     openai.convert(src, tmp_path / "again")
     hashes = {path.name: files.sha256(path) for path in out.iterdir()}
     assert hashes == {path.name: files.sha256(path) for path in (tmp_path / "again").iterdir()}
-    assert set(hashes) == {"config.json", "model.safetensors", "vocab.json", "merges.txt", "tokenizer_config.json"}
+    assert set(hashes) == {
+        "config.json", "generation_config.json", "merges.txt", "model.safetensors", "tokenizer.json",
+        "tokenizer_config.json", "vocab.json",
+    }  # fmt: skip
     assert len({path.stat().st_mode for path in out.iterdir()}) == 1  # none of them private
 
 

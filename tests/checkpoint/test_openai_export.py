@@ -133,7 +133,8 @@ def test_a_classifier_is_refused(tmp_path: Path, tokenizer: Tokenizer) -> None:
 
 
 def test_no_tokenizer_is_refused(model: Path) -> None:
-    (model / "merges.txt").unlink()
+    for name in ("merges.txt", "tokenizer.json"):
+        (model / name).unlink()
     refused(model, "has no vocab.json and merges.txt")
 
 

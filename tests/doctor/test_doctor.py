@@ -44,6 +44,17 @@ def git(root: Path, *arguments: str) -> None:
 # -- An older params.yaml --------------------------------------------------------------------------------------------
 
 
+def test_a_lock_file_that_a_kill_has_cut_is_a_problem(tmp_path: Path) -> None:
+    text = (ROOT / "dvc.lock").read_text(encoding="utf-8")
+    (tmp_path / "dvc.lock").write_text(text)
+    assert [*project.lock_file(tmp_path)] == []
+    size = text.index("size:", len(text) // 2)
+    for end in (0, size + len("size:"), text.index("md5:", size) + 2):  # DVC refuses these, too
+        (tmp_path / "dvc.lock").write_text(text[:end])
+        (finding,) = project.lock_file(tmp_path)
+        assert (finding.level, "git checkout dvc.lock" in finding.remedy) == ("problem", True)
+
+
 def test_an_older_params_file_is_a_problem_with_the_changes_that_it_needs(root: Path) -> None:
     older = yaml.safe_load(EMBEDDED)
     del older["pretrain"]["init"], older["pretrain"]["sharding"], older["tokenizer"]["shuffle"], older["judge"]

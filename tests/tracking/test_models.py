@@ -8,6 +8,7 @@ import errno
 import hashlib
 import json
 import os
+import re
 import shutil
 import socket
 import subprocess
@@ -263,6 +264,44 @@ def imported(modules: list[str]) -> set[str]:
             elif isinstance(node, ast.ImportFrom):
                 found.add(str(node.module).partition(".")[0])
     return found - set(sys.stdlib_module_names) - {"gpt2core"}
+
+
+OTHER_CODE = """
+import sys, pathlib
+sys.path.insert(0, sys.argv[1])
+import gpt2core.runtime
+import mlflow
+folder = pathlib.Path(sys.argv[2])
+try:
+    mlflow.pyfunc.load_model(str(folder))
+except mlflow.exceptions.MlflowException as error:
+    print(error)
+else:
+    print("loaded")
+"""
+
+
+@pytest.mark.parametrize("change", ["", "# a comment\n"])
+def test_a_model_does_not_run_another_versions_code(root: Path, models_dir: Path, tmp_path: Path, change: str) -> None:
+    """The process imports a copy of the package, as it is or changed, before it loads a model."""
+    log_both(models_dir, params())
+    folder = folder_of(logged(root)["classifier"])
+    shutil.copytree(track_models.PACKAGE, tmp_path / "other/gpt2core", ignore=shutil.ignore_patterns("__pycache__"))
+    with (tmp_path / "other/gpt2core/model/gpt.py").open("a") as file:
+        file.write(change)
+    environment = {k: v for k, v in os.environ.items() if not k.startswith(("PYTHONPATH", "GPT2CORE_", "DVC_"))}
+    done = subprocess.run(
+        [sys.executable, "-c", OTHER_CODE, str(tmp_path / "other"), str(folder)],
+        cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=240,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    said = done.stdout.splitlines()[-1]
+    if not change:
+        assert said == "loaded"
+        return
+    hashes = re.findall(r"\b[0-9a-f]{12}\b", said)
+    assert len(set(hashes)) == 2
+    assert f"has imported gpt2core from {tmp_path / 'other/gpt2core'}" in said
 
 
 @pytest.mark.slow
