@@ -1,7 +1,8 @@
 # docker build -t gpt2core .
 # docker run --rm gpt2core                      the pipeline from nothing, as `make repro`
 # docker run --rm -it gpt2core bash             a shell with everything in it
-# For a GPU take torch's CUDA build into requirements.lock and run with --gpus all.
+# PyTorch comes from pip's index, on x86-64 with CUDA (then: docker run --gpus all). For a smaller image without CUDA:
+# docker build --build-arg GPT2CORE_TORCH_INDEX=ADDRESS -t gpt2core .     with the address of PyTorch's CPU builds
 FROM python:3.11-slim
 
 RUN apt-get update \
@@ -12,8 +13,12 @@ USER gpt2core
 WORKDIR /home/gpt2core/project
 
 # The packages first: they are installed anew only when the lock changes.
-COPY --chown=gpt2core requirements.lock ./
-RUN python -m venv .venv && .venv/bin/python -m pip install --no-cache-dir --quiet -r requirements.lock
+ARG GPT2CORE_TORCH_INDEX=
+ENV PIP_NO_CACHE_DIR=1
+COPY --chown=gpt2core requirements.lock requirements-torch.txt ./
+COPY --chown=gpt2core tools/install_torch.py tools/
+RUN python -m venv .venv && .venv/bin/python tools/install_torch.py \
+    && .venv/bin/python -m pip install --quiet --require-hashes --no-deps -r requirements.lock
 COPY --chown=gpt2core . .
 # Without .git there would be no repository for DVC to stand in.
 RUN .venv/bin/python -m pip install --quiet --no-deps --no-build-isolation -e . \

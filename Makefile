@@ -11,10 +11,13 @@ ON_ALL_CORES := --numprocesses logical --maxprocesses 8 --dist loadfile --no-loa
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*##' Makefile | sed -E 's/:.*## /\t/' | expand -t 16
 
-$(READY): requirements.lock pyproject.toml
+LOCKED := --quiet --require-hashes --no-deps
+
+$(READY): requirements.lock requirements-torch.txt pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "error: Python 3.11 or newer is needed; try: make PYTHON=python3.12")'
 	$(PYTHON) -m venv $(VENV)
-	$(VENV)/bin/python -m pip install --quiet -r requirements.lock
+	@$(VENV)/bin/python tools/install_torch.py
+	$(VENV)/bin/python -m pip install $(LOCKED) -r requirements.lock
 	$(VENV)/bin/python -m pip install --quiet --no-deps --no-build-isolation -e .
 	@$(MAKE) --no-print-directory private-cache
 	@touch $(READY)
@@ -64,10 +67,10 @@ golden: $(READY)  ## record the golden loss curves anew, after an intended chang
 	python -m tests.golden.curves
 
 peers: $(READY)  ## transformers, TensorFlow, an S3 server: what some tests compare with or talk to
-	$(VENV)/bin/python -m pip install --quiet -r requirements-peers.lock
+	$(VENV)/bin/python -m pip install $(LOCKED) -r requirements-peers.lock
 
 docs-tools: $(READY)  ## MkDocs and jupytext, for docs and for the tests of the notebooks
-	$(VENV)/bin/python -m pip install --quiet -r requirements-docs.lock
+	$(VENV)/bin/python -m pip install $(LOCKED) -r requirements-docs.lock
 
 docs: docs-tools  ## the learner's path: run its chapters, make its pictures, build/site and build/notebooks (needs npm)
 	npm ci --prefix docs --ignore-scripts --no-audit --no-fund --silent

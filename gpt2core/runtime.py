@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
 
 DECODING_DTYPES = ("float32", "bfloat16", "float16", "int8")  # weights while generating; see model/inference.py
+EXTRAS = "[pipeline,judge,ui,eval]"
 RANK_0_FIRST_S = 5.0  # torchrun needs less to end the other processes after a failure
 
 
@@ -29,8 +30,8 @@ def stage_main(main: Callable[[], None]) -> None:
     """Run the function `main` of a stage or command.
 
     Whatever a user can put right ends with a message and exit code 1: a mistake, a file that cannot be read or written,
-    a full disk, too little memory, an input that is nested too deeply. Ctrl-C ends with 130, SIGTERM with 143. Another
-    exception is a bug, and keeps its traceback.
+    a package that is not installed, a full disk, too little memory, an input that is nested too deeply. Ctrl-C ends
+    with 130, SIGTERM with 143. Another exception is a bug, and keeps its traceback.
     """
     log_to_stderr()
     raise_on_signals()
@@ -46,7 +47,7 @@ def stage_main(main: Callable[[], None]) -> None:
         sys.exit(1)
     except OSError as error:
         _fail(f"error: {_of_the_system(error)}")
-    except (MemoryError, RecursionError, RuntimeError) as error:
+    except (MemoryError, RecursionError, RuntimeError, ModuleNotFoundError) as error:
         if not (reason := _of_the_machine(error)):
             raise
         _fail(f"error: {reason}")
@@ -70,7 +71,12 @@ def _of_the_system(error: OSError) -> str:
 
 
 def _of_the_machine(error: Exception) -> str | None:
-    """Return the message if the machine is too small for the work; None for another error."""
+    """Return the message if the machine is too small for the work, or lacks a package; None for another error."""
+    if isinstance(error, ModuleNotFoundError):
+        is_ours = str(error.name).partition(".")[0] in ("None", "gpt2core", "stages")
+        return (
+            None if is_ours else f"{error.name} is not installed; its extra is one of: pip install 'gpt2core{EXTRAS}'"
+        )
     if isinstance(error, RecursionError):
         return "an input is nested too deeply; check the files that were just read"
     out_of_memory = ("can't allocate memory", "out of memory", "DefaultCPUAllocator")  # torch raises RuntimeError

@@ -29,7 +29,9 @@ from gpt2core.tracking.seeds import SeedGroup, seed_groups
 
 RECORD = Path("benchmarks/records/seeds.json")
 # Results depend on these. DVC copies uncommitted changes into an experiment, but the record describes a commit.
-RESULTS_DEPEND_ON = ("params.yaml", "dvc.yaml", "requirements.lock", "stages", "gpt2core", "data/own")
+RESULTS_DEPEND_ON = (
+    "params.yaml", "dvc.yaml", "requirements.lock", "requirements-torch.txt", "stages", "gpt2core", "data/own",
+)  # fmt: skip
 
 
 @click.command()

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, TypedDict, Unpack
 
 import safetensors.torch
 import torch
 from safetensors import SafetensorError
+from torch.overrides import TorchFunctionMode
 
 from gpt2core import files
 from gpt2core.checkpoint import names
@@ -93,7 +94,7 @@ def load(
     config = described.config
     state, _ = read_state(path, described)
 
-    with torch.device("meta"):  # no memory for initial weights
+    with torch.device("meta"), _SkipInit():  # no memory and no time for initial weights
         model: Model
         if described.labels is not None:
             model = GPTClassifier(config, described.labels, described.position)
@@ -120,6 +121,17 @@ def load(
         if isinstance(model, GPT):
             model.n_tokens = tokenizer.vocab_size
     return model.eval(), tokenizer
+
+
+class _SkipInit(TorchFunctionMode):
+    """Leave out the functions of torch.nn.init: on the meta device, the first one imports a compiler for a second."""
+
+    def __torch_function__(
+        self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        if getattr(func, "__module__", None) == "torch.nn.init":
+            return args[0] if args else (kwargs or {})["tensor"]
+        return func(*args, **(kwargs or {}))
 
 
 class _LoadOptions(TypedDict, total=False):

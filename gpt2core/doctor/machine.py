@@ -20,6 +20,8 @@ from gpt2core.params.checks import TRAININGS
 OLDEST_PYTHON = (3, 11)
 OLDEST_TORCH = (2, 9)
 
+LOCKS = ("requirements.lock", "requirements-torch.txt")
+
 
 def python(root: Path) -> Iterator[Finding]:
     """Check the interpreter, that stages would run the same one, and the locked versions."""
@@ -32,10 +34,11 @@ def python(root: Path) -> Iterator[Finding]:
     if stage_python is None or Path(stage_python).parent.resolve() != Path(sys.executable).parent.resolve():
         python = stage_python or "no python at all"
         yield Finding("problem", "python", f"stages would run {python}", "source .venv/bin/activate")
-    lock = root / "requirements.lock"
-    if lock.exists() and (others := other_versions(lock.read_text(encoding="utf-8"))):
+    locks = [path for name in LOCKS if (path := root / name).exists()]
+    if others := other_versions("\n".join(path.read_text(encoding="utf-8") for path in locks)):
         differ = f"{len(others)} packages differ from requirements.lock: {some_of(others)}; bits may differ, too"
-        yield Finding("warning", "python", differ, "pip install -r requirements.lock")
+        remedy = "pip install -r requirements-torch.txt; pip install --no-deps -r requirements.lock"
+        yield Finding("warning", "python", differ, remedy)
 
 
 def other_versions(lock: str) -> list[str]:
