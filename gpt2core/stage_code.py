@@ -24,6 +24,7 @@ OBSERVERS = (
     "gpt2core.inspect",
     "gpt2core.learn",
     "gpt2core.params",
+    "gpt2core.project",
     "gpt2core.report",
     "gpt2core.serve",
     "gpt2core.stage_code",
@@ -47,7 +48,7 @@ def stage_files(stage: str) -> tuple[Path, ...]:
         Paths relative to the project, sorted.
     """
     reached: set[str] = set()
-    waiting = [f"stages.{stage.partition('@')[0].replace('-', '_')}"]
+    waiting = [f"{_scripts()}.{stage.partition('@')[0].replace('-', '_')}"]
     while waiting:
         module = waiting.pop()
         if module in reached or module == "gpt2core" or is_observer(module):
@@ -56,6 +57,18 @@ def stage_files(stage: str) -> tuple[Path, ...]:
         waiting += [*_imports(module), *_parents(module)]
     paths = {file for module in reached for file in (_path(module), *_package_data(module))}
     return tuple(sorted(path.relative_to(ROOT) for path in paths if path is not None))
+
+
+def stages() -> list[str]:
+    """Return the names of all stages."""
+    folder = ROOT.joinpath(*_scripts().split("."))
+    return sorted(path.stem.replace("_", "-") for path in folder.glob("*.py") if path.stem != "__init__")
+
+
+def _scripts() -> str:
+    """Return the package of the stages' scripts. In the repository `gpt2core/stages` is a link, in a wheel a copy."""
+    link = ROOT / "gpt2core/stages"
+    return "gpt2core.stages" if link.is_dir() and not link.is_symlink() else "stages"
 
 
 def is_observer(module: str) -> bool:

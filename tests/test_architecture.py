@@ -31,6 +31,7 @@ ALLOWED: dict[str, set[str]] = {
     "evaluation": {"model", "tokenizer", "inference", "corpus", "tasks", "checkpoint"},
     "inspect": {"model", "tokenizer", "inference"},
     "params": set(),
+    "project": {"params"},
     "tracking": {"params", "evaluation"},
     "serve": {"model", "tokenizer", "inference", "checkpoint"},  # tracking reads its files, and imports none
     "report": {
@@ -64,6 +65,7 @@ ALLOWED: dict[str, set[str]] = {
         "report",
         "ui",
         "doctor",
+        "project",
     },
 }
 

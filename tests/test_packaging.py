@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import functools
 import json
 import os
 import re
@@ -14,11 +15,12 @@ import tomllib
 import zipfile
 from importlib.metadata import packages_distributions
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytest
 import yaml
 
+from gpt2core.params import code
 from tests.conftest import ROOT
 from tools.install_torch import describe
 
@@ -34,9 +36,9 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("wheel")
     names = subprocess.check_output(["git", "ls-files", "-z", "-co", "--exclude-standard"], cwd=ROOT, text=True)
     for name in filter(None, names.split("\0")):
-        if (ROOT / name).is_file():
+        if (ROOT / name).is_file() or (ROOT / name).is_symlink():
             (folder / "source" / name).parent.mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(ROOT / name, folder / "source" / name)
+            shutil.copyfile(ROOT / name, folder / "source" / name, follow_symlinks=False)
     pip = [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--no-build-isolation", "--no-index"]
     subprocess.run([*pip, "--wheel-dir", str(folder), str(folder / "source")], check=True, timeout=300)
     (made,) = folder.glob("*.whl")
@@ -54,10 +56,29 @@ def test_the_wheel_holds_the_package_with_its_data_and_nothing_else(wheel: Path)
     assert any(name.endswith(".dist-info/licenses/LICENSE") for name in names)
 
 
-@pytest.mark.slow
-def test_the_installed_wheel_works_in_an_empty_folder(wheel: Path, tmp_path: Path) -> None:
-    venv, empty = tmp_path / "venv", tmp_path / "empty"
-    empty.mkdir()
+class Installed(NamedTuple):
+    """An environment with the wheel, and with the libraries of this environment."""
+
+    bin: Path
+    site: Path
+
+    def run(self, *command: str, cwd: Path, timeout_s: float = 240) -> str:
+        env = {
+            key: value
+            for key, value in os.environ.items()
+            if not key.startswith(("PYTHON", "GPT2CORE_", "VIRTUAL_ENV", "DVC_", "GIT_"))
+        }
+        done = subprocess.run(
+            [str(self.bin / command[0]), *command[1:]], cwd=cwd, capture_output=True, text=True, timeout=timeout_s,
+            env=env | {"PATH": f"{self.bin}{os.pathsep}{env['PATH']}", "GPT2CORE_TRACKING": "off"},
+        )  # fmt: skip
+        assert done.returncode == 0, done.stdout + done.stderr
+        return done.stdout
+
+
+@pytest.fixture(scope="module")
+def installed(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Installed:
+    venv = tmp_path_factory.mktemp("installed") / "venv"
     subprocess.run([sys.executable, "-m", "venv", "--without-pip", str(venv)], check=True, timeout=120)
     python = venv / "bin" / "python"
     site = Path(
@@ -79,18 +100,14 @@ def test_the_installed_wheel_works_in_an_empty_folder(wheel: Path, tmp_path: Pat
     subprocess.run(pip, check=True, timeout=120)
     # The libraries of this environment, but by path alone: its own .pth files would bring the checkout in.
     (site / "libraries.pth").write_text(f"{sysconfig.get_path('purelib')}\n", encoding="utf-8")
-    env = {
-        key: value for key, value in os.environ.items() if not key.startswith(("PYTHON", "GPT2CORE_", "VIRTUAL_ENV"))
-    }
+    return Installed(venv / "bin", site)
 
-    def run(*command: str) -> str:
-        done = subprocess.run(
-            [str(venv / "bin" / command[0]), *command[1:]],
-            cwd=empty, env=env, capture_output=True, text=True, timeout=240,
-        )  # fmt: skip
-        assert done.returncode == 0, done.stdout + done.stderr
-        return done.stdout
 
+@pytest.mark.slow
+def test_the_installed_wheel_works_in_an_empty_folder(installed: Installed, tmp_path: Path) -> None:
+    site, empty = installed.site, tmp_path / "empty"
+    empty.mkdir()
+    run = functools.partial(installed.run, cwd=empty)
     code = "import gpt2core; print(gpt2core.__file__); print(gpt2core.__version__)"
     file, version = run("python", "-c", code).split()
     assert Path(file).is_relative_to(site) and version == PROJECT["version"]
@@ -101,6 +118,22 @@ def test_the_installed_wheel_works_in_an_empty_folder(wheel: Path, tmp_path: Pat
     text = run("gpt2core", "generate", "tiny", "--prompt", "Long ago", "--max-new-tokens", "8", "--temperature", "0")
     assert text.startswith("Long ago") and len(text.strip()) > len("Long ago")
     assert {path.name for path in empty.iterdir()} == {"tiny"}
+
+
+@pytest.mark.slow
+def test_the_installed_wheel_starts_a_project_that_trains(installed: Installed, tmp_path: Path) -> None:
+    """A training hashes its code, which is elsewhere in a wheel; the hashes are those of the checkout."""
+    installed.run("gpt2core", "new", "mine", cwd=tmp_path)
+    project = tmp_path / "mine"
+    recorded = yaml.safe_load((project / "code.yaml").read_text(encoding="utf-8"))
+    assert recorded == yaml.safe_load(code.render())
+    params = (project / "params.yaml").read_text(encoding="utf-8")
+    (project / "params.yaml").write_text(params.replace("max_steps: 150 ", "max_steps: 20 "), encoding="utf-8")
+    installed.run("python", "-m", "dvc", "repro", "pretrain", cwd=project)
+    (key,) = (project / ".checkpoints").glob("pretrain-*/key.json")
+    assert "gpt2core/stages/pretrain.py" in json.loads(key.read_text(encoding="utf-8"))["code"]
+    metrics = json.loads((project / "metrics/pretrain.json").read_text(encoding="utf-8"))
+    assert metrics["parameters"] > 0 and (project / "models/pretrained/model.safetensors").exists()
 
 
 def test_the_extras_are_in_the_locks() -> None:

@@ -243,7 +243,7 @@ def pipeline(tmp_path_factory: pytest.TempPathFactory) -> Pipeline:
     for name in listed.stdout.splitlines():  # as they are now, committed or not
         if (ROOT / name).exists():
             (root / name).parent.mkdir(parents=True, exist_ok=True)
-            shutil.copy(ROOT / name, root / name)
+            shutil.copy(ROOT / name, root / name, follow_symlinks=False)
     (root / "params.yaml").write_text(render_profile(root / "profiles/tiny.yaml"))
     (top / "site").mkdir()
     (top / "site/sitecustomize.py").write_text(SITE)
@@ -296,6 +296,8 @@ RERUN: dict[str, set[str]] = {
     "gpt2core/ui/templates/ui.js": set(),
     "gpt2core/learn/gpt.py": set(),
     "gpt2core/params/checks.py": set(),
+    "gpt2core/params/code.py": set(),
+    "gpt2core/project/create.py": set(),
     "gpt2core/config/mlflow.py": set(),
     "gpt2core/config/judge.py": {"llm-judge-eval"},
     "gpt2core/config/finetune_classify.py": {"finetune-classify"},

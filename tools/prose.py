@@ -102,7 +102,8 @@ def checked_files() -> list[str]:
         ["git", "ls-files", "--cached", "--others", "--exclude-standard", *CHECKED],
         cwd=ROOT, capture_output=True, text=True, check=True,
     )  # fmt: skip
-    return sorted(name for name in listed.stdout.splitlines() if name not in NOT_CHECKED and (ROOT / name).exists())
+    names = (name for name in listed.stdout.splitlines() if name not in NOT_CHECKED)
+    return sorted(name for name in names if (ROOT / name).exists() and not (ROOT / name).is_symlink())
 
 
 def read_baseline() -> dict[str, int]:

@@ -18,6 +18,7 @@ from gpt2core.cli.evaluate import evaluate
 from gpt2core.cli.experiments import seeds, sync_mlflow
 from gpt2core.cli.generate import generate, respond
 from gpt2core.cli.inspect import inspect
+from gpt2core.cli.new import new
 from gpt2core.cli.pages import rate, ui
 from gpt2core.cli.params import params, profile
 from gpt2core.cli.perplexity import perplexity
@@ -46,7 +47,7 @@ def cli() -> None:
 
 COMMANDS = (
     generate, classify, respond, compare, inspect, perplexity, ui, convert, export_openai, merge, verify, summary,
-    report, doctor, params, profile, sync_mlflow, seeds, rate, evaluate,
+    report, new, doctor, params, profile, sync_mlflow, seeds, rate, evaluate,
 )  # fmt: skip
 for command in COMMANDS:
     cli.add_command(command)

@@ -14,13 +14,15 @@ def params(path: Path, check: bool) -> None:
     """Update params.yaml, or another params file or profile, to the keys of this version.
 
     Renames keys, adds missing ones with their defaults, and removes obsolete ones, and prints a line for each. Values
-    and comments stay. The old file is kept as FILE.old. The result is checked.
+    and comments stay. The old file is kept as FILE.old. The result is checked. In a
+    project of `gpt2core new`, code.yaml is updated as well.
     """
-    from gpt2core.params import load_params
+    from gpt2core.params import code, load_params
     from gpt2core.params.update import update_file
 
     changes = [] if check else update_file(path)
-    for change in changes:
+    code_changes = [] if check else code.update(path.with_name(code.FILE))
+    for change in (*changes, *code_changes):
         click.echo(change)
     load_params(path)
     if not check:

@@ -11,6 +11,7 @@ import click
 from gpt2core import config, files, runtime
 from gpt2core.cli import options
 from gpt2core.errors import UserError
+from gpt2core.params.load import command_for
 from gpt2core.report import results
 
 
@@ -40,8 +41,9 @@ def summary(as_json: bool) -> None:
     for row in samples["answers"]:
         click.echo(f"> {row['instruction']}" + (f"\n> {row['input']}" if row["input"] else ""))
         click.echo(row["response"] + "\n")
-    click.echo("All results on one page, with pictures: make report")
-    click.echo("All runs and curves: .venv/bin/mlflow ui --backend-store-uri sqlite:///mlflow.db")
+    click.echo(f"All results on one page, with pictures: {command_for('report')}")
+    mlflow = ".venv/bin/mlflow" if Path(".venv/bin/mlflow").exists() else "mlflow"
+    click.echo(f"All runs and curves: {mlflow} ui --backend-store-uri sqlite:///mlflow.db")
 
 
 @click.command(short_help="Write the results of the pipeline as one page.")

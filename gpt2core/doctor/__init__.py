@@ -49,8 +49,9 @@ def examine(root: Path) -> Iterator[Finding]:
     except UserError as error:
         first, *problems = str(error).splitlines()
         for line in problems or [first]:
-            if not line.strip().endswith(MISSING):  # reported above, with the lines to add
-                yield Finding("problem", "params", line.strip(), "fix params.yaml, or: make profile NAME=embedded")
+            if f": {MISSING}" not in line:  # reported above, with the lines to add
+                what, _, update = line.strip().partition("; update it: ")  # code.yaml, see params/code.py
+                yield Finding("problem", "params", what, update or "fix params.yaml, or: make profile NAME=embedded")
         params = None
     if params is not None:
         yield from machine.compiler(params)

@@ -11,7 +11,7 @@ from gpt2core.checkpoint.config_json import read_config_json
 from gpt2core.config import read_yaml
 from gpt2core.doctor import MAX_NAMED, Finding, Level, some_of
 from gpt2core.errors import UserError, first_line
-from gpt2core.params.load import missing, read_values
+from gpt2core.params.load import command_for, missing, read_values
 from gpt2core.params.schema import defaults
 from gpt2core.params.update import updated
 from gpt2core.tracking import pipeline_run
@@ -21,7 +21,7 @@ FOREIGN_WEIGHTS = ("pytorch_model.bin", "*.pt", "*.pth", "*.ckpt")
 
 
 def parameters(root: Path) -> Iterator[Finding]:
-    """Check that params.yaml has the keys and names of this version; the remedy is what `make params` changes."""
+    """Check that params.yaml has the keys and names of this version; the remedy is what `gpt2core params` changes."""
     path = root / "params.yaml"
     try:
         values = read_values(path)
@@ -32,7 +32,7 @@ def parameters(root: Path) -> Iterator[Finding]:
     if changes:
         level: Level = "problem" if missing(values) else "warning"
         what = f"params.yaml is from an older version; {len(changes)} changes bring it up to date"
-        yield Finding(level, "params", what, "\n".join(["make params", *changes]))
+        yield Finding(level, "params", what, "\n".join([command_for("params"), *changes]))
     elif values == defaults():
         yield Finding("ok", "params", "params.yaml is the profile embedded")
     else:

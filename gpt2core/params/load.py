@@ -13,22 +13,23 @@ from gpt2core.config import read_yaml
 from gpt2core.config.renames import PARAMS, PROFILES, VALUES, with_new_names
 from gpt2core.errors import UserError
 from gpt2core.log import logger
+from gpt2core.params import code
 from gpt2core.params.checks import contradictions
 from gpt2core.params.schema import SECTIONS, Params, all_keys, defaults
 
-MISSING = "missing; `make params` adds it"
+MISSING = "missing; "
 DEFAULTS = "defaults"  # what the profile `embedded` extends
 
 
 def load_params(path: str | os.PathLike[str] = "params.yaml") -> Params:
     """Read and check a params file or a profile. Raises one UserError that lists all errors in it."""
-    content, command = read_yaml(path), "make params"
+    content, command = read_yaml(path), command_for("params")
     if Path(path).name != "params.yaml":
-        command += f" FILE={path}"
+        command += f" FILE={path}" if command.startswith("make") else f" {path}"
     elif isinstance(content, dict) and "extends" in content:
         raise UserError(f"{path}: extends: is for profiles; save it as profiles/MINE.yaml, and make profile NAME=MINE")
     values = _complete(content, Path(path))
-    problems = [f"{name}: {MISSING.replace('make params', command)}" for name in missing(values)]
+    problems = [f"{name}: {MISSING}`{command}` adds it" for name in missing(values)]
     try:
         params = Params.model_validate(values)
     except ValidationError as error:
@@ -43,7 +44,14 @@ def load_params(path: str | os.PathLike[str] = "params.yaml") -> Params:
         raise UserError("\n".join([f"{path}: {len(problems)} {noun}", *(f"  {problem}" for problem in problems)]))
     for old, new in old_names(content):
         logger.warning(f"{path}: {old} is now {new}, and works for one more release; `{command}` updates the file")
+    if Path(path).name == "params.yaml":
+        code.check(Path(path).with_name(code.FILE))
     return params
+
+
+def command_for(name: str) -> str:
+    """Return a command of gpt2core as messages name it: in a clone, whose Makefile sets up .venv first, its target."""
+    return f"{'make' if Path('Makefile').exists() else 'gpt2core'} {name}"
 
 
 def read_values(path: str | os.PathLike[str] = "params.yaml") -> dict[str, Any]:

@@ -26,8 +26,12 @@ def render_profile(path: Path) -> str:
     """Return `params.yaml` under a profile, with the profile's own comments. UserError if the profile is not valid."""
     values = load_params(path).model_dump()
     text = files.read_text(path)
-    header = [line.removeprefix("#").strip() for line in takewhile(lambda line: line[:1] == "#", text.splitlines())]
-    return render(values, "\n".join([*header, *HINTS]), own_comments(text))
+    return render(values, "\n".join([*profile_header(text), *HINTS]), own_comments(text))
+
+
+def profile_header(text: str) -> list[str]:
+    """Return the lines of the comment at the top of a profile."""
+    return [line.removeprefix("#").strip() for line in takewhile(lambda line: line[:1] == "#", text.splitlines())]
 
 
 def own_comments(text: str) -> dict[tuple[str, str], str]:

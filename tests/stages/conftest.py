@@ -141,7 +141,7 @@ def clone(root: Path) -> Project:
         source, copy = ROOT / name, root / name
         if source.exists():
             copy.parent.mkdir(parents=True, exist_ok=True)
-            shutil.copy2(source, copy)
+            shutil.copy2(source, copy, follow_symlinks=False)
         else:
             copy.unlink(missing_ok=True)
     project.git("config", "user.name", "test")
