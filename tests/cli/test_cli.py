@@ -62,8 +62,7 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
     config, tokenizer = config_and_tokenizer()
     save_model(folder / "lm", GPT(config), tokenizer)
     save_model(folder / "classifier", GPTClassifier(config, ("ham", "spam")), tokenizer)
-    shutil.copytree(folder / "lm", folder / "mute")
-    (folder / "mute/vocab.json").unlink()
+    shutil.copytree(folder / "lm", folder / "mute", ignore=shutil.ignore_patterns("vocab.json", "tokenizer.json"))
     return folder
 
 

@@ -122,9 +122,11 @@ def test_token_shards(tmp_path: Path, tokenizer: Tokenizer) -> None:
     fuzz(path, path.read_bytes(), read, [b"", b"gpt2toks", b"gpt2toks" + b"\xff" * 100])
 
 
-@pytest.mark.parametrize("name", ["vocab.json", "merges.txt", "tokenizer_config.json"])
+@pytest.mark.parametrize("name", ["vocab.json", "merges.txt", "tokenizer_config.json", "tokenizer.json"])
 def test_tokenizer_files(tmp_path: Path, tokenizer: Tokenizer, name: str) -> None:
     tokenizer.save(tmp_path)
+    if name in ("vocab.json", "merges.txt"):
+        (tmp_path / "tokenizer.json").unlink()  # it would be read in their place
     path = tmp_path / name
     fuzz(path, path.read_bytes(), lambda: load_tokenizer(tmp_path).encode("A tale."), [b"{}", b"[]", b"null"])
 

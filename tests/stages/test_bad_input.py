@@ -351,7 +351,8 @@ def test_pretrain_on_a_corpus_shorter_than_a_context(folder: Folder, fails: Stag
 
 
 def test_pretrain_without_its_tokenizer(with_tokens: Folder, fails: Stage) -> None:
-    (with_tokens.root / "data/tokens/vocab.json").unlink()
+    for name in ("vocab.json", "tokenizer.json"):
+        (with_tokens.root / "data/tokens" / name).unlink()
     fails("pretrain", "vocab.json")
 
 
@@ -463,7 +464,8 @@ def test_finetuning_from_a_base_that_is_none(
     (root / "empty").mkdir()
     for name in ("mute", "cut"):
         shutil.copytree(root / "pretrained", root / name)
-    (root / "mute/vocab.json").unlink()
+    for name in ("vocab.json", "tokenizer.json"):
+        (root / "mute" / name).unlink()
     os.truncate(root / "cut/model.safetensors", 2000)
     with_models.write("data/raw/classification.jsonl", jsonl(MESSAGES))
     with_models.write("data/raw/instructions.json", ENTRIES)

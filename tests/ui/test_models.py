@@ -60,7 +60,8 @@ def test_mistakes_are_named(models_dir: Path, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="model_type must be"):  # who names it wants to know
         find_models([models_dir / "broken"])
     shutil.copytree(models_dir / "pretrained", tmp_path / "mute")
-    (tmp_path / "mute/vocab.json").unlink()
+    for name in ("vocab.json", "tokenizer.json"):
+        (tmp_path / "mute" / name).unlink()
     with pytest.raises(UserError, match=r"mute: has no vocab\.json"):
         find_models([tmp_path / "mute"])
 
