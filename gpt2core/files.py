@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import codecs
 import contextlib
 import csv
 import errno
+import fnmatch
 import glob
 import hashlib
 import io
@@ -17,13 +19,14 @@ import sys
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from filelock import FileLock, Timeout
 
 from gpt2core.errors import UserError
 
-MAX_TEXT_BYTES = 1 << 30  # of a text that is read into memory as a whole
+MAX_TEXT_BYTES = 256 << 20  # of a text that is read into memory as a whole
+BLOCK_BYTES = 1 << 20
 DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
@@ -122,22 +125,29 @@ def _names_what_was_written(path: Path) -> Iterator[None]:
         raise
 
 
-def check_out_dir(src: Path, out: Path, kind: str, marker: str) -> None:
+def check_out_dir(src: Path, out: Path, kind: str, names: Sequence[str]) -> None:
     """Check that writing `out` would not delete its source or an unrelated folder.
 
     Args:
         src: directory that is read.
         out: directory that will be written.
         kind: what `out` will be, for messages; an existing directory of this kind may be replaced.
-        marker: file that a directory of this kind has.
+        names: patterns of the files that a directory of this kind has.
 
     Raises:
-        UserError: `out` contains `src`, or exists and is of another kind.
+        UserError: `out` contains `src`, or exists and has anything else in it.
     """
+    if out.name in ("", ".."):
+        raise UserError(f"{out}: name a folder to write, such as models/own/NAME")
     if out.resolve() == src.resolve() or out.resolve() in src.resolve().parents:
         raise UserError(f"{out}: holds the source {src}, which writing would delete; choose another directory")
-    if out.exists() and not (out.is_dir() and ((out / marker).exists() or not any(out.iterdir()))):
+    if not (out.exists() or out.is_symlink()):
+        return
+    if not out.is_dir():
         raise UserError(f"{out}: exists and is no {kind}; choose another name or remove it")
+    for path in out.iterdir():
+        if path.is_dir() or not any(fnmatch.fnmatchcase(path.name, name) for name in names):
+            raise UserError(f"{out}: exists, and {path.name!r} in it is not part of a {kind}; choose another name")
 
 
 def link_or_copy(path: str | os.PathLike[str], out_path: str | os.PathLike[str]) -> None:
@@ -198,16 +208,47 @@ def lf_line_ends(text: str) -> str:
     return re.sub(r"\r\n?", "\n", text)
 
 
+def decoded(file: BinaryIO, name: object) -> Iterator[str]:
+    """Yield the text of a UTF-8 file of any size in blocks, with LF line ends and without a byte order mark.
+
+    Raises:
+        UserError: names `name` and the byte: not UTF-8, or a NUL.
+    """
+    decoder = codecs.getincrementaldecoder("utf-8")()
+    lines = io.IncrementalNewlineDecoder(None, translate=True)
+    n_bytes, is_first = 0, True
+    while True:
+        block = file.read(BLOCK_BYTES)
+        pending = len(decoder.getstate()[0])
+        try:
+            text = decoder.decode(block, final=not block)
+        except UnicodeDecodeError as error:
+            raise not_utf8(name, n_bytes - pending + error.start, error.reason, is_first and block[:2]) from None
+        if "\0" in text:
+            place = n_bytes - pending + len(text[: text.index("\0")].encode())
+            raise UserError(f"{name}: byte {place} is a NUL, which no text has; is this a text in UTF-8?")
+        n_bytes += len(block)
+        yield lines.decode(text.removeprefix("\ufeff") if is_first else text, final=not block)
+        is_first = False
+        if not block:
+            return
+
+
+def not_utf8(name: object, place: int, reason: str, start: bytes | bool) -> UserError:
+    """Return the error of a file that is not UTF-8 at byte `place`; `start` are its first two bytes, if known."""
+    encoding = "utf-16" if start in (b"\xff\xfe", b"\xfe\xff") else "latin1"
+    return UserError(
+        f"{name}: byte {place} is not UTF-8 ({reason}); "
+        f"save the file as UTF-8 (for example: iconv -f {encoding} -t utf-8)"
+    )
+
+
 def decode_text(content: bytes, name: object) -> str:
     """Return the text of bytes, without a byte order mark. Raises UserError that names `name` and the byte."""
     try:
         text = content.decode("utf-8").removeprefix("\ufeff")
     except UnicodeDecodeError as error:
-        encoding = "utf-16" if content.startswith((b"\xff\xfe", b"\xfe\xff")) else "latin1"
-        raise UserError(
-            f"{name}: byte {error.start} is not UTF-8 ({error.reason}); "
-            f"save the file as UTF-8 (for example: iconv -f {encoding} -t utf-8)"
-        ) from None
+        raise not_utf8(name, error.start, error.reason, content[:2]) from None
     if "\0" in text:
         raise UserError(f"{name}: byte {content.index(0)} is a NUL, which no text has; is this a text in UTF-8?")
     return text

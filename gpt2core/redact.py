@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import os
 import re
+from collections.abc import Iterator
 from urllib.parse import parse_qsl, unquote, urlsplit
 
 HIDDEN = "***"
-# A user name and a password before the host. The password may hold any character but white space and a slash, so the
-# last @ before the path ends it.
-USERINFO = re.compile(r"(?<=://)[^\s/?#]*@")
+# A user name and a password before the host. Some programs take any character in a password, also a slash: what follows
+# a colon and is no port belongs to it, up to the last @ of the word.
+USERINFO = re.compile(r"(?<=://)(?:[^\s/?#@:]*:(?!\d{1,5}(?:[/?#]|$))\S*@|[^\s/?#]*@)")
+# These variables may hold an address with a password; whatever characters it has, it is hidden as a whole.
+SECRET_VARIABLES = ("MLFLOW_TRACKING_URI", "MLFLOW_REGISTRY_URI", "GPT2CORE_MIRROR")
 # Values in a query. A signed query is as good as a password, and its keys have many names: all values are hidden.
-QUERY_VALUE = re.compile(r"(?<==)[^&#\s\"'<>`)\]},;]+")
+QUERY_VALUE = re.compile(r"(?<==)[^&#\s\"'<>]+|(?<=[?&])[^=&#\s\"'<>]+(?=[&#\s\"'<>]|$)")
 URL_WITH_QUERY = re.compile(r"\b[a-zA-Z][a-zA-Z0-9+.-]*://[^\s?\"'<>]*\?[^\s\"'<>]*")
 # Keys of query parameters that give access: `sig`, `X-Amz-Signature`, `api_key`, `access_token`, `AWSAccessKeyId`, …
-SECRET_KEY = re.compile(r"sig|token|key|secret|passw|pwd|credential|auth", re.IGNORECASE)
+SECRET_KEY = re.compile(r"sig|token|key|secret|pass|pwd|^pw$|credential|auth|jwt|hmac|^sas|^code$", re.IGNORECASE)
 
 
 def redacted(text: object) -> str:
@@ -22,8 +26,20 @@ def redacted(text: object) -> str:
     >>> redacted("no answer from http://me:secret@example.org/a?sig=1#b")
     'no answer from http://***@example.org/a?sig=***#b'
     """
-    without_userinfo = USERINFO.sub(f"{HIDDEN}@", str(text))
+    shown = str(text)
+    for userinfo in _userinfos():
+        shown = shown.replace(userinfo, HIDDEN)
+    without_userinfo = USERINFO.sub(f"{HIDDEN}@", shown)
     return URL_WITH_QUERY.sub(lambda match: QUERY_VALUE.sub(HIDDEN, match[0]), without_userinfo)
+
+
+def _userinfos() -> Iterator[str]:
+    """Yield the user name with the password in each of `SECRET_VARIABLES`."""
+    for name in SECRET_VARIABLES:
+        _, _, rest = os.environ.get(name, "").partition("://")
+        userinfo, at, _ = rest.rpartition("@")
+        if at and len(userinfo) > 3:
+            yield userinfo
 
 
 def secret_in_url(url: str) -> str | None:
@@ -32,7 +48,8 @@ def secret_in_url(url: str) -> str | None:
         parts = urlsplit(url)
     except ValueError:  # not a URL; who opens it says so
         return None
-    if "@" in unquote(parts.netloc):
+    if "@" in unquote(parts.netloc) or re.match(r"[a-z][a-z0-9+.-]*:/*[^/]*:[^/]*@", url, re.IGNORECASE):
         return "a user name or password"
-    keys = (key for key, _ in parse_qsl(parts.query, keep_blank_values=True) if SECRET_KEY.search(key))
+    pieces = re.split(r"[&;]", f"{parts.query}&{parts.fragment}")
+    keys = (key for piece in pieces for key, _ in parse_qsl(piece, keep_blank_values=True) if SECRET_KEY.search(key))
     return next((f"the query parameter {key!r}" for key in keys), None)

@@ -35,6 +35,8 @@ def stage_main(main: Callable[[], None]) -> None:
     """
     log_to_stderr()
     raise_on_signals()
+    if sys.stdout is None:  # closed by the shell: >&-
+        sys.stdout = Path(os.devnull).open("w")  # noqa: SIM115
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace")  # a terminal that is not UTF-8 lacks most characters
@@ -103,7 +105,8 @@ def _fail(message: str) -> NoReturn:
 
 def rank() -> int:
     """Return the number of this process among those that torchrun started together; 0 if there is one."""
-    return int(os.environ.get("RANK", "0"))
+    value = os.environ.get("RANK", "0")
+    return int(value) if value.isdecimal() else 0  # only torchrun's numbers count
 
 
 def seed_everything(seed: int) -> None:

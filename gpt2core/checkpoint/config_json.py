@@ -21,7 +21,17 @@ from gpt2core.model.config import GPTConfig
 
 TRANSFORMERS_TYPE, OWN_TYPE = "gpt2", "gpt2core"
 GENERATION_CONFIG = "generation_config.json"
+# What a model directory may have, by transformers and by us.
+MODEL_FILES = (
+    "config.json", GENERATION_CONFIG, "model*.safetensors", "model.safetensors.index.json", "vocab.json", "merges.txt",
+    "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "chat_template.jinja",
+    "README.md",
+)  # fmt: skip
 CLASSIFIERS = ("GPT2ForSequenceClassification", "GPTClassifier")
+ALIASES = {  # transformers reads these, too, and prefers them
+    "hidden_size": "n_embd", "max_position_embeddings": "n_positions", "num_attention_heads": "n_head",
+    "num_hidden_layers": "n_layer",
+}  # fmt: skip
 POSITIONS = ("last", "first", "mean")
 MAX_LAYERS = 10_000
 MAX_CONFIG_BYTES = 16 << 20  # of a classifier with many classes
@@ -156,6 +166,7 @@ def read_config_json(path: Path, dropout: float | None = None) -> Described:
         _refuse_newer(hf, path)
     if not isinstance(hf, dict) or hf.get("model_type") not in (TRANSFORMERS_TYPE, OWN_TYPE):
         raise UserError(f"{path}: model_type must be {TRANSFORMERS_TYPE!r} or {OWN_TYPE!r}")
+    hf = _without_aliases(hf, path)
     keys = _validated(_Keys, hf, path)
     sizes = _sizes(hf, path, dropout)
     if keys.n_inner not in (None, 4 * sizes.n_embd):
@@ -171,6 +182,17 @@ def read_config_json(path: Path, dropout: float | None = None) -> Described:
         special_ids={name: token_id for name, token_id in ids.items() if token_id is not None},
         model_type=hf["model_type"],
     )
+
+
+def _without_aliases(hf: dict[str, Any], path: Path) -> dict[str, Any]:
+    """Return the keys under GPT-2's names. Raises UserError if both names of a key are there and differ."""
+    renamed = {key: value for key, value in hf.items() if key not in ALIASES}
+    for alias, key in ALIASES.items():
+        if alias not in hf:
+            continue
+        if renamed.setdefault(key, hf[alias]) != hf[alias]:
+            raise UserError(f"{path}: {alias} {hf[alias]!r:.40} differs from {key} {renamed[key]!r:.40}; remove one")
+    return renamed
 
 
 def _refuse_newer(hf: dict[str, Any], path: Path) -> None:

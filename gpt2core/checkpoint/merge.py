@@ -18,6 +18,7 @@ from torch import Tensor
 
 from gpt2core import files
 from gpt2core.checkpoint.chat_template import read_chat_template
+from gpt2core.checkpoint.config_json import MAX_CONFIG_BYTES, MODEL_FILES
 from gpt2core.checkpoint.model_dir import ADAPTER_CONFIG, Model, load_with_tokenizer, read_safetensors, save_model
 from gpt2core.checkpoint.peft_adapter import ADAPTER_WEIGHTS, PREFIX
 from gpt2core.errors import UserError
@@ -75,7 +76,7 @@ def merge(base: str | os.PathLike[str], adapter: str | os.PathLike[str], out: st
     """
     base, adapter, out = Path(base), Path(adapter), Path(out)
     for source in (base, adapter):
-        files.check_out_dir(source, out, "model directory", marker="config.json")
+        files.check_out_dir(source, out, "model directory", MODEL_FILES)
     config = _read_config(adapter / ADAPTER_CONFIG)
     weights = adapter / ADAPTER_WEIGHTS
     model, tokenizer = load_with_tokenizer(base)
@@ -87,7 +88,7 @@ def merge(base: str | os.PathLike[str], adapter: str | os.PathLike[str], out: st
 def _read_config(path: Path) -> _AdapterConfig:
     if not path.exists():
         raise UserError(f"{path}: no such file; a directory that PEFT saved is needed, such as models/instruct-adapter")
-    content = files.read_json(path)
+    content = files.read_json(path, MAX_CONFIG_BYTES)
     try:
         config = _AdapterConfig.model_validate(content)
     except ValidationError as error:
@@ -108,7 +109,8 @@ def _read_config(path: Path) -> _AdapterConfig:
 
 def _check_pattern(pattern: str, path: Path) -> None:
     """Refuse a pattern that is more than names and wildcards; others can take forever."""
-    if not re.fullmatch(r"[\w.^$|()*+\\-]{1,200}", pattern) or re.search(r"[*+)]\)?[*+]", pattern):
+    n_repeated = len(re.findall(r"[*+]", pattern))
+    if not re.fullmatch(r"[\w.^$|()*+\\-]{1,200}", pattern) or re.search(r"\)[*+]", pattern) or n_repeated > 2:
         raise UserError(f"{path}: the pattern {pattern!r:.60} is not supported; name layers, such as h.0.attn.c_attn")
     try:
         re.compile(pattern)
@@ -147,3 +149,5 @@ def _add(model: Model, tensors: dict[str, Tensor], config: _AdapterConfig, where
                 f"[{len(weight)}, {expected}]"
             )
         weight += B @ A * config.scale(layer, rank)
+        if not bool(weight.isfinite().all()):
+            raise UserError(f"{where}: {layer!r:.80} makes weights with NaN or infinity; the adapter is damaged")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, TypedDict, Unpack
@@ -16,6 +17,7 @@ from gpt2core import files
 from gpt2core.checkpoint import names
 from gpt2core.checkpoint.config_json import (
     GENERATION_CONFIG,
+    MAX_CONFIG_BYTES,
     Described,
     config_json,
     generation_config_json,
@@ -29,6 +31,7 @@ from gpt2core.tokenizer import END_OF_TEXT, Tokenizer, has_tokenizer, load_token
 Model = GPT | GPTClassifier
 WEIGHTS = "model.safetensors"
 DTYPES = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
+MAX_HEADER_BYTES = 4 << 20  # the largest GPT-2's has 60 KB
 ADAPTER_CONFIG = "adapter_config.json"
 SHARDS = "model.safetensors.index.json"  # names the file of each tensor, if transformers has split the weights
 
@@ -230,11 +233,12 @@ def read_described(path: Path, dropout: float | None = None) -> Described:
     if not path.is_dir():
         raise UserError(f"{path}: no such model directory; `dvc repro` makes models/pretrained and others")
     if (path / ADAPTER_CONFIG).exists() and not (path / "config.json").exists():
-        base = files.read_json(path / ADAPTER_CONFIG)
+        base = files.read_json(path / ADAPTER_CONFIG, MAX_CONFIG_BYTES)
         base = base.get("base_model_name_or_path") if isinstance(base, dict) else None
+        name = shlex.quote(base) if isinstance(base, str) and base.isprintable() and len(base) < 200 else "BASE"
         raise UserError(
             f"{path}: is a LoRA adapter of {base!r:.200}; merge them into a model directory: "
-            f"gpt2core merge {base or 'BASE'!s:.200} {path} OUT_DIR"
+            f"gpt2core merge {name} {shlex.quote(str(path))} OUT_DIR"
         )
     if not (path / "config.json").exists():
         raise UserError(f"{path}: not a model directory, it has no config.json")
@@ -250,7 +254,7 @@ def read_tensors(path: Path) -> tuple[dict[str, torch.Tensor], str]:
     if (path / WEIGHTS).exists() or not (path / SHARDS).exists():
         return read_safetensors(path / WEIGHTS), str(path / WEIGHTS)
     where = path / SHARDS
-    index = files.read_json(where)
+    index = files.read_json(where, MAX_CONFIG_BYTES)
     weight_map = index.get("weight_map") if isinstance(index, dict) else None
     if not isinstance(weight_map, dict) or not weight_map or not all(type(v) is str for v in weight_map.values()):
         raise UserError(f"{where}: must have a weight_map of tensors and file names")
@@ -273,6 +277,10 @@ def read_safetensors(path: Path) -> dict[str, torch.Tensor]:
         raise UserError(f"{path}: no such file; weights in another format must be saved as safetensors")
     if not path.is_file():  # a pipe that nobody writes to would wait forever
         raise UserError(f"{path}: is not a regular file")
+    with path.open("rb") as file:
+        header_bytes = int.from_bytes(file.read(8), "little")
+    if header_bytes > MAX_HEADER_BYTES:
+        raise UserError(f"{path}: damaged or no safetensors file (a header of {header_bytes:,} bytes)")
     try:
         tensors = safetensors.torch.load_file(path)
     except (SafetensorError, OSError) as error:

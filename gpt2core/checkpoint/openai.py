@@ -12,7 +12,7 @@ from safetensors import SafetensorError, TensorSpec, serialize_file
 
 from gpt2core import files, runtime
 from gpt2core.checkpoint import names
-from gpt2core.checkpoint.config_json import GENERATION_CONFIG, config_json, generation_config_json
+from gpt2core.checkpoint.config_json import GENERATION_CONFIG, MODEL_FILES, config_json, generation_config_json
 from gpt2core.checkpoint.tf_checkpoint import TFCheckpoint
 from gpt2core.errors import UserError
 from gpt2core.model import GPTConfig
@@ -121,7 +121,7 @@ def convert(src_dir: str | os.PathLike[str], out_dir: str | os.PathLike[str]) ->
     src, out = Path(src_dir), Path(out_dir)
     if not src.is_dir():
         raise UserError(f"{src}: no such directory; it must hold OpenAI's files: {', '.join(FILES)}")
-    files.check_out_dir(src, out, "model directory", marker="config.json")
+    files.check_out_dir(src, out, "model directory", MODEL_FILES)
     config = read_hparams(src / "hparams.json")
     tokenizer = read_bpe(src / "encoder.json", src / "vocab.bpe")
     if tokenizer.vocab_size != config.vocab_size:

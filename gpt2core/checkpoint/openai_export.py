@@ -12,7 +12,7 @@ from gpt2core import files, runtime
 from gpt2core.checkpoint import names
 from gpt2core.checkpoint.config_json import Described
 from gpt2core.checkpoint.model_dir import read_described, read_tensors
-from gpt2core.checkpoint.openai import CHECKPOINT_PREFIX, write_bpe, write_hparams
+from gpt2core.checkpoint.openai import CHECKPOINT_PREFIX, FILES, write_bpe, write_hparams
 from gpt2core.checkpoint.tf_writer import write_checkpoint, write_saver_files
 from gpt2core.errors import UserError
 from gpt2core.model import GPTConfig
@@ -36,7 +36,7 @@ def export(model_dir: str | os.PathLike[str], out_dir: str | os.PathLike[str]) -
     """
     src, out = Path(model_dir), Path(out_dir)
     described = read_described(src)
-    files.check_out_dir(src, out, "directory in OpenAI's format", marker="hparams.json")
+    files.check_out_dir(src, out, "directory in OpenAI's format", FILES)
     _check_expressible(src, described)
     tokenizer = load_tokenizer(src)
     if tokenizer.vocab_size != described.config.vocab_size:

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from gpt2core import runtime
@@ -27,6 +28,7 @@ LORA, UNKNOWN = "LoRA adapter", "unknown"
 GPT2_BPE, BPE, CHARACTERS = "GPT-2's byte-level BPE", "byte-level BPE", "characters"
 # SHA-256 of OpenAI's vocab.bpe.
 GPT2_MERGES_SHA256 = "1ce1664773c50f3e0cc8842619a93edc4624525b728b188a9e0be33b7726adc5"
+FLOAT32_MAX = torch.finfo(torch.float32).max
 PROBE = "Hello there, it's 12 o'clock!\n\n\tÜber 東京 🙂 "
 
 
@@ -149,7 +151,7 @@ def _is_finite(tensor: Tensor) -> bool:
     """Return whether a tensor has no NaN or infinity, by its extremes, which needs no memory (NaN is both)."""
     if not tensor.is_floating_point() or not tensor.numel():
         return True
-    return all(math.isfinite(extreme.item()) for extreme in tensor.aminmax())
+    return all(abs(extreme.item()) <= FLOAT32_MAX for extreme in tensor.aminmax())  # also of float64
 
 
 def _check_tokenizer(tokenizer: Tokenizer, path: Path, report: Report) -> None:

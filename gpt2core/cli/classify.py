@@ -73,7 +73,7 @@ def _format(probabilities: dict[str, float]) -> str:
 def _read(path: Path, column: str | None) -> list[str]:
     """Read the texts of a file. Raises UserError if there are none, or the column is missing."""
     if str(path) == "-":
-        name, content = "standard input", files.decode_text(sys.stdin.buffer.read(), "standard input")
+        name, content = "standard input", files.decode_text(_standard_input(), "standard input")
     else:
         name, content = str(path), files.read_text(path)
     texts = content.split("\n") if column is None else _column(name, content, column)
@@ -81,6 +81,14 @@ def _read(path: Path, column: str | None) -> list[str]:
     if not texts:
         raise UserError(f"{name}: has no text; it needs one per line, or --column and a CSV with a header line")
     return texts
+
+
+def _standard_input() -> bytes:
+    """Read standard input, which may never end, up to the limit of a file."""
+    content = sys.stdin.buffer.read(files.MAX_TEXT_BYTES + 1) if sys.stdin else b""
+    if len(content) > files.MAX_TEXT_BYTES:
+        raise UserError(f"standard input: is larger than {files.MAX_TEXT_BYTES:,} bytes, the limit for a text")
+    return content
 
 
 def _column(name: str, content: str, column: str) -> list[str]:

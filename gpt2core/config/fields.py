@@ -4,11 +4,22 @@ from __future__ import annotations
 
 from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, Field, PlainValidator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, PlainValidator
 from pydantic_core import PydanticCustomError
 
-PositiveInt = Annotated[int, Field(gt=0)]
-Count = Annotated[int, Field(ge=0)]
+
+def _text(value: str) -> str:
+    """Return a text. Raises an error for half a surrogate pair, which no UTF-8 has."""
+    if any("\ud800" <= character <= "\udfff" for character in value):
+        raise PydanticCustomError("text", "Input has half of a surrogate pair, which is no character")
+    return value
+
+
+PositiveInt = Annotated[int, Field(gt=0, lt=2**63)]
+Count = Annotated[int, Field(ge=0, lt=2**63)]
+Size = Annotated[int, Field(gt=0, le=1 << 20)]  # of a batch or a model: what memory could hold, by far
+Samples = Annotated[int, Field(gt=0, le=1_000_000)]
+Text = Annotated[str, AfterValidator(_text)]
 Seed = Annotated[int, Field(ge=0, lt=2**63)]  # what torch's generators take
 PositiveFloat = Annotated[float, Field(gt=0)]
 NonNegativeFloat = Annotated[float, Field(ge=0)]
@@ -31,4 +42,4 @@ Names = Annotated[Any, PlainValidator(_names)]
 class Section(BaseModel):
     """A section of params.yaml. Unknown keys and values of another type are errors."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)

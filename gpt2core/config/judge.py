@@ -7,8 +7,12 @@ from typing import Annotated, Any
 from pydantic import Field, PlainValidator
 from pydantic_core import PydanticCustomError
 
-from gpt2core.config.fields import Count, Names, PositiveFloat, PositiveInt, Ratio, Section
+from gpt2core.config.fields import Names, PositiveInt, Ratio, Samples, Section
 
+TimeoutSeconds = Annotated[float, Field(gt=0, le=86_400)]
+Retries = Annotated[int, Field(ge=0, le=100)]
+Threads = Annotated[int, Field(gt=0, le=1000)]
+Rate = Annotated[float, Field(ge=0.001)]
 JUDGES = ("chrf", "openai", "transformers")
 
 
@@ -41,17 +45,19 @@ class Judge(Section):
     num_ctx: PositiveInt | None = Field(
         default=None, description="openai: Ollama's context in tokens, set through Ollama's own API"
     )
-    timeout_s: PositiveFloat = Field(default=60.0, description="openai: seconds per request")
-    max_retries: Count = Field(default=3, description="openai: per request, with back-off")
-    concurrency: PositiveInt = Field(default=4, description="openai: concurrent requests")
-    requests_per_minute: PositiveFloat | None = Field(
+    timeout_s: Annotated[float, Field(gt=0, le=86_400)] = Field(default=60.0, description="openai: seconds per request")
+    max_retries: Annotated[int, Field(ge=0, le=100)] = Field(
+        default=3, description="openai: per request, with back-off"
+    )
+    concurrency: Annotated[int, Field(gt=0, le=1000)] = Field(default=4, description="openai: concurrent requests")
+    requests_per_minute: Rate | None = Field(
         default=None, description="openai: highest rate, retries included; null: no limit"
     )
     pairwise: bool = Field(
         default=False, description="also compare each response with the base model's, in both orders: a win rate"
     )
     min_coverage: Ratio = Field(default=0.95, description="fail if a smaller fraction of the responses was scored")
-    bootstrap_samples: PositiveInt = Field(default=1000, description="for the 95% interval of the mean score")
+    bootstrap_samples: Samples = Field(default=1000, description="for the 95% interval of the mean score")
     max_items: PositiveInt | None = Field(default=None, description="score only this number of test entries; null: all")
 
     def kinds(self) -> list[str]:

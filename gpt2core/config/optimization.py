@@ -6,14 +6,14 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from gpt2core.config.fields import Count, Fraction, NonNegativeFloat, PositiveFloat, PositiveInt, Ratio, Section
+from gpt2core.config.fields import Count, Fraction, NonNegativeFloat, PositiveFloat, PositiveInt, Ratio, Section, Size
 
 
 class Optimization(Section):
     """Batches, optimizer, learning rate schedule, and precision. A training's section replaces single defaults."""
 
-    batch_size: PositiveInt = Field(default=8, description="examples per micro-batch")
-    grad_accum_steps: PositiveInt = Field(default=1, description="micro-batches per step")
+    batch_size: Size = Field(default=8, description="examples per micro-batch")
+    grad_accum_steps: Size = Field(default=1, description="micro-batches per step")
     optimizer: Literal["adamw", "muon"] = Field(
         default="adamw", description="muon: for the matrices of the blocks, AdamW for the rest | adamw: for all"
     )

@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, PlainValidator
 from pydantic_core import PydanticCustomError
 
-from gpt2core.config.fields import Count, PositiveFloat, PositiveInt
+from gpt2core.config.fields import Count, PositiveFloat, PositiveInt, Size, Text
 from gpt2core.config.optimization import Optimization
 from gpt2core.config.presets import PRESET_NAMES, PRESETS, Preset
 
@@ -28,10 +28,10 @@ class Pretrain(Optimization):
     """The model and its pretraining."""
 
     preset: Preset = Field(default="tiny", description=f"{PRESET_NAMES}; the next four replace single sizes")
-    n_layer: PositiveInt | None = Field(default=None, description="blocks")
-    n_head: PositiveInt | None = Field(default=None, description="attention heads per block; must divide n_embd")
-    n_embd: PositiveInt | None = Field(default=None, description="hidden size, in channels")
-    n_positions: PositiveInt | None = Field(default=None, description="longest text, in tokens")
+    n_layer: Annotated[int, Field(gt=0, le=10_000)] | None = Field(default=None, description="blocks")
+    n_head: Size | None = Field(default=None, description="attention heads per block; must divide n_embd")
+    n_embd: Annotated[int, Field(gt=0, le=1 << 17)] | None = Field(default=None, description="hidden size, in channels")
+    n_positions: Size | None = Field(default=None, description="longest text, in tokens")
     qkv_bias: bool = Field(default=True, description="queries, keys, and values have a bias, as in GPT-2")
     tie_weights: bool = Field(default=True, description="the output head is the token embedding, as in GPT-2")
     initializer_range: PositiveFloat = Field(
@@ -45,16 +45,16 @@ class Pretrain(Optimization):
     trainable: Literal["last_two_blocks", "blocks", "all"] = Field(
         default="all", description="last_two_blocks: an induction circuit below them stays as it is | blocks | all"
     )
-    context: PositiveInt = Field(default=256, description="tokens per window; at most n_positions")
+    context: Size = Field(default=256, description="tokens per window; at most n_positions")
     max_steps: PositiveInt = Field(default=480, description="number of steps")
     eval_interval_steps: PositiveInt = Field(
         default=80, description="steps between evaluations, each with a sample of text"
     )
-    eval_batches: PositiveInt = Field(
+    eval_batches: Size = Field(
         default=8, description="batches of validation windows per evaluation; the final metric covers the whole split"
     )
-    sample_prompt: str = Field(default="", description="start of the samples; empty: the start of a document")
-    sample_tokens: PositiveInt = Field(default=200, description="longest sample")
+    sample_prompt: Text = Field(default="", description="start of the samples; empty: the start of a document")
+    sample_tokens: Size = Field(default=200, description="longest sample")
     launcher: Launcher = Field(
         default="python",
         description="python | torchrun --standalone --nproc-per-node=8: one process for each of 8 GPUs; "
@@ -65,7 +65,7 @@ class Pretrain(Optimization):
         description="of several processes: none: each has all weights | full: each has a part, for 1558M",
     )
 
-    batch_size: PositiveInt = Field(default=8, description="windows per micro-batch")
+    batch_size: Size = Field(default=8, description="windows per micro-batch")
     optimizer: Literal["adamw", "muon"] = "muon"
     lr: PositiveFloat = 0.006
     schedule: Literal["cosine", "linear", "wsd", "constant"] = "linear"

@@ -145,7 +145,12 @@ def sources_of(params: Params) -> Iterator[Finding]:
         yield Finding("note", "sources", lacks, "make mirror fills one; until then the network is asked")
         mirror = None
     urls = {mirror} if mirror else {url for file in needed_files.values() for url in file.urls[:1]}
-    for host, port in sorted({_host_and_port(url) for url in urls}):
+    try:
+        places = sorted({_host_and_port(url) for url in urls})
+    except ValueError as error:
+        yield Finding("problem", "sources", f"GPT2CORE_MIRROR is no usable address ({error})", "correct it")
+        return
+    for host, port in places:
         try:
             socket.create_connection((host, port), CONNECT_TIMEOUT_S).close()
             yield Finding("ok", "sources", f"{host} answers")

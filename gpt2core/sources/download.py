@@ -158,7 +158,10 @@ def _places(asset: Asset, file: File) -> list[Path | str]:
         return list(file.urls)
     if mirror.startswith(("http://", "https://")):
         return [_mirror_url(mirror, asset, file), *file.urls]
-    folder = config.project_root() / Path(mirror).expanduser()
+    try:
+        folder = config.project_root() / Path(mirror).expanduser()
+    except RuntimeError as error:  # a user that this machine does not have
+        raise UserError(f"GPT2CORE_MIRROR={redacted(mirror)}: is no folder ({error})") from None
     if not folder.is_dir():
         raise UserError(
             f"GPT2CORE_MIRROR={redacted(mirror)}: there is no such folder; set it to a folder or an http(s) URL"
@@ -390,6 +393,10 @@ def _ask(session: requests.Session, part: _Part, url: str, retry: Retry, title: 
                 _receive(response, part, total_bytes, title, retry)
     except TimeoutError:
         raise _Transient("the server does not answer in time") from None
+    except (ValueError, OverflowError) as error:  # an address that cannot be parsed, the server's in a redirect too
+        if isinstance(error, requests.exceptions.RequestException):
+            raise _failure(error, part.size_bytes if has_begun else None) from None
+        raise _Failed(f"no usable address or answer ({first_line(error)})") from None
     except urllib3.exceptions.HTTPError as error:
         raise _failure(requests.exceptions.ConnectionError(error), part.size_bytes) from None
     except requests.exceptions.RequestException as error:
@@ -464,7 +471,7 @@ def _retry_after_s(value: str | None) -> float | None:
         return None
     if value.strip().isdecimal():
         return float(value)
-    with contextlib.suppress(ValueError, TypeError):
+    with contextlib.suppress(ValueError, TypeError, OverflowError):
         return max(0.0, email.utils.parsedate_to_datetime(value).timestamp() - time.time())
     return None
 

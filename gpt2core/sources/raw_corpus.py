@@ -20,7 +20,6 @@ from gpt2core.sources.synthetic import generate_tales
 
 EMBEDDED_TALES = 2_900  # of about 645 bytes: 1.9 MB
 SEPARATOR = f"\n{documents.END_OF_TEXT}\n"
-BLOCK_CHARS = 1 << 20
 
 GUTENBERG = re.compile(
     r"^\*\*\* ?START OF TH(?:E|IS) PROJECT GUTENBERG EBOOK[^\n]*\n"
@@ -56,9 +55,14 @@ def _own(own_dir: Path, name: str) -> OwnFiles:
             raise UserError(f"{path}: no file of documents in this folder ({documents.ALLOWED})")
         return OwnFiles(paths, path)
     if path.is_file():
+        if path.name.startswith("._"):
+            raise UserError(f"{path}: is the companion that a Mac writes next to a file, no text; name the file itself")
         _check_format(path)
         return OwnFiles([path], path.parent)
-    matches = sorted(own_dir.glob("/".join(pattern)))
+    try:
+        matches = sorted(own_dir.glob("/".join(pattern)))
+    except ValueError as error:
+        raise UserError(f"own/{'/'.join(pattern)}: is no pattern of files ({error})") from None
     if paths := [p for p in matches if documents.is_documents(p)]:
         return OwnFiles(paths, own_dir)
     raise UserError(f"{path}: no such file of the kind {documents.ALLOWED}; {own_listing(own_dir)}")
@@ -129,14 +133,9 @@ def cut_gutenberg(path: Path) -> str:
 def _copy_text(source: Path, out_path: Path) -> None:
     """Copy a UTF-8 text of any size with LF line ends and without a byte order mark."""
     is_empty = True
-    try:
-        with source.open(encoding="utf-8-sig") as text, out_path.open("w", encoding="utf-8", newline="\n") as copy:
-            while block := text.read(BLOCK_CHARS):
-                copy.write(block)
-                is_empty = is_empty and not block.strip()
-    except UnicodeDecodeError as error:
-        raise UserError(
-            f"{source}: not UTF-8 ({error.reason}); save the file as UTF-8 (for example: iconv -f latin1 -t utf-8)"
-        ) from None
+    with source.open("rb") as file, out_path.open("w", encoding="utf-8", newline="") as copy:
+        for block in files.decoded(file, source):
+            copy.write(block)
+            is_empty = is_empty and not block.strip()
     if is_empty:
         raise UserError(f"{source}: the file is empty; a corpus needs text")

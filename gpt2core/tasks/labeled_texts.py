@@ -109,8 +109,9 @@ def _tsv_rows(path: str | os.PathLike[str], table: str, columns: Columns) -> Ite
         cells = line.split("\t", len(header) - 1)  # what is left, tabs too, is the last column's
         if len(cells) == 1:
             raise UserError(f"{path}, row {row:,}: {line[:40]!r} has no tab; a row is a label, a tab and the text")
-        if len(cells) < len(header):
-            raise UserError(f"{path}, row {row:,}: {len(cells)} column(s), the header has {len(header)}")
+        n_cells = len(cells) if text == len(header) - 1 else line.count("\t") + 1  # only a text may hold tabs
+        if n_cells != len(header):
+            raise UserError(f"{path}, row {row:,}: {n_cells} column(s), the header has {len(header)}")
         yield row, cells[label], cells[text]
 
 

@@ -147,9 +147,13 @@ def load_tokenizer(folder: str | os.PathLike[str]) -> Tokenizer:
             "which they read; remove what does not belong to this model"
         )
     add_prefix_space = content.pre_tokenizer.add_prefix_space
-    if config.add_prefix_space not in (None, add_prefix_space):
+    # transformers' GPT2Tokenizer takes tokenizer_config.json's, or none; its general class takes this file's.
+    stated = config.add_prefix_space
+    if stated is None and config.tokenizer_class not in ("PreTrainedTokenizerFast", "TokenizersBackend"):
+        stated = False
+    if stated not in (None, add_prefix_space):
         raise UserError(
-            f"{json_path}: pre_tokenizer.add_prefix_space: is {add_prefix_space}, but {config.add_prefix_space} in "
+            f"{json_path}: pre_tokenizer.add_prefix_space: is {add_prefix_space}, but {stated} in "
             f"{TOKENIZER_CONFIG}, and libraries differ in which they use; correct the wrong one"
         )
     places = [(f"merge {number}", pair) for number, pair in enumerate(pairs)]

@@ -100,7 +100,7 @@ def check(root: Path) -> None:
             or made by another version of MLflow; the server does not answer.
     """
     uri = address(root)
-    if uri.startswith(("http://", "https://")):
+    if uri.lower().startswith(("http://", "https://")):
         _check_server(uri)
     elif uri.startswith("sqlite:///"):
         path = Path(uri.removeprefix("sqlite:///"))
@@ -111,9 +111,19 @@ def check(root: Path) -> None:
 def _check_server(uri: str) -> None:
     import requests
 
+    def answers() -> None:
+        """Ask for the server's version, of which a hundred bytes are enough, and a megabyte means another program."""
+        url = f"{uri.rstrip('/')}/version"
+        with requests.get(url, timeout=CHECK_TIMEOUT_S, allow_redirects=False, stream=True) as response:
+            n_bytes = 0
+            for chunk in response.iter_content(1 << 16):
+                n_bytes += len(chunk)
+                if n_bytes > 1 << 20:
+                    raise requests.RequestException("no MLflow")
+
     try:
-        within(CHECK_TIMEOUT_S, requests.head, uri, timeout=CHECK_TIMEOUT_S, allow_redirects=False)
-    except (requests.RequestException, TimeoutError) as error:
+        within(CHECK_TIMEOUT_S, answers)
+    except (requests.RequestException, TimeoutError, ValueError) as error:
         raise UserError(
             f"{redacted(uri)} does not answer ({type(error).__name__}); start it, or unset MLFLOW_TRACKING_URI"
         ) from None
@@ -127,8 +137,10 @@ def _check_database(path: Path) -> None:
     try:
         with contextlib.closing(sqlite3.connect(uri, uri=True, timeout=CHECK_TIMEOUT_S)) as database:
             tables = {name for (name,) in database.execute("SELECT name FROM sqlite_master WHERE type = 'table'")}
+            if not tables:
+                return  # MLflow creates its tables
             if "alembic_version" not in tables:
-                return  # empty: MLflow creates its tables
+                raise UserError(f"{path} is the database of another program; {move}")
             (version,) = database.execute("SELECT version_num FROM alembic_version").fetchone() or ("",)
     except sqlite3.OperationalError as error:
         raise UserError(f"{path} cannot be opened ({error}); end the program that uses it") from None

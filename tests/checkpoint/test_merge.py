@@ -150,7 +150,7 @@ def test_an_adapter_of_the_tied_head_is_refused(tmp_path: Path, base: Path, adap
 
 def test_the_sources_are_not_overwritten(base: Path, adapter: Path) -> None:
     for out in (base, adapter, base.parent):
-        with pytest.raises(UserError, match="holds the source|is no model directory"):
+        with pytest.raises(UserError, match="holds the source|is not part of a model directory"):
             merge(base, adapter, out)
 
 

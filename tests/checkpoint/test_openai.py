@@ -292,7 +292,7 @@ def test_source_is_never_overwritten(src: Path) -> None:
 def test_a_folder_of_other_things_is_never_replaced(src: Path, out: Path) -> None:
     out.mkdir()
     (out / "letter.txt").write_text("dear reader")
-    with pytest.raises(UserError, match="exists and is no model directory"):
+    with pytest.raises(UserError, match="is not part of a model directory"):
         openai.convert(src, out)
     assert (out / "letter.txt").exists()
 

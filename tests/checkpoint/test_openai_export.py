@@ -166,7 +166,7 @@ def refused(model: Path, message: str) -> None:
 def test_a_folder_of_other_things_is_never_replaced(model: Path, tmp_path: Path) -> None:
     (tmp_path / "letters").mkdir()
     (tmp_path / "letters" / "dear.txt").write_text("dear reader")
-    with pytest.raises(UserError, match="exists and is no directory in OpenAI's format"):
+    with pytest.raises(UserError, match="is not part of a directory in OpenAI's format"):
         export(model, tmp_path / "letters")
     with pytest.raises(UserError, match="would delete"):
         export(model, model)

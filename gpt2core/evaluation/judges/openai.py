@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import os
 import re
+import shlex
 import threading
 import time
 from typing import Any
@@ -90,7 +91,7 @@ class OpenAIChat:
             raise self._unusable(
                 f"the server knows no such page or model ({self._redact(error)})",
                 f"check that judge.base_url ends as the server wants it (mostly /v1) and that it has the "
-                f"model {self.model!r} (Ollama: `ollama pull {self.model}`)",
+                f"model {self.model!r} (Ollama: `ollama pull {shlex.quote(self.model)}`)",
             ) from None
         except openai.APIStatusError as error:
             if 300 <= error.status_code < 400:
@@ -100,7 +101,7 @@ class OpenAIChat:
                     "set judge.base_url to that address if it is right",
                 ) from None
             raise NoReply(f"HTTP status {error.status_code} ({self._redact(error)})") from None
-        except (openai.APIError, AttributeError, IndexError, KeyError, TypeError, ValueError):
+        except (openai.APIError, AttributeError, IndexError, KeyError, TypeError, ValueError, RecursionError):
             # The client passes on whatever JSON or text a server sends.
             raise NoReply("the server's answer is no chat completion") from None
         return text.replace(self._key, "[key]") if self._key else text
