@@ -32,6 +32,10 @@ def bare_app(host: str = LOOPBACK[0]) -> FastAPI:
     async def user_error(request: Request, error: UserError) -> JSONResponse:
         return _error(str(error), 400)
 
+    @app.exception_handler(OSError)
+    async def system_error(request: Request, error: OSError) -> JSONResponse:
+        return _error(f"{error.filename or 'a file'}: {error.strerror or error}", 500)
+
     @app.exception_handler(HTTPException)
     async def http_error(request: Request, error: HTTPException) -> JSONResponse:
         return _error(str(error.detail), error.status_code)

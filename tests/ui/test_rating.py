@@ -56,6 +56,17 @@ def served(tmp_path: Path) -> Iterator[Served]:
         yield Served(address, tmp_path)
 
 
+def test_a_file_of_ratings_that_cannot_be_written_is_said(served: Served, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: Any) -> None:
+        raise PermissionError(13, "Permission denied", str(served.ratings.path))
+
+    monkeypatch.setattr(Ratings, "rate", fail)
+    item = served.post("start", rater="Ann").json()["items"][0]["item"]
+    answer = served.post("rate", rater="Ann", item=item, question="safety", score=3)
+    assert answer.status_code == 500
+    assert answer.json() == {"error": f"{served.ratings.path}: Permission denied"}
+
+
 # -- Over HTTP ---------------------------------------------------------------------------------------------------------
 
 
