@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from gpt2core.errors import UserError
+from gpt2core.metric_files import FOLDER, HEADLINE_FOLDER, HEADLINES
 from gpt2core.report import mermaid, results
 from gpt2core.report.plot_changes import WORKSPACE, Changes, Curve, compare_plots
 from gpt2core.tracking.pipeline_run import git
@@ -75,7 +76,7 @@ def compare(root: Path, base: str | None = None) -> Comparison:
         raise UserError(f"{root}: is no DVC project (no folder .dvc); run in the project's folder, or: dvc init")
     revision = named_base(root, base) if base is not None else default_base(root)
     warnings: list[str] = []
-    metrics = _changes(_dvc(root, warnings, "metrics", "diff", revision.commit))
+    metrics = _metric_changes(root, warnings, revision.commit)
     params = _changes(_dvc(root, warnings, "params", "diff", revision.commit))
     with tempfile.TemporaryDirectory() as folder:  # DVC puts the pictures among the plots there
         arguments = ("plots", "diff", revision.commit, WORKSPACE, "--split", "--out", folder)
@@ -116,6 +117,15 @@ def _dvc(root: Path, warnings: list[str], *arguments: str) -> dict[str, Any]:
         raise UserError(f"`dvc {' '.join(arguments[:2])}` failed: {reason.removeprefix('ERROR: ')}")
     warnings += lines
     return json.loads(completed.stdout or "{}")
+
+
+def _metric_changes(root: Path, warnings: list[str], commit: str) -> list[Change]:
+    """Return the changes of all results. DVC calls only the headline metrics metrics, under other names."""
+    diff = _dvc(root, warnings, "metrics", "diff", commit)
+    if whole := [path for name in HEADLINES if (root / (path := f"{FOLDER}/{name}.json")).exists()]:
+        diff = {path: keys for path, keys in diff.items() if path not in whole}
+        diff |= _dvc(root, warnings, "metrics", "diff", commit, "--targets", *whole)
+    return [change for change in _changes(diff) if not Path(change.path).is_relative_to(HEADLINE_FOLDER)]
 
 
 def _changes(diff: dict[str, Any]) -> list[Change]:

@@ -34,7 +34,7 @@ NEW_METRICS = {"test_accuracy": 0.925, "test_f1": 0.8, "test_ece": 0.2, "n": 150
 OLD_PARAMS = {"seed": 1, "train": {"lr": 0.001, "note": "plain", "same": "x"}}
 NEW_PARAMS = {"seed": 2, "train": {"lr": 0.001, "note": HOSTILE, "same": "x", "layers": ["a", "b"]}}
 PLOTS = {
-    "metrics": ["metrics/finetune_classify.json"],
+    "metrics": ["metrics/headline/finetune_classify.json"],  # as in this project; the other file has all results
     "plots": [
         {"Loss": {
             "template": "linear", "x": "epoch", "y": {"loss.csv": ["train_loss", "val_loss"]},
@@ -91,8 +91,10 @@ def git(root: Path, *arguments: str) -> str:
 
 
 def write(root: Path, metrics: object, params: object, loss: str, labels: str, picture: str) -> None:
-    (root / "metrics").mkdir(exist_ok=True)
+    (root / "metrics/headline").mkdir(parents=True, exist_ok=True)
     (root / "metrics/finetune_classify.json").write_text(json.dumps(metrics))
+    headline = {"accuracy": metrics["test_accuracy"]}
+    (root / "metrics/headline/finetune_classify.json").write_text(json.dumps(headline))
     (root / "params.yaml").write_text(yaml.safe_dump(params))
     (root / "loss.csv").write_text(loss)
     (root / "labels.csv").write_text(f"actual,predicted\nham,ham\nspam,{labels}\n")
