@@ -21,6 +21,7 @@ from gpt2core.checkpoint.model_dir import load, load_language_model, save_model
 from gpt2core.checkpoint.openai import convert
 from gpt2core.checkpoint.peft_adapter import Adapter, adapter_tensors, save_adapter
 from gpt2core.checkpoint.verify import verify
+from gpt2core.corpus import documents
 from gpt2core.errors import UserError
 from gpt2core.model import GPT
 from gpt2core.model.lora import add_lora
@@ -169,6 +170,20 @@ def test_a_tsv_row_with_too_many_cells_is_refused_by_its_row(tmp_path: Path) -> 
         read_table(path)
     path.write_text("label\ttext\nham\thello\tthere\nspam\tx\n")  # a text may hold tabs where nothing follows it
     assert read_table(path)[0].text == "hello\tthere"
+
+
+def test_a_parquet_text_that_is_not_utf8_is_one_line(tmp_path: Path) -> None:
+    import pyarrow.parquet
+
+    path = tmp_path / "a.parquet"
+    bad = pyarrow.array([b"caf\xe9", b"x"], pyarrow.binary()).cast(pyarrow.string(), safe=False)
+    table = pyarrow.table({"label": ["ham", "spam"], "text": bad})
+    pyarrow.parquet.write_table(table, path)
+    with pytest.raises(UserError, match="not UTF-8"):
+        read_table(path)
+    with pytest.raises(UserError, match="not UTF-8") as error:
+        [*map(list, map(documents.read, documents.plan(path)))]
+    assert "iconv" not in str(error.value)
 
 
 @pytest.mark.parametrize("name", ["own/a**", "own/**.txt", "own/._a.txt"])

@@ -202,6 +202,7 @@ def test_loading_generating_and_training_need_no_extra(tiny: str, command: str) 
     assert done.returncode == 0, done.stderr
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("command", "missing"),
     [

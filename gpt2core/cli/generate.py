@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
     from gpt2core.inference import Sampling, TextStream
 
-MAX_PROMPT_BYTES = 64 << 20
+MAX_PROMPT_BYTES = 16 << 20
 INTERRUPTED = 130  # exit code of a shell after Ctrl-C
 SAMPLES_PER_BATCH = 32  # each has its own keys and values: 74 KB per token with GPT-2 124M
 

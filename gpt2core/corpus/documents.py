@@ -120,7 +120,9 @@ def _naming(part: Part) -> Iterator[None]:
     """Add the file, and the row, to each error."""
     try:
         yield
-    except UnicodeDecodeError:
+    except UnicodeDecodeError as error:
+        if part.path.suffix.lower() == ".parquet":
+            raise UserError(f"{part.path}: a text in it is not UTF-8 ({error.reason}); write the file again") from None
         raise UserError(f"{part.path}: {_not_utf8(part)}; convert it: iconv -f latin1 -t utf-8") from None
     except Damaged as error:
         row = "" if error.row is None else f", row {error.row + _rows_before(part):,}"

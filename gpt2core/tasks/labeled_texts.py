@@ -152,6 +152,8 @@ def _parquet_rows(path: str | os.PathLike[str], columns: Columns) -> Iterator[Ro
                 if names and not (isinstance(number, int) and 0 <= number < len(names)):
                     raise UserError(f"{path}, row {row:,}: label {number!r} is none of 0 to {len(names) - 1}")
                 yield row, names[number] if names else number, content
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path}: a text in it is not UTF-8 ({error.reason}); write the file again") from None
     except (pyarrow.ArrowInvalid, OSError) as error:
         raise UserError(f"{path}: damaged or no Parquet file ({error})") from None
 

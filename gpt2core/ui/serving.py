@@ -28,24 +28,30 @@ def bare_app(host: str = LOOPBACK[0]) -> FastAPI:
     if host in LOOPBACK:
         app.add_middleware(TrustedHostMiddleware, allowed_hosts=[*LOOPBACK])
 
-    @app.exception_handler(UserError)
-    async def user_error(request: Request, error: UserError) -> JSONResponse:
-        return _error(str(error), 400)
-
-    @app.exception_handler(OSError)
-    async def system_error(request: Request, error: OSError) -> JSONResponse:
-        return _error(f"{error.filename or 'a file'}: {error.strerror or error}", 500)
-
-    @app.exception_handler(HTTPException)
-    async def http_error(request: Request, error: HTTPException) -> JSONResponse:
-        return _error(str(error.detail), error.status_code)
-
-    @app.exception_handler(RequestValidationError)
-    async def invalid_request(request: Request, error: RequestValidationError) -> JSONResponse:
-        problems = [f"{'.'.join(map(str, row['loc'][1:]))}: {row['msg']}" for row in error.errors()]
-        return _error("; ".join(problems), 422)
-
+    for kind, answer in ((UserError, _user_error), (OSError, _system_error), (HTTPException, _http_error)):
+        app.add_exception_handler(kind, answer)
+    app.add_exception_handler(RequestValidationError, _invalid_request)
     return app
+
+
+async def _user_error(request: Request, error: Exception) -> JSONResponse:
+    return _error(str(error), 400)
+
+
+async def _system_error(request: Request, error: Exception) -> JSONResponse:
+    assert isinstance(error, OSError)
+    return _error(f"{error.filename or 'a file'}: {error.strerror or error}", 500)
+
+
+async def _http_error(request: Request, error: Exception) -> JSONResponse:
+    assert isinstance(error, HTTPException)
+    return _error(str(error.detail), error.status_code)
+
+
+async def _invalid_request(request: Request, error: Exception) -> JSONResponse:
+    assert isinstance(error, RequestValidationError)
+    problems = [f"{'.'.join(map(str, row['loc'][1:]))}: {row['msg']}" for row in error.errors()]
+    return _error("; ".join(problems), 422)
 
 
 def _error(message: str, status: int) -> JSONResponse:

@@ -136,6 +136,7 @@ def test_the_library_opens_what_the_card_shows(folder: Path) -> None:
     )
 
 
+@pytest.mark.slow
 def test_a_trainer_step_of_transformers_and_back(folder: Path, tmp_path: Path) -> None:
     transformers = pytest.importorskip("transformers")
     model = transformers.AutoModelForCausalLM.from_pretrained(folder)

@@ -215,6 +215,7 @@ def _forget() -> None:
         cached.cache_clear()  # type: ignore[attr-defined]
 
 
+@pytest.mark.slow
 def test_a_wheel_has_the_hashes_of_the_clone_until_a_file_of_a_stage_changes(new: New, package: Path) -> None:
     path = new.root / "code.yaml"
     assert code.outdated(path) == []
@@ -231,6 +232,7 @@ def test_a_wheel_has_the_hashes_of_the_clone_until_a_file_of_a_stage_changes(new
         (package / "gpt2core" / name).write_bytes(before)
 
 
+@pytest.mark.slow
 def test_a_stage_refuses_other_code_until_params_updates_it(copy: Path) -> None:
     path = copy / "code.yaml"
     good = path.read_text(encoding="utf-8")

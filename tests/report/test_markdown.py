@@ -216,6 +216,7 @@ def test_plots_that_are_no_curves_are_named(text: str) -> None:
     assert "Unchanged" not in text
 
 
+@pytest.mark.slow
 def test_new_and_removed_plots_are_named(project: Path, tmp_path: Path) -> None:
     root = tmp_path / "clone"
     git(tmp_path, "clone", "-q", str(project), "clone")
@@ -330,6 +331,7 @@ def test_a_comment_keeps_the_limit_and_says_what_it_leaves_out() -> None:
 # -- The command -----------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_without_changes_one_sentence_says_so(project: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.chdir(project)
     out = tmp_path / "comment.md"
@@ -339,6 +341,7 @@ def test_without_changes_one_sentence_says_so(project: Path, monkeypatch: pytest
     assert out.read_text() == f"No metrics, params, or plots changed compared with {commit} (`HEAD`).\n"
 
 
+@pytest.mark.slow
 def test_damaged_results_are_named(project: Path, tmp_path: Path) -> None:
     git(tmp_path, "clone", "-q", str(project), "clone")
     (tmp_path / "clone/metrics/finetune_classify.json").write_text('{"test_accuracy": ')
@@ -346,6 +349,7 @@ def test_damaged_results_are_named(project: Path, tmp_path: Path) -> None:
     assert "DVC: `DVC failed to load some metrics for following revisions: 'workspace'.`" in text
 
 
+@pytest.mark.slow
 def test_the_working_tree_of_a_shallow_clone_is_compared(project: Path, tmp_path: Path) -> None:
     git(tmp_path, "clone", "-q", "--depth", "2", f"file://{project}", "clone")
     base = git(tmp_path / "clone", "rev-parse", "HEAD^1")

@@ -252,7 +252,7 @@ def test_a_wrong_address_or_glob_is_refused(project: Path, name: str, message: s
 
 
 def test_a_text_longer_than_a_block_is_copied_whole(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("gpt2core.sources.raw_corpus.BLOCK_CHARS", 7)
+    monkeypatch.setattr("gpt2core.files.BLOCK_BYTES", 7)
     text = "".join(f"line {i} é\r\n" for i in range(1000))
     prepare(project, own(project, "long.txt", text))
     copied = (project / "raw" / "corpus" / "train" / "long.txt").read_bytes().decode()

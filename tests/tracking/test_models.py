@@ -281,6 +281,7 @@ else:
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("change", ["", "# a comment\n"])
 def test_a_model_does_not_run_another_versions_code(root: Path, models_dir: Path, tmp_path: Path, change: str) -> None:
     """The process imports a copy of the package, as it is or changed, before it loads a model."""

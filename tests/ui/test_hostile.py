@@ -53,6 +53,7 @@ def ask(address: str, path: str, body: bytes) -> tuple[int, bytes]:
         connection.close()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("path", PATHS)
 def test_a_hostile_body_is_the_clients_mistake(address: str, models_dir: Path, path: str) -> None:
     kind = {"classify": "classifier", "respond": "instruct"}.get(path, "pretrained")
