@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
+from ruamel.yaml import YAML
 
 from tests.stages.conftest import Project, clone
 
@@ -43,8 +44,8 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Project]:
     """Two commits: the recorded results, and those of another learning rate, of pretraining and of the judge."""
     project = clone(tmp_path_factory.mktemp("dvc") / "project")
     project.set_params({"pretrain.lr": 0.25})
-    for name, key in (("pretrain", "val_loss"), ("llm_judge_eval", "mean_score")):
-        path = project.root / f"metrics/{name}.json"
+    for name, key in (("pretrain", "pretrain_loss"), ("llm_judge_eval", "score")):
+        path = project.root / f"metrics/headline/{name}.json"
         metrics = json.loads(path.read_text())
         path.write_text(json.dumps(metrics | {key: metrics[key] + 0.125}, indent=2) + "\n")
     curve = project.root / "metrics/plots/pretrain.csv"
@@ -59,7 +60,8 @@ def test_metrics_diff_shows_what_changed_and_by_how_much(project: Project) -> No
     rows = [re.split(r"\s{2,}", line.strip()) for line in shown.splitlines() if line.strip()]
     assert rows[0] == ["Path", "Metric", "HEAD~1", "HEAD", "Change"]
     assert {(path, metric, change) for path, metric, _, _, change in rows[1:]} == {
-        ("metrics/pretrain.json", "val_loss", "0.125"), ("metrics/llm_judge_eval.json", "mean_score", "0.125"),
+        ("metrics/headline/pretrain.json", "pretrain_loss", "0.125"),
+        ("metrics/headline/llm_judge_eval.json", "score", "0.125"),
     }  # fmt: skip
     assert all(len(line) <= 100 for line in shown.splitlines())
 
@@ -70,10 +72,30 @@ def test_exp_show_with_only_changed_fits_a_terminal(project: Project) -> None:
     assert len(table) == 3  # the workspace and two commits
     changed = table[0].keys() - {"Experiment", "rev", "typ", "Created", "parent", "State", "Executor", "deps"}
     # Loss and score, the learning rate, and no hash of a file that Git keeps anyway.
-    assert {"mean_score", "pretrain.lr"} <= changed
-    assert len([name for name in changed if name.endswith("val_loss")]) == 1
+    assert {"score", "pretrain_loss", "pretrain.lr"} <= changed
     assert {row["pretrain.lr"] for row in table} == {"0.25", "0.006"}
     assert all(len(name) <= 40 for name in changed), changed
+
+
+def test_exp_show_begins_with_at_most_25_metrics_without_paths(project: Project) -> None:
+    header = next(csv.reader(io.StringIO(project.dvc("exp", "show", "--csv", timeout_s=120).stdout)))
+    shown = [json.loads(path.read_text()) for path in (project.root / "metrics/headline").glob("*.json")]
+    expected = [name for values in shown for name in values]
+    metrics = header[header.index("parent") + 1 : header.index("seed")]
+    assert sorted(metrics) == sorted(expected)
+    assert len(set(metrics)) == len(metrics) <= 25
+    assert all(len(name) <= 20 and ":" not in name for name in metrics)
+
+
+def test_the_models_are_artifacts(project: Project) -> None:
+    """DVC and GTO find them by name; each path is an output of a stage, or one that other sizes have."""
+    artifacts = YAML(typ="safe").load(project.root / "dvc.yaml")["artifacts"]
+    outs = {out["path"] for stage in project.lock().values() for out in stage.get("outs", [])}
+    assert {"pretrained", "classifier", "instruct", "openai-tiny", "openai-124m"} <= artifacts.keys()
+    for name, artifact in artifacts.items():
+        assert re.fullmatch(r"[a-z0-9]([a-z0-9-/]*[a-z0-9])?", name)
+        assert artifact["type"] == "model"
+        assert artifact["path"] in outs or artifact["path"].startswith("models/openai/")
 
 
 def names(values: dict[str, Any], prefix: str = "") -> Iterator[str]:

@@ -26,6 +26,7 @@ import torch
 import yaml
 
 import gpt2core
+from gpt2core.metric_files import HEADLINES
 from gpt2core.model import GPTClassifier
 from tests.report.html import Page
 from tests.stages.conftest import Project
@@ -187,8 +188,13 @@ def test_summary(tracked: Project, metrics: dict[str, dict[str, Any]]) -> None:
 def test_dvc_metrics_show(tracked: Project, metrics: dict[str, dict[str, Any]]) -> None:
     shown = json.loads(tracked.dvc("metrics", "show", "--json", timeout_s=60).stdout)
     by_file = {Path(name).stem: entry["data"] for name, entry in shown[""]["data"].items()}
+    for name, keys in HEADLINES.items():
+        assert by_file[name] == {short: metrics[name][key] for short, key in keys.items() if key in metrics[name]}
+    paths = [f"metrics/{name}.json" for name in METRICS]
+    shown = json.loads(tracked.dvc("metrics", "show", *paths, "--json", timeout_s=60).stdout)
     for name in METRICS:  # DVC leaves lists, such as the confusion matrix, out
-        assert by_file[name] == {key: value for key, value in metrics[name].items() if not isinstance(value, list)}
+        values = shown[""]["data"][f"metrics/{name}.json"]["data"]
+        assert values == {key: value for key, value in metrics[name].items() if not isinstance(value, list)}
 
 
 def test_dvc_params_diff(tracked: Project) -> None:
