@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-from gpt2core.checkpoint.model_card import CARD, ModelCard, write_model_card
+from gpt2core.checkpoint.model_card import CARD, ModelCard
 from gpt2core.checkpoint.openai import convert
 from gpt2core.config.presets import PRESETS
 from gpt2core.errors import UserError
@@ -28,8 +28,7 @@ def main() -> None:
     params = load_params()
     with track_stage(f"convert@{size}", params, sections=("openai",), inputs=[f"data/openai/{size}"]) as run:
         out = Path("models/openai") / size
-        convert(Path("data/openai") / size, out)
-        write_model_card(out, OWN if size == "tiny" else of_openai(size))
+        convert(Path("data/openai") / size, out, OWN if size == "tiny" else of_openai(size))
         run.describe(out / CARD)
         run.finish({"model_bytes": (out / "model.safetensors").stat().st_size})
 

@@ -13,6 +13,7 @@ from safetensors import SafetensorError, TensorSpec, serialize_file
 from gpt2core import files, runtime
 from gpt2core.checkpoint import names
 from gpt2core.checkpoint.config_json import GENERATION_CONFIG, MODEL_FILES, config_json, generation_config_json
+from gpt2core.checkpoint.model_card import ModelCard, write_model_card
 from gpt2core.checkpoint.tf_checkpoint import TFCheckpoint
 from gpt2core.errors import UserError
 from gpt2core.model import GPTConfig
@@ -105,7 +106,7 @@ def write_bpe(folder: str | os.PathLike[str], tokenizer: Tokenizer) -> None:
         (folder / name).unlink()
 
 
-def convert(src_dir: str | os.PathLike[str], out_dir: str | os.PathLike[str]) -> None:
+def convert(src_dir: str | os.PathLike[str], out_dir: str | os.PathLike[str], card: ModelCard | None = None) -> None:
     """Convert an OpenAI directory to a model directory, atomically; the same input gives the same bytes.
 
     Every tensor's CRC-32C is checked. The weights go from map to file without a copy in memory. Each keeps its dtype;
@@ -114,6 +115,7 @@ def convert(src_dir: str | os.PathLike[str], out_dir: str | os.PathLike[str]) ->
     Args:
         src_dir: holds OpenAI's `FILES`.
         out_dir: becomes the model directory; an existing model directory is replaced.
+        card: its model card, if any.
 
     Raises:
         UserError: a file is missing or damaged, or the files are not of one model.
@@ -141,6 +143,8 @@ def convert(src_dir: str | os.PathLike[str], out_dir: str | os.PathLike[str]) ->
             files.write_json(folder / "config.json", config_json(config, tokenizer.eot_id, dtype=dtype))
             files.write_json(folder / GENERATION_CONFIG, generation_config_json(tokenizer.eot_id))
             tokenizer.save(folder, model_max_length=config.n_positions)
+            if card:
+                write_model_card(folder, card)
     except SafetensorError as error:
         raise UserError(f"{out}: model.safetensors cannot be written ({error}); is the disk full?") from None
     except OSError as error:

@@ -85,9 +85,8 @@ def test_exp_show_has_a_row_for_each_experiment(project: tuple[Project, dict[str
     losses = set()
     for row in experiments.values():
         assert row["State"] in ("", "Success"), row
-        assert row["mean_score"]
-        (column,) = (name for name in row if name.endswith("pretrain.json:val_loss"))
-        losses.add(float(row[column]))
+        assert row["score"]
+        losses.add(float(row["pretrain_loss"]))
     assert len(losses) == len(experiments)  # each trained on its own
 
 
