@@ -229,6 +229,8 @@ def _from_tables(
     """Build a tokenizer from printable tokens with ids, and pairs of tokens with their places in the file."""
     if END_OF_TEXT not in vocab:
         raise UserError(f"{vocab_path}: must have the token {END_OF_TEXT!r}")
+    if "" in vocab:
+        raise UserError(f"{vocab_path}: has an empty token, which no text contains")
     if set(map(type, vocab.values())) != {int} or sorted(vocab.values()) != list(range(len(vocab))):
         raise UserError(f"{vocab_path}: ids must be 0 to {len(vocab) - 1}, each once")
     eot_id = vocab[END_OF_TEXT]
