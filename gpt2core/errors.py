@@ -2,10 +2,17 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from pydantic import ValidationError
 
 MAX_LISTED = 5
 MAX_NAME_CHARS = 60
+# Pydantic's names of a type's alternatives: `str`, `list[…]`, `literal[…]`, and classes.
+ALTERNATIVE = re.compile(r"(str|int|float|bool|none)$|(list|dict|literal)\[|_|[A-Z]\w*$")
 
 
 class UserError(Exception):
@@ -25,6 +32,17 @@ def listed(names: Sequence[str]) -> str:
     more = len(names) - MAX_LISTED
     shown = ", ".join(f"{name:.{MAX_NAME_CHARS}}" for name in names[:MAX_LISTED])
     return shown + (f" and {more:,} more" if more > 0 else "") if names else "none"
+
+
+def schema_problem(error: ValidationError) -> str:
+    """Return where and why a value does not fit pydantic's schema: `key: reason, found value`.
+
+    If a type has alternatives, the message is of the one that fits furthest. Their names are not part of the key.
+    """
+    first = max(error.errors(include_url=False), key=lambda item: len(item["loc"]))
+    key = ".".join(str(part) for part in first["loc"] if not ALTERNATIVE.match(str(part)))
+    found = "" if first["type"] in ("missing", "extra_forbidden") else f", found {first['input']!r:.40}"
+    return f"{key}: {first['msg']}{found}"
 
 
 def first_line(error: BaseException) -> str:

@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
-import torch
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
 
-from gpt2core.model import GPTConfig
+import torch
+from safetensors.torch import load_file, save_file
+
+from gpt2core.checkpoint.model_dir import save_model
+from gpt2core.model import GPT, GPTConfig
 from gpt2core.tokenizer import Tokenizer
 from gpt2core.tokenizer.train import train_bpe
 
@@ -19,3 +25,23 @@ def config_and_tokenizer(
     torch.manual_seed(0)
     sizes = dict(n_positions=n_positions, n_embd=n_embd, n_layer=2, n_head=2)
     return GPTConfig(tokenizer.vocab_size, initializer_range=initializer_range, **sizes), tokenizer
+
+
+def save_small_model(folder: Path) -> Path:
+    """Write a model directory of random weights, the same each time."""
+    sizes, tokenizer = config_and_tokenizer()
+    save_model(folder, GPT(sizes), tokenizer)
+    return folder
+
+
+def reconfigure(folder: Path, changes: dict[str, object], remove: Sequence[str] = ()) -> None:
+    """Change keys of a model directory's `config.json`, and remove others."""
+    path = folder / "config.json"
+    content = {key: value for key, value in json.loads(path.read_text()).items() if key not in remove}
+    path.write_text(json.dumps(content | changes))
+
+
+def retensor(folder: Path, change: Callable[[dict[str, torch.Tensor]], dict[str, torch.Tensor]]) -> None:
+    """Replace a model directory's tensors."""
+    path = folder / "model.safetensors"
+    save_file(change({name: tensor.clone() for name, tensor in load_file(path).items()}), path, {"format": "pt"})

@@ -8,22 +8,20 @@ import sqlite3
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
 from gpt2core.checkpoint.merge import merge
-from gpt2core.checkpoint.model_dir import load, load_language_model, save_model
+from gpt2core.checkpoint.model_dir import load, load_language_model
 from gpt2core.checkpoint.openai import convert
 from gpt2core.checkpoint.peft_adapter import Adapter, adapter_tensors, save_adapter
 from gpt2core.checkpoint.verify import verify
 from gpt2core.corpus import documents
 from gpt2core.errors import UserError
-from gpt2core.model import GPT
 from gpt2core.model.lora import add_lora
 from gpt2core.params import load_params
 from gpt2core.redact import redacted, secret_in_url
@@ -33,7 +31,7 @@ from gpt2core.sources.registry import Asset, File
 from gpt2core.tasks.labeled_texts import read_table
 from gpt2core.tracking import store
 from tests.fuzz.test_http import Server
-from tests.small import config_and_tokenizer
+from tests.small import reconfigure, retensor, save_small_model
 
 ROOT = Path(__file__).parent.parent
 TINY = ROOT / "gpt2core/assets/openai-tiny"
@@ -42,16 +40,7 @@ FAST = Retry(tries=1, connect_timeout_s=1, read_timeout_s=1, deadline_s=2)
 
 @pytest.fixture
 def model(tmp_path: Path) -> Path:
-    sizes, tokenizer = config_and_tokenizer()
-    torch.manual_seed(0)
-    save_model(tmp_path / "model", GPT(sizes), tokenizer)
-    return tmp_path / "model"
-
-
-def reconfigure(folder: Path, change: Callable[[dict[str, Any]], object]) -> None:
-    config = json.loads((folder / "config.json").read_text())
-    change(config)
-    (folder / "config.json").write_text(json.dumps(config))
+    return save_small_model(tmp_path / "model")
 
 
 # -- Folders that are not ours ---------------------------------------------------------------------------------------
@@ -85,22 +74,22 @@ def test_other_names_of_sizes_are_read_as_transformers_does(model: Path, alias: 
     transformers = pytest.importorskip("transformers")
     ids = torch.arange(8)[None]
     expected = transformers.AutoModelForCausalLM.from_pretrained(model)(ids).logits
-    reconfigure(model, lambda c: c.update({alias: c.pop(key)}) or c.pop("n_ctx", None))
+    value = json.loads((model / "config.json").read_text())[key]
+    reconfigure(model, {alias: value}, remove=(key, "n_ctx"))
     ours, _ = load_language_model(model)
     theirs = transformers.AutoModelForCausalLM.from_pretrained(model)(ids).logits
     with torch.no_grad():
         torch.testing.assert_close(ours(ids), theirs, atol=1e-4, rtol=1e-4)
         torch.testing.assert_close(theirs, expected, atol=1e-4, rtol=1e-4)
-    reconfigure(model, lambda c: c.update({key: c[alias] + 1}))
+    reconfigure(model, {key: value + 1})
     with pytest.raises(UserError, match=f"{alias} .* differs from {key}"):
         load(model)
     assert not verify(model).is_whole
 
 
 def test_a_number_beyond_float32_is_not_whole(model: Path) -> None:
-    tensors = load_file(model / "model.safetensors")
-    tensors["transformer.ln_f.weight"] = torch.full_like(tensors["transformer.ln_f.weight"], 1e300, dtype=torch.float64)
-    save_file(tensors, model / "model.safetensors", {"format": "pt"})
+    name = "transformer.ln_f.weight"
+    retensor(model, lambda t: t | {name: torch.full_like(t[name], 1e300, dtype=torch.float64)})
     (problem,) = verify(model).problems
     assert "NaN or infinity" in problem
 

@@ -16,7 +16,7 @@ from typing import Annotated, Any, Literal, TypeVar
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from gpt2core import files
-from gpt2core.errors import UserError, listed
+from gpt2core.errors import UserError, listed, schema_problem
 from gpt2core.model.config import GPTConfig
 
 TRANSFORMERS_TYPE, OWN_TYPE = "gpt2", "gpt2core"
@@ -227,9 +227,7 @@ def _validated(schema: type[S], hf: dict[str, Any], path: Path) -> S:
     try:
         return schema.model_validate({key: value for key, value in hf.items() if key in schema.model_fields})
     except ValidationError as error:
-        first = error.errors(include_url=False)[0]
-        key, value = ".".join(map(str, first["loc"])), first["input"] if first["type"] != "missing" else None
-        raise UserError(f"{path}: {key}: {first['msg']}, found {value!r:.40}") from None
+        raise UserError(f"{path}: {schema_problem(error)}") from None
 
 
 def _labels(keys: _Keys, path: Path) -> tuple[str, ...]:

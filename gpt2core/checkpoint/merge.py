@@ -21,7 +21,7 @@ from gpt2core.checkpoint.chat_template import read_chat_template
 from gpt2core.checkpoint.config_json import MAX_CONFIG_BYTES, MODEL_FILES
 from gpt2core.checkpoint.model_dir import ADAPTER_CONFIG, Model, load_with_tokenizer, read_safetensors, save_model
 from gpt2core.checkpoint.peft_adapter import ADAPTER_WEIGHTS, PREFIX
-from gpt2core.errors import UserError
+from gpt2core.errors import UserError, schema_problem
 
 # Of no effect on the merged weights: how the adapter was initialized, trained, chosen, and saved.
 IGNORED = {
@@ -92,9 +92,7 @@ def _read_config(path: Path) -> _AdapterConfig:
     try:
         config = _AdapterConfig.model_validate(content)
     except ValidationError as error:
-        first = error.errors(include_url=False)[0]
-        key, value = ".".join(map(str, first["loc"])), first["input"] if first["type"] != "missing" else None
-        raise UserError(f"{path}: {key}: {first['msg']}, found {value!r:.40}") from None
+        raise UserError(f"{path}: {schema_problem(error)}") from None
     for key, value in (config.model_extra or {}).items():
         if value and key not in IGNORED:
             raise UserError(f"{path}: {key}: {value!r:.40} is not supported; merge with PEFT: merge_and_unload()")

@@ -15,7 +15,6 @@ from gpt2core import files
 from gpt2core.checkpoint.config_json import TRANSFORMERS_TYPE, Described, read_config_json
 
 CARD = "README.md"
-CODE_URL = "https://github.com/gpt2core/gpt2core"
 USES = {
     "text-generation": """\
 It continues texts like those that it was trained on. It is meant for learning, for experiments, and as the base of
@@ -85,7 +84,7 @@ def card_text(card: ModelCard, described: Described) -> str:
         "```python", *_example(task, opened_by), "```", "",
         *(["## Results", "", *_table(("metric", "value"), metrics)] if metrics else []),
         *(["## Params", "", *_table(("param", "value"), card.params)] if card.params else []),
-        f"Made by the pipeline [gpt2core]({CODE_URL}), which makes the same bytes again from the same params and data.",
+        "Made by the pipeline gpt2core, which makes the same bytes again from the same params and data.",
     ]  # fmt: skip
     return "\n".join(parts) + "\n"
 

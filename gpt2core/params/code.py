@@ -17,7 +17,7 @@ from gpt2core.errors import UserError
 
 FILE = "code.yaml"
 HEADER = f"""\
-# For each stage, a hash of the code of gpt2core that decides its outputs. DVC runs a stage again if its hash changed.
+# A hash of each stage's code in the installed gpt2core. DVC runs a stage again if its hash has changed.
 # `gpt2core params` writes this file, after you installed another version.
 gpt2core: "{__version__}"
 """

@@ -16,7 +16,7 @@ from typing import Annotated, Any, Literal, TypeVar
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from gpt2core import files
-from gpt2core.errors import UserError
+from gpt2core.errors import UserError, schema_problem
 from gpt2core.tokenizer.byte_pair import END_OF_TEXT, Tokenizer, from_printable, is_part_of_character
 
 VOCAB, MERGES, TOKENIZER_JSON = "vocab.json", "merges.txt", "tokenizer.json"
@@ -26,7 +26,6 @@ TOKENIZER_CONFIG, SPECIAL_TOKENS_MAP, ADDED_TOKENS = (
     "added_tokens.json",
 )
 MAX_BYTES = 64 << 20  # of each file; GPT-2's largest has 3.5 MB
-TYPES = ("str", "ByteLevel", "TemplateProcessing")  # alternatives of an entry
 CLASSES = Literal["GPT2Tokenizer", "GPT2TokenizerFast", "PreTrainedTokenizerFast", "TokenizersBackend"]
 
 
@@ -207,16 +206,7 @@ def _read(path: Path, schema: type[S]) -> S | None:
     try:
         return schema.model_validate(files.read_json(path, MAX_BYTES))
     except ValidationError as error:
-        # Of alternatives, the one that came furthest says what is wrong with it.
-        first = max(error.errors(include_url=False), key=lambda item: len(item["loc"]))
-        key = ".".join(str(part) for part in first["loc"] if not _is_type(part))
-        found = "" if first["type"] in ("missing", "extra_forbidden") else f", found {first['input']!r:.40}"
-        raise UserError(f"{path}: {key}: {first['msg']}{found}; gpt2core computes GPT-2's own tokenizer only") from None
-
-
-def _is_type(part: int | str) -> bool:
-    """Return whether a part of pydantic's location names an alternative of a type, not a key."""
-    return isinstance(part, str) and (part.startswith(("_", "literal[", "list[", "dict[")) or part in TYPES)
+        raise UserError(f"{path}: {schema_problem(error)}; gpt2core computes GPT-2's own tokenizer only") from None
 
 
 def _from_tables(

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable
+import os
 from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 
 from gpt2core.checkpoint.decoding import load_for_decoding
 from gpt2core.checkpoint.model_dir import load_classifier, load_language_model, save_model
@@ -19,29 +18,14 @@ from gpt2core.inference import Sampling, generate_batch
 from gpt2core.inference.classify import classify
 from gpt2core.model import GPT, GPTClassifier, GPTConfig
 from gpt2core.ui.models import find_models
-from tests.small import config_and_tokenizer
+from tests.small import config_and_tokenizer, reconfigure, retensor, save_small_model
 
-Tensors = dict[str, torch.Tensor]
 HEAD, WTE = "lm_head.weight", "transformer.wte.weight"
 
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    sizes, tokenizer = config_and_tokenizer()
-    torch.manual_seed(0)
-    save_model(tmp_path / "model", GPT(sizes), tokenizer)
-    return tmp_path / "model"
-
-
-def retensor(folder: Path, change: Callable[[Tensors], Tensors]) -> None:
-    path = folder / "model.safetensors"
-    tensors = change({name: tensor.clone() for name, tensor in load_file(path).items()})
-    save_file(tensors, path, {"format": "pt"})
-
-
-def reconfigure(folder: Path, **changes: object) -> None:
-    path = folder / "config.json"
-    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+    return save_small_model(tmp_path / "model")
 
 
 def test_a_head_that_is_not_the_embedding_is_refused_or_used(folder: Path) -> None:
@@ -50,7 +34,7 @@ def test_a_head_that_is_not_the_embedding_is_refused_or_used(folder: Path) -> No
     with pytest.raises(UserError, match=f"'{HEAD}' differs from '{WTE}'.*say false there"):
         load_language_model(folder)
     assert not verify(folder).is_whole
-    reconfigure(folder, tie_word_embeddings=False)  # what the message says
+    reconfigure(folder, {"tie_word_embeddings": False})  # what the message says
     model, _ = load_language_model(folder)
     assert torch.equal(model.lm_head.weight, head)
     assert verify(folder).is_whole
@@ -132,8 +116,6 @@ def test_a_classifier_without_finite_logits_says_so(tmp_path: Path) -> None:
 def test_the_page_lists_the_models_next_to_broken_ones(folder: Path, tmp_path: Path) -> None:
     for name in ("fifo", "dangling", "folder", "number"):
         (tmp_path / name).mkdir()
-    import os
-
     os.mkfifo(tmp_path / "fifo/config.json")
     (tmp_path / "dangling/config.json").symlink_to(tmp_path / "nowhere")
     (tmp_path / "folder/config.json").mkdir()
@@ -142,8 +124,6 @@ def test_the_page_lists_the_models_next_to_broken_ones(folder: Path, tmp_path: P
 
 
 def test_weights_that_are_no_regular_file_are_refused(folder: Path) -> None:
-    import os
-
     (folder / "model.safetensors").unlink()
     os.mkfifo(folder / "model.safetensors")
     with pytest.raises(UserError, match="regular file"):
