@@ -208,6 +208,15 @@ def lf_line_ends(text: str) -> str:
     return re.sub(r"\r\n?", "\n", text)
 
 
+def numbered_lines(text: str) -> Iterator[tuple[int, str]]:
+    """Yield the number of each line that is not blank, from 1, and the line without its end: LF, CRLF, or CR alone.
+
+    A CR ends a line only in a text without any LF. `str.splitlines` would also cut texts at U+0085 or U+2028.
+    """
+    lines = text.split("\n" if "\n" in text else "\r")
+    return ((row, line.removesuffix("\r")) for row, line in enumerate(lines, start=1) if line.strip())
+
+
 def decoded(file: BinaryIO, name: object) -> Iterator[str]:
     """Yield the text of a UTF-8 file of any size in blocks, with LF line ends and without a byte order mark.
 
@@ -286,7 +295,7 @@ def read_records(path: str | os.PathLike[str]) -> Any:
         UserError: names the file and the line that is not JSON.
     """
     text = read_text(path)
-    lines = [(row, line) for row, line in enumerate(text.split("\n"), start=1) if line.strip()]
+    lines = list(numbered_lines(text))
     if len(lines) < 2 or not lines[0][1].rstrip().endswith("}") or not lines[1][1].lstrip().startswith("{"):
         return parse_json(text, path)
     return [parse_json(line, f"{path}, row {row:,}") for row, line in lines]

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import base64
 import os
 import re
 from collections.abc import Iterator
-from urllib.parse import parse_qsl, unquote, urlsplit
+from urllib.parse import parse_qsl, quote, unquote, urlsplit
 
 HIDDEN = "***"
 # A user name and a password before the host. Some programs take any character in a password, also a slash: what follows
@@ -20,6 +21,9 @@ URL_WITH_QUERY = re.compile(r"\b[a-zA-Z][a-zA-Z0-9+.-]*://[^\s?\"'<>]*\?[^\s\"'<
 SECRET_KEY = re.compile(r"sig|token|key|secret|pass|pwd|^pw$|credential|auth|jwt|hmac|^sas|^code$", re.IGNORECASE)
 
 
+MIN_BASE64_CHARS = 8  # a shorter piece occurs in texts by chance
+
+
 def redacted(text: object) -> str:
     """Return a URL, or a text with URLs in it, with `***` for user names, passwords, and values of queries.
 
@@ -31,6 +35,29 @@ def redacted(text: object) -> str:
         shown = shown.replace(userinfo, HIDDEN)
     without_userinfo = USERINFO.sub(f"{HIDDEN}@", shown)
     return URL_WITH_QUERY.sub(lambda match: QUERY_VALUE.sub(HIDDEN, match[0]), without_userinfo)
+
+
+def without_secret(text: str, secret: str, shown: str = HIDDEN) -> str:
+    """Return a text with `shown` in place of a secret: as it is, percent-encoded, and in base64, alone or in a header.
+
+    >>> without_secret("key=sk%2Babcdefgh", "sk+abcdefgh")
+    'key=***'
+    """
+    for form in _forms(secret) if secret else ():
+        text = text.replace(form, shown)
+    return text
+
+
+def _forms(secret: str) -> Iterator[str]:
+    """Yield the texts by which a secret may appear."""
+    yield secret
+    for quoted in (quote(secret), quote(secret, safe="")):
+        yield from (quoted, re.sub("%..", lambda escape: escape[0].lower(), quoted))
+    for n_before in range(3):  # base64 has four characters for three bytes, so a secret has three forms in it
+        encoded = base64.b64encode(b" " * n_before + secret.encode()).rstrip(b"=").decode()
+        inner = encoded[n_before + bool(n_before) : -1]  # without the characters that its neighbors change
+        if len(inner) >= MIN_BASE64_CHARS:
+            yield from (inner, inner.translate(str.maketrans("+/", "-_")))
 
 
 def _userinfos() -> Iterator[str]:

@@ -205,6 +205,15 @@ def test_byte_order_marks_and_line_ends_do_not_change_a_document(tmp_path: Path)
     assert files.read_text(tmp_path / "crlf") == "a\r\nb\r\n"
 
 
+@pytest.mark.parametrize("end", ["\n", "\r\n", "\r"])
+def test_records_are_read_with_any_line_end(tmp_path: Path, end: str) -> None:
+    """A JSON text escapes line ends, and U+0085 and U+2028 end no line."""
+    rows = [{"text": "a\u2028b"}, {"text": "c\rd\u0085"}]
+    (tmp_path / "a.jsonl").write_bytes("".join(json.dumps(row, ensure_ascii=False) + end for row in rows).encode())
+    assert files.read_records(tmp_path / "a.jsonl") == rows
+    assert list(files.numbered_lines(f"a{end}{end}b")) == [(1, "a"), (3, "b")]
+
+
 @pytest.mark.timeout(20)
 def test_only_regular_files_are_read(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe")

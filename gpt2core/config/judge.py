@@ -45,6 +45,11 @@ class Judge(Section):
     num_ctx: PositiveInt | None = Field(
         default=None, description="openai: Ollama's context in tokens, set through Ollama's own API"
     )
+    max_tokens: PositiveInt = Field(
+        default=256,
+        description="openai: highest number of tokens of a reply; a score has one to three, but a model that reasons "
+        "before it answers needs thousands",
+    )
     timeout_s: Annotated[float, Field(gt=0, le=86_400)] = Field(default=60.0, description="openai: seconds per request")
     max_retries: Annotated[int, Field(ge=0, le=100)] = Field(
         default=3, description="openai: per request, with back-off"

@@ -15,6 +15,7 @@ from gpt2core.model import GPTClassifier
 from gpt2core.tokenizer import Tokenizer
 
 BATCH_SIZE = 64
+BATCH_TOKENS = 8192  # of a batch of any texts: 100 MB per activation of width 3,072
 
 
 class Prediction(NamedTuple):
@@ -35,7 +36,8 @@ def classify(model: GPTClassifier, tokenizer: Tokenizer, texts: Sequence[str]) -
     if not texts:
         return []
     ids, _ = encode(texts, tokenizer, model.config.n_positions, None)
-    rows = Texts(model, ids).predict().softmax(-1).tolist()  # [n, classes]
+    batch_size = max(1, min(BATCH_SIZE, BATCH_TOKENS // max(map(len, ids))))
+    rows = Texts(model, ids).predict(batch_size=batch_size).softmax(-1).tolist()  # [n, classes]
     return [Prediction(model.labels[row.index(max(row))], dict(zip(model.labels, row, strict=True))) for row in rows]
 
 

@@ -93,11 +93,7 @@ def read_table(
 
 
 def _tsv_rows(path: str | os.PathLike[str], table: str, columns: Columns) -> Iterator[Row]:
-    # Only \n and \r\n end a line: str.splitlines would also cut a text at U+0085 or U+2028.
-    lines: Iterator[tuple[int, str]] = (
-        (row, line.removesuffix("\r")) for row, line in enumerate(table.split("\n"), start=1)
-    )
-    lines = ((row, line) for row, line in lines if line.strip())
+    lines = files.numbered_lines(table)
     row, line = next(lines)
     header = [name.strip() for name in line.split("\t")]
     if any(columns) or all(any(_is(name, known) for name in header) for known in (LABEL_COLUMNS, TEXT_COLUMNS)):
@@ -124,9 +120,7 @@ def _csv_rows(path: str | os.PathLike[str], table: str, columns: Columns) -> Ite
 
 def _jsonl_rows(path: str | os.PathLike[str], table: str, columns: Columns) -> Iterator[Row]:
     names: tuple[str, str] | None = None
-    for row, line in enumerate(table.split("\n"), start=1):
-        if not line.strip():
-            continue
+    for row, line in files.numbered_lines(table):
         where = f"{path}, row {row:,}"
         value = files.parse_json(line, where)
         if not isinstance(value, dict):

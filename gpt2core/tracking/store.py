@@ -11,7 +11,7 @@ import re
 import sqlite3
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from gpt2core import files
 from gpt2core.deadline import within
@@ -27,6 +27,8 @@ DATABASE = "mlflow.db"  # in the project's root
 KIND = {"mlflow.experimentKind": "custom_model_development"}  # pages for training, not for prompts and traces
 LOCK_TIMEOUT_S = 120.0  # the first stage on a new machine creates the database, which takes several seconds
 CHECK_TIMEOUT_S = 3.0
+REQUEST_TIMEOUT_S = 20.0  # longer than MLflow's attempts below take together
+UPLOADS = ("log_artifact", "log_artifacts", "log_model_artifacts")  # take as long as their files are large
 CLIENT_SETTINGS = {  # a dead server costs 3 s and a hanging one 15 s, not MLflow's 4 and 16 minutes
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2",
     "MLFLOW_HTTP_REQUEST_TIMEOUT": "5",
@@ -100,12 +102,36 @@ def check(root: Path) -> None:
             or made by another version of MLflow; the server does not answer.
     """
     uri = address(root)
-    if uri.lower().startswith(("http://", "https://")):
+    if _is_server(uri):
         _check_server(uri)
     elif uri.startswith("sqlite:///"):
         path = Path(uri.removeprefix("sqlite:///"))
         if path.exists() or path.is_symlink():
             _check_database(path)
+
+
+def _is_server(uri: str) -> bool:
+    return uri.lower().startswith(("http://", "https://"))
+
+
+class _BoundedClient:
+    """A client whose requests end in time: MLflow's own limit starts anew with each byte that a server sends."""
+
+    def __init__(self, client: MlflowClient, where: str) -> None:
+        self._client, self._where = client, where
+
+    def __getattr__(self, name: str) -> Any:
+        attribute = getattr(self._client, name)
+        if not callable(attribute) or name in UPLOADS:
+            return attribute
+
+        def bounded(*args: Any, **options: Any) -> Any:
+            try:
+                return within(REQUEST_TIMEOUT_S, attribute, *args, **options)
+            except TimeoutError:
+                raise UserError(f"{self._where} did not complete an answer in {REQUEST_TIMEOUT_S:g} s") from None
+
+        return bounded
 
 
 def _check_server(uri: str) -> None:
@@ -217,6 +243,8 @@ def open_store(root: Path) -> tuple[MlflowClient, str]:
         with lock(root):
             local_store(root)
     client = MlflowClient(tracking_uri=uri)
+    if _is_server(uri):
+        client = cast("MlflowClient", _BoundedClient(client, redacted(uri)))
     experiment = client.get_experiment_by_name(EXPERIMENT)
     if experiment is None:
         with lock(root):

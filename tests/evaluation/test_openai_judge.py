@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import contextlib
 import json
 import logging
@@ -11,6 +12,7 @@ import socket
 import tempfile
 import threading
 import time
+import urllib.parse
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -240,6 +242,22 @@ def test_the_key_is_in_the_header_and_nowhere_else(
     assert all(request.headers["Authorization"] == f"Bearer {KEY}" for request in server.requests)
 
 
+@pytest.mark.parametrize("before", ["", "B", "Bearer "])
+@pytest.mark.parametrize("encode", [base64.b64encode, base64.urlsafe_b64encode, urllib.parse.quote_from_bytes])
+def test_a_key_that_a_server_encodes_is_not_shown(
+    server: Server, monkeypatch: pytest.MonkeyPatch, encode: Callable[[bytes], str | bytes], before: str
+) -> None:
+    key = "sk-+/pl~anted>>key?"
+    monkeypatch.setenv("OPENAI_API_KEY", key)
+    echo = encode(f"{before}{key}".encode())
+    echo = echo if isinstance(echo, str) else echo.decode()
+    server.answer = lambda request: Reply(status=401, body=json.dumps({"error": {"message": echo}}).encode())
+    message = failure(server, "a", max_retries=0)
+    assert "[key]" in message
+    pieces = [echo[start : start + 6] for start in range(2 * len(before), len(echo) - 6)]
+    assert pieces and not [piece for piece in pieces if piece in message]
+
+
 @pytest.mark.parametrize("mangled", [f"{KEY[:8]}\n{KEY[8:]}", f"{KEY} x", f"'{KEY}'", f"{KEY}é"])
 def test_a_mangled_key_is_refused_unseen(server: Server, monkeypatch: pytest.MonkeyPatch, mangled: str) -> None:
     monkeypatch.setenv("OPENAI_API_KEY", mangled)
@@ -352,6 +370,12 @@ def test_ollama_gets_its_context_by_its_own_api(server: Server) -> None:
 def test_an_answer_that_is_not_ollamas_is_counted(server: Server, body: bytes) -> None:
     server.answer = lambda request: Reply(body=body)
     assert "no chat completion" in failure(server, "a", num_ctx=2048)
+
+
+def test_the_number_of_tokens_of_a_reply_is_a_param(server: Server) -> None:
+    assert score(server, "a", max_tokens=4000) == [50.0]
+    (request,) = server.requests
+    assert request.body["max_tokens"] == 4000
 
 
 def test_requests_a_minute_are_a_limit_on_retries_too(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:

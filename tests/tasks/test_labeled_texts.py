@@ -27,7 +27,7 @@ def write(path: Path, content: str | bytes) -> Path:
     return path
 
 
-@pytest.mark.parametrize("end", ["\n", "\r\n"])
+@pytest.mark.parametrize("end", ["\n", "\r\n", "\r"])
 @pytest.mark.parametrize("start", ["", "label\ttext{end}", "\ufeff", "\ufefflabel\ttext{end}"])
 def test_tsv_is_read_without_quoting(tmp_path: Path, start: str, end: str) -> None:
     rows = "".join(f"{m.label}\t{m.text}{end}" for m in AWKWARD)

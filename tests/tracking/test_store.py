@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
+import http.server
 import os
 import shutil
 import socket
 import sqlite3
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -130,6 +133,37 @@ def test_a_server_that_does_not_answer(root: Path, monkeypatch: pytest.MonkeyPat
         assert "planted" not in str(error.value)
         (finding,) = stores.mlflow(root)
         assert (finding.level, "planted" in finding.what + finding.remedy) == ("warning", False)
+
+
+class Dripping(http.server.BaseHTTPRequestHandler):
+    """A server that has MLflow's version, and answers all else with a byte now and then."""
+
+    protocol_version = "HTTP/1.1"
+
+    def do_GET(self) -> None:
+        self.send_response(200)
+        self.send_header("Content-Length", "1000")
+        self.end_headers()
+        with contextlib.suppress(OSError):
+            for _ in range(1000):
+                self.wfile.write(b" ")
+                if self.path != "/version":
+                    time.sleep(0.05)
+
+    def log_message(self, *arguments: object) -> None:
+        pass
+
+
+def test_a_server_that_drips_is_left_in_time(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(store, "REQUEST_TIMEOUT_S", 1.0)
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Dripping) as server:
+        server.daemon_threads = True
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://user:planted@127.0.0.1:{server.server_port}")
+        with pytest.raises(UserError, match="did not complete an answer in 1 s") as error:
+            store.open_store(root)
+        server.shutdown()
+    assert "planted" not in str(error.value)
 
 
 def test_stages_of_one_pipeline_run_warn_once(

@@ -22,9 +22,8 @@ from gpt2core.deadline import within
 from gpt2core.errors import UserError
 from gpt2core.evaluation.judges.language_model import NoReply
 from gpt2core.evaluation.judges.reply_cache import Messages
-from gpt2core.redact import redacted
+from gpt2core.redact import redacted, without_secret
 
-MAX_TOKENS = 256  # of a reply: a score has one to three; some models never end
 MAX_ANSWER_BYTES = 1 << 20
 MAX_REDIRECTS = 5
 
@@ -44,7 +43,7 @@ class OpenAIChat:
 
     def __init__(self, judge: JudgeParams, model: str, seed: int) -> None:
         self.model, self.concurrency = model, judge.concurrency
-        self.settings: dict[str, Any] = {"temperature": 0, "seed": seed, "max_tokens": MAX_TOKENS}
+        self.settings: dict[str, Any] = {"temperature": 0, "seed": seed, "max_tokens": judge.max_tokens}
         if judge.num_ctx:
             self.settings["num_ctx"] = judge.num_ctx
         self._timeout_s, self._num_ctx = judge.timeout_s, judge.num_ctx
@@ -104,7 +103,7 @@ class OpenAIChat:
         except (openai.APIError, AttributeError, IndexError, KeyError, TypeError, ValueError, RecursionError):
             # The client passes on whatever JSON or text a server sends.
             raise NoReply("the server's answer is no chat completion") from None
-        return text.replace(self._key, "[key]") if self._key else text
+        return without_secret(text, self._key, "[key]")
 
     def _ask(self, messages: Messages) -> str:
         completion = self._client.chat.completions.create(
@@ -112,7 +111,7 @@ class OpenAIChat:
             messages=messages,  # type: ignore[arg-type]
             temperature=0,
             seed=self.settings["seed"],
-            max_tokens=MAX_TOKENS,
+            max_tokens=self.settings["max_tokens"],
         )
         return _text(completion.choices[0].message.content)
 
@@ -130,7 +129,7 @@ class OpenAIChat:
     def _redact(self, error: object) -> str:
         """Return the first 200 characters of what a server said, on one line and without the key."""
         text = " ".join(str(error).split())
-        return (text.replace(self._key, "[key]") if self._key else text)[:200]
+        return without_secret(text, self._key, "[key]")[:200]
 
 
 class _Pace:
