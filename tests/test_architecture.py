@@ -164,15 +164,20 @@ def test_the_public_api_is_documented(name: str) -> None:
 
 PEERS = {
     "accelerate",
+    "ctranslate2",
     "jupytext",
     "lm_eval",
     "mkdocs",
     "moto",
     "nbclient",
+    "onnx",
+    "onnxruntime",
+    "onnxscript",
     "optuna",
     "peft",
     "tensorflow",
     "transformers",
+    "trl",
 }
 TESTS = sorted([*(ROOT / "tests").rglob("test_*.py"), *(ROOT / "tests").rglob("conftest.py")])
 
