@@ -47,7 +47,7 @@ def fused_attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None,
     # One query sees everything before it; for T == S the kernel has its own causal form; between, a mask.
     if mask is None and T not in (1, S):
         mask = torch.ones(T, S, dtype=torch.bool, device=q.device).tril(S - T)
-    causal = mask is None and T == S
+    causal = mask is None and bool(T == S)  # with a dynamic length torch.export gives a symbol, which is refused
     return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=dropout, is_causal=causal)
 
 
