@@ -17,7 +17,7 @@ from gpt2core.checkpoint.model_dir import load_language_model, save_model
 from gpt2core.checkpoint.peft_adapter import Adapter, adapter_tensors, save_adapter
 from gpt2core.errors import UserError
 from gpt2core.model import GPT
-from gpt2core.model.lora import add_lora, lora_layers, merge_lora
+from gpt2core.model.lora import TARGETS, add_lora, lora_layers, merge_lora
 from tests.small import config_and_tokenizer
 
 IDS = torch.arange(12)[None]  # [1, T]
@@ -39,6 +39,7 @@ def base(tmp_path: Path) -> Path:
         {"target_modules": ["c_attn"], "rank_pattern": {"h.0.attn.c_attn": 2}, "alpha_pattern": {"h.1.*": 40}},
         {"target_modules": "all-linear", "use_rslora": True},
         {"target_modules": ["mlp.c_proj"], "layers_to_transform": [1]},
+        {"target_modules": r".*h\.1\.(attn\.c_attn|mlp\.c_fc)", "rank_pattern": {"mlp.c_fc": 5}},
         {"target_modules": ["c_fc"], "init_lora_weights": "gaussian"},
     ],
 )
@@ -61,6 +62,55 @@ def test_the_merged_model_computes_what_peft_does(tmp_path: Path, base: Path, op
     again = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "merged")
     torch.testing.assert_close(again(IDS).logits, expected, atol=1e-4, rtol=1e-4)
     assert json.loads((tmp_path / "merged/tokenizer_config.json").read_text())["chat_template"] == "{{ messages }}"
+
+
+def test_an_adapter_that_peft_trained_is_merged(tmp_path: Path, base: Path) -> None:
+    peft, transformers = pytest.importorskip("peft"), pytest.importorskip("transformers")
+    theirs = transformers.AutoModelForCausalLM.from_pretrained(base)
+    before = theirs(IDS, labels=IDS).loss.item()
+    config = peft.LoraConfig(task_type="CAUSAL_LM", target_modules=["c_attn", "c_fc"], rank_pattern={"c_fc": 2})
+    theirs = peft.get_peft_model(theirs, config).train()
+    optimizer = torch.optim.AdamW([p for p in theirs.parameters() if p.requires_grad], lr=0.01)
+    for _ in range(20):
+        theirs(IDS, labels=IDS).loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    theirs.save_pretrained(tmp_path / "adapter")
+    merge(base, tmp_path / "adapter", tmp_path / "merged")
+    ours, _ = load_language_model(tmp_path / "merged")
+    with torch.no_grad():
+        torch.testing.assert_close(ours(IDS), theirs.eval()(IDS).logits, atol=1e-4, rtol=1e-4)
+        assert ours.loss(IDS[:, :-1], IDS[:, 1:]) < before - 0.5
+
+
+@pytest.mark.parametrize(
+    "targets",
+    [["attn.c_attn"], ["attn.c_proj"], ["mlp.c_proj", "attn.c_attn"], list(TARGETS)],
+    ids=lambda targets: "+".join(targets),
+)
+def test_peft_computes_what_our_adapter_does(tmp_path: Path, base: Path, targets: list[str]) -> None:
+    peft, transformers = pytest.importorskip("peft"), pytest.importorskip("transformers")
+    model, _ = load_language_model(base)
+    add_lora(model, rank=3, alpha=5.0, dropout=0.1, targets=targets)
+    torch.manual_seed(2)
+    for _, layer in lora_layers(model):
+        torch.nn.init.normal_(layer.lora_B)
+    save_adapter(tmp_path / "adapter", Adapter(adapter_tensors(model), 3, 5.0, 0.1, targets), str(base))
+    plain = transformers.AutoModelForCausalLM.from_pretrained(base)
+    with torch.no_grad():
+        before = plain(IDS).logits
+        theirs = peft.PeftModel.from_pretrained(plain, tmp_path / "adapter").eval()
+        n_layers = sum("lora_A" in name for name, _ in theirs.named_parameters())
+        assert n_layers == len(adapter_tensors(model)) / 2 == 2 * len(targets)
+        expected = theirs(IDS).logits
+        torch.testing.assert_close(model.eval()(IDS), expected, atol=1e-4, rtol=1e-4)
+        assert (before - expected).abs().max() > 0.1
+        merged = theirs.merge_and_unload()
+        merge_lora(model)
+        torch.testing.assert_close(model(IDS), merged(IDS).logits, atol=1e-4, rtol=1e-4)
+    merged.save_pretrained(tmp_path / "merged")
+    ours, _ = gpt2core.load(tmp_path / "merged")
+    torch.testing.assert_close(ours(IDS), expected, atol=1e-4, rtol=1e-4)
 
 
 def test_our_adapter_gives_the_bytes_of_the_merged_model(tmp_path: Path, base: Path) -> None:
