@@ -13,12 +13,14 @@ import yaml
 from gpt2core import prompts
 from gpt2core.checkpoint.config_json import read_config_json
 from gpt2core.checkpoint.model_card import ModelCard, card_text, write_model_card
-from gpt2core.checkpoint.model_dir import save_model
+from gpt2core.checkpoint.model_dir import load_language_model, save_model
 from gpt2core.checkpoint.verify import verify
 from gpt2core.errors import UserError
 from gpt2core.model import GPT, GPTClassifier
+from gpt2core.tasks.instructions import Entry
 from gpt2core.tokenizer import Tokenizer
 from gpt2core.tokenizer.train import train_bpe, train_char
+from gpt2core.training.instruct import entry_nats, make_example
 from tests.small import TEXT, config_and_tokenizer
 
 ALL = {
@@ -161,3 +163,33 @@ def test_a_trainer_step_of_transformers_and_back(folder: Path, tmp_path: Path) -
     before, _ = gpt2core.load(folder)
     assert isinstance(before, GPT)
     assert not torch.equal(before.lm_head.weight, ours.lm_head.weight)
+
+
+@pytest.mark.slow
+def test_trl_trains_what_finetune_instruct_trains(folder: Path, tmp_path: Path) -> None:
+    """Its targets of a prompt and an answer in messages, its first loss, and its model after a step, loaded back."""
+    trl, datasets = pytest.importorskip("trl"), pytest.importorskip("datasets")
+    entry = Entry(instruction="Sort these numbers.", input="3, 1, 2", output="1, 2, 3")
+    messages = {
+        "prompt": [{"role": "system", "content": entry["input"]}, {"role": "user", "content": entry["instruction"]}],
+        "completion": [{"role": "assistant", "content": entry["output"]}],
+    }
+    ours, tokenizer = load_language_model(folder)
+    example = make_example(entry, tokenizer, ours.config.n_positions, mask_prompt=True)
+    arguments = trl.SFTConfig(
+        str(tmp_path / "run"), max_steps=1, learning_rate=0.1, max_length=ours.config.n_positions, bf16=False,
+        use_cpu=True, save_strategy="no", report_to=[], disable_tqdm=True,
+    )  # fmt: skip
+    trainer = trl.SFTTrainer(str(folder), args=arguments, train_dataset=datasets.Dataset.from_list([messages]))
+    batch = next(iter(trainer.get_train_dataloader()))
+    assert batch["input_ids"][0, :-1].tolist() == example.ids
+    assert batch["labels"][0, 1:].tolist() == example.targets
+    expected = entry_nats(ours, [example], tokenizer.eot_id)[0] / example.n_target_tokens
+    assert trainer.train().training_loss == pytest.approx(expected, rel=1e-4)
+
+    trainer.save_model(tmp_path / "back")
+    trained, _ = load_language_model(tmp_path / "back")
+    ids = torch.tensor([example.ids])
+    with torch.no_grad():
+        torch.testing.assert_close(trained(ids), trainer.model.eval()(ids).logits, atol=1e-4, rtol=1e-4)
+        assert not torch.equal(trained(ids), ours(ids))
