@@ -35,7 +35,7 @@ from gpt2core.params import Params, load_params
 from gpt2core.runtime import should_compile
 from gpt2core.sources.download_data import prepare_raw
 from gpt2core.tokenizer import Tokenizer, load_tokenizer
-from gpt2core.training.pretrain import pretrain
+from gpt2core.training.pretrain import Corpus, pretrain
 
 PROFILE = Path(__file__).parent.parent / "profiles" / "novels.yaml"
 TIMED_STEPS = 20
@@ -77,7 +77,8 @@ def ours(params: Params, data: Data, steps: int) -> torch.nn.Module:
             "compile": should_compile(params.pretrain.compile, params.pretrain.max_steps),  # also where few are timed
         }
     )
-    return pretrain(recipe, params.seed, *data).model
+    train, val, tokenizer = data
+    return pretrain(recipe, params.seed, [Corpus(train, val)], tokenizer).model
 
 
 def theirs(context: int, batch_size: int, params: Params, data: Data, steps: int) -> torch.nn.Module:

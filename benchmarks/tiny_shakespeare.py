@@ -26,7 +26,7 @@ from gpt2core.evaluation.metrics.language_model import nats
 from gpt2core.params import load_params
 from gpt2core.tokenizer import Tokenizer
 from gpt2core.tokenizer.train import train_char
-from gpt2core.training.pretrain import pretrain
+from gpt2core.training.pretrain import Corpus, pretrain
 
 CONTEXT, BATCH_SIZE = 64, 12
 NANOGPT = nanogpt.Recipe(learning_rate=1e-3, min_lr=1e-4, warmup_steps=100, decay_steps=2000, beta2=0.99)
@@ -60,7 +60,7 @@ def load(mirror: Path) -> tuple[Shard, Shard, Tokenizer]:
 def ours(train: Shard, val: Shard, tokenizer: Tokenizer, seed: int, recipe: Pretrain = RECIPE) -> Trained:
     """Train by `recipe` and evaluate."""
     start_s = time.perf_counter()
-    model = pretrain(recipe, seed, train, val, tokenizer).model
+    model = pretrain(recipe, seed, [Corpus(train, val)], tokenizer).model
     return loss_of(model, val), (time.perf_counter() - start_s) / recipe.max_steps
 
 

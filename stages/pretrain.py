@@ -1,4 +1,4 @@
-"""Stage pretrain: token shards -> models/pretrained (`python -m stages.pretrain`)."""
+"""Stage pretrain: token shards, and perhaps a base -> models/pretrained (`python -m stages.pretrain`)."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ from typing import Any
 
 from gpt2core import config, files, numerics, runtime
 from gpt2core.checkpoint.model_card import CARD, ModelCard, write_model_card
-from gpt2core.checkpoint.model_dir import save_model
+from gpt2core.checkpoint.model_dir import load_language_model, save_model
 from gpt2core.config.data import Data
 from gpt2core.config.pretrain import Pretrain
 from gpt2core.config.top_level import TopLevel
-from gpt2core.corpus.shards import documents, open_shard
+from gpt2core.corpus.shards import CONTINUED, documents, open_shard
 from gpt2core.evaluation.metrics.language_model import evaluate
 from gpt2core.evaluation.metrics.trigram import Trigram
 from gpt2core.metric_files import write_metrics
@@ -23,7 +23,7 @@ from gpt2core.tokenizer import load_tokenizer
 from gpt2core.tracking import track_stage
 from gpt2core.tracking.throughput import with_throughput
 from gpt2core.training.checkpoints import stage_checkpoints
-from gpt2core.training.pretrain import COLUMNS, pretrain
+from gpt2core.training.pretrain import COLUMNS, Corpus, pretrain
 
 TOKENS = Path("data/tokens")
 MODEL = Path("models/pretrained")
@@ -36,40 +36,48 @@ def main() -> None:
     top, section = config.load_section(TopLevel), config.load_section(Pretrain, "pretrain")
     numerics.start(top.numerics)
     tokenizer = load_tokenizer(TOKENS)
-    train, val = open_shard(TOKENS / "train.bin"), open_shard(TOKENS / "val.bin")
+    base_dir = Path("models") / section.base
+    base = load_language_model(base_dir, dropout=section.dropout)[0] if section.has_base else None
+    corpora = [Corpus(open_shard(folder / "train.bin"), open_shard(folder / "val.bin")) for folder in _folders(section)]
     if runtime.rank():  # of several processes the first one saves checkpoints and writes the outputs
-        pretrain(section, top.seed, train, val, tokenizer)
+        pretrain(section, top.seed, corpora, tokenizer, base=base)
         return
     key_params = {**top.model_dump(), "pretrain": section.model_dump()}
     with (
-        stage_checkpoints("pretrain", key_params, [TOKENS]) as checkpoints,
+        stage_checkpoints("pretrain", key_params, [TOKENS, base_dir]) as checkpoints,
         track_stage(
             "pretrain",
             params,
             sections=("numerics", "data", "tokenizer", "pretrain"),
-            inputs=[TOKENS],
+            inputs=[TOKENS, *([base_dir] if base else [])],
             run_file=checkpoints.run_file,
         ) as run,
     ):
-        result = pretrain(
-            section, top.seed, train, val, tokenizer,
-            with_throughput(run.log_metrics), checkpoints.training("pretrain"),
-        )  # fmt: skip
-        corpus = config.load_section(Data, "data").corpus
+        names = ("pretrain", "pretrain-continued")
+        saved = [
+            corpus._replace(checkpoints=checkpoints.training(name))
+            for name, corpus in zip(names, corpora, strict=False)
+        ]
+        result = pretrain(section, top.seed, saved, tokenizer, with_throughput(run.log_metrics), base)
+        data = config.load_section(Data, "data")
+        train, val, _ = corpora[-1]
         metrics: dict[str, Any] = evaluate(result.model, val, tokenizer.eot_id, section.context)
         trigram = Trigram(train.tokens[:MAX_TRIGRAM_TOKENS], tokenizer.vocab_size)
         metrics["trigram_bits_per_byte"] = round(trigram.bits_per_byte(val.tokens, tokenizer.eot_id, val.n_bytes), 6)
         metrics["bits_per_byte_floor"] = None  # known only where a grammar wrote the corpus
-        if corpus == "embedded":
+        if data.corpus == "embedded" and len(corpora) == 1:
             texts = [tokenizer.decode(ids.tolist()) for ids in documents(val, tokenizer.eot_id)]
             metrics["bits_per_byte_floor"] = round(-sum(map(log2_probability, texts)) / val.n_bytes, 6)
         metrics["train_loss"] = round(result.kept_row["train_loss"], 6)
+        if result.start_val_loss is not None:  # of the same windows before the training and after it
+            metrics["start_val_loss"] = round(result.start_val_loss, 6)
+            metrics["end_val_loss"] = round(result.kept_row["val_loss"], 6)
         if section.patience_evals:
             metrics["kept_step"] = result.kept_step
         metrics["parameters"] = sum(parameter.numel() for parameter in result.model.parameters())
 
         save_model(MODEL, result.model, tokenizer)
-        made = f"Pretrained from initial weights on the corpus `{corpus}`."
+        made = _how_made(section, data)
         write_model_card(MODEL, ModelCard("A pretrained GPT-2", made, metrics, section.model_dump()))
         files.write_csv(CURVE, COLUMNS, result.curve)
         files.write_json("metrics/samples.json", result.samples)
@@ -79,6 +87,17 @@ def main() -> None:
         log_inspection(run, result.model, tokenizer, val)
         run.describe(MODEL / CARD)
         run.finish(metrics)
+
+
+def _folders(section: Pretrain) -> list[Path]:
+    """Return the folders of the corpora that the model is trained on, in their order."""
+    return [TOKENS] if section.continued_steps is None else [TOKENS, TOKENS / CONTINUED]
+
+
+def _how_made(section: Pretrain, data: Data) -> str:
+    start = f"the weights of `{section.base}`" if section.has_base else "random weights"
+    then = f", then on `{data.continued_corpus}`" if data.continued_corpus else ""
+    return f"Pretrained from {start} on the corpus `{data.corpus}`{then}."
 
 
 if __name__ == "__main__":

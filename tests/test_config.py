@@ -50,7 +50,7 @@ def test_all_errors_come_in_one_message(tmp_path: Path) -> None:
     assert lines[0] == f"{path}: 10 problems"
     for start in (
         "seed: 'one' must be",
-        "data.mirror: unknown key; allowed here: corpus, classification, ",
+        "data.mirror: unknown key; allowed here: corpus, continued_corpus, ",
         "tokenizer.kind: 'words' is not allowed; allowed: 'bpe', 'gpt2' or 'char'",
         "pretrain.lr: 'fast' must be",
         "pretrain.n_head: 3 heads do not divide the width n_embd 128",

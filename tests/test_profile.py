@@ -42,7 +42,16 @@ def is_profile(project: Path, name: str) -> bool:
 
 
 def test_the_profiles_that_the_readme_names_exist() -> None:
-    assert {"embedded", "tiny", "public-small", "novels", "gpt2-124m", "gpt2-355m"} == set(PROFILES)
+    assert {
+        "embedded",
+        "tiny",
+        "public-small",
+        "novels",
+        "novels-continued",
+        "shakespeare-124m",
+        "gpt2-124m",
+        "gpt2-355m",
+    } == set(PROFILES)
 
 
 @pytest.mark.parametrize("name", PROFILES)

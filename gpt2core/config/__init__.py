@@ -66,11 +66,10 @@ def read_yaml(path: str | os.PathLike[str]) -> Any:
 def load_section(
     schema: type[SectionT], name: str | None = None, path: str | os.PathLike[str] = "params.yaml"
 ) -> SectionT:
-    """Return one section of a params file that `gpt2core.params.load_params` has checked.
+    """Return one section of a params file that `gpt2core.params.load_params` has checked, or some keys of it.
 
     Without a name: the keys that are in no section (`TopLevel`).
     """
     values = with_new_names(read_yaml(path))
-    if name is None:
-        return schema.model_validate({key: values[key] for key in schema.model_fields})
-    return schema.model_validate(values[name])
+    section = values if name is None else values[name]
+    return schema.model_validate({key: section[key] for key in schema.model_fields if key in section})

@@ -18,6 +18,9 @@ class Data(Section):
         default="embedded",
         description="embedded | the-verdict | tiny-shakespeare | novels | fineweb-edu-10bt | own/FILE.txt | own/FOLDER",
     )
+    continued_corpus: Names | None = Field(
+        default=None, description="a second corpus, on which pretrain.continued_steps go on"
+    )
     classification: str = Field(
         default="embedded",
         description="embedded | sms-spam-collection | own/FILE: texts of any classes, .tsv .csv .jsonl .parquet",

@@ -11,6 +11,7 @@ from pydantic_core import PydanticCustomError
 from gpt2core.config.fields import Count, PositiveFloat, PositiveInt, Size, Text
 from gpt2core.config.optimization import Optimization
 from gpt2core.config.presets import PRESET_NAMES, PRESETS, Preset
+from gpt2core.config.warm_start import NO_BASE, Base, WarmStart
 
 
 def _launcher(value: Any) -> str:
@@ -24,9 +25,10 @@ def _launcher(value: Any) -> str:
 Launcher = Annotated[Any, PlainValidator(_launcher)]
 
 
-class Pretrain(Optimization):
+class Pretrain(WarmStart, Optimization):
     """The model and its pretraining."""
 
+    base: Base = NO_BASE
     preset: Preset = Field(default="tiny", description=f"{PRESET_NAMES}; the next four replace single sizes")
     n_layer: Annotated[int, Field(gt=0, le=10_000)] | None = Field(default=None, description="blocks")
     n_head: Size | None = Field(default=None, description="attention heads per block; must divide n_embd")
@@ -47,6 +49,13 @@ class Pretrain(Optimization):
     )
     context: Size = Field(default=256, description="tokens per window; at most n_positions")
     max_steps: PositiveInt = Field(default=480, description="number of steps")
+    continued_steps: PositiveInt | None = Field(
+        default=None,
+        description="then this number of steps on data.continued_corpus, with a warm-up and a schedule of their own",
+    )
+    continued_lr_ratio: PositiveFloat = Field(
+        default=0.1, description="continued_steps only: fraction of lr and muon_lr"
+    )
     eval_interval_steps: PositiveInt = Field(
         default=80, description="steps between evaluations, each with a sample of text"
     )
@@ -72,7 +81,7 @@ class Pretrain(Optimization):
     warmup_steps: Count = 60
 
     def sizes(self) -> dict[str, int]:
-        """Return n_layer, n_head, n_embd, and n_positions: the preset's, unless replaced."""
+        """Return n_layer, n_head, n_embd, and n_positions without a base: the preset's, unless replaced."""
         return {key: getattr(self, key) or value for key, value in PRESETS[self.preset].items()}
 
     def undivided(self, n_processes: int) -> str:

@@ -26,6 +26,7 @@ from gpt2core.errors import UserError
 from gpt2core.tokenizer import Tokenizer
 from gpt2core.tokenizer.bulk import BulkEncoder
 
+CONTINUED = "continued"  # folder of a second corpus, in data/raw/corpus and data/tokens
 MAGIC = b"gpt2toks"
 VERSION = 1
 HEADER = struct.Struct("<8sIIIxxxxQQQ16x")

@@ -25,11 +25,11 @@ from gpt2core import config, files, runtime, tokenizer
 from gpt2core.config.tokenizer import Tokenizer as TokenizerParams
 from gpt2core.corpus.documents import Part, find_documents
 from gpt2core.corpus.lengths import token_counts
-from gpt2core.corpus.shards import Shard, join_shards, shard_writer
+from gpt2core.corpus.shards import CONTINUED, Shard, join_shards, shard_writer
 from gpt2core.corpus.splits import Corpus, split_pieces
 from gpt2core.corpus.workers import Workers
 from gpt2core.tokenizer import Tokenizer, load_tokenizer, read_bpe
-from gpt2core.tokenizer.train import count_words, merge_words, train_char
+from gpt2core.tokenizer.train import count_words, extend_char, merge_words, train_char
 
 PARALLEL_FROM_BYTES = 16 << 20  # below, starting processes takes longer than it saves
 LEARN_CHARS = 32 << 20  # training text of the tokenizer at most: more hardly changes the merges
@@ -37,7 +37,12 @@ LEARN_SAMPLES = 512  # pieces of it at most
 
 
 def tokenize(
-    params: TokenizerParams, seed: int, raw_dir: Path, out_dir: Path, processes: int | None = None
+    params: TokenizerParams,
+    seed: int,
+    raw_dir: Path,
+    out_dir: Path,
+    processes: int | None = None,
+    base_dir: Path | None = None,
 ) -> dict[str, Any]:
     """Choose or learn the tokenizer on the training split, encode both splits, and return their figures.
 
@@ -48,8 +53,10 @@ def tokenize(
         params: kind of tokenizer, vocabulary size, validation fraction, duplicates and order.
         seed: decides which documents are held out, and their order if it is shuffled.
         raw_dir: the output of `download-data`: `corpus/`, with `gpt2-bpe/` in it for GPT-2's own tokenizer.
-        out_dir: gets `train.bin`, `val.bin`, and the tokenizer's files; all or nothing.
+        out_dir: gets `train.bin`, `val.bin`, and the tokenizer's files; all or nothing. A second corpus has its two
+            shards in `continued/`.
         processes: number of processes; by default one per core, and one for a small corpus.
+        base_dir: a model directory whose tokenizer is taken; one of characters gets those that it lacks.
     """
     raw = raw_dir / "corpus"
     inputs = find_documents(raw)
@@ -57,53 +64,88 @@ def tokenize(
     if processes is None:
         processes = runtime.available_processes() if size_bytes >= PARALLEL_FROM_BYTES else 1
     checkpoints = config.checkpoints_dir()
-    work_dir = checkpoints / "tokenize" / _key(params, seed, raw, inputs)
+    work_dir = checkpoints / "tokenize" / _key(params, seed, raw, inputs, base_dir)
     with Workers(processes) as workers, files.lock(checkpoints / "tokenize.lock"):
-        corpus = Corpus(raw, params.val_fraction, seed, params.drop_duplicates, workers)
-        chosen = _tokenizer(params, raw, corpus, work_dir / "tokenizer", workers)
-        parts = {split: work_dir / split for split in ("train", "val")}
-        _encode(corpus, work_dir, parts, workers)
+        corpora = {
+            name: Corpus(raw / name, params.val_fraction, seed, params.drop_duplicates, workers)
+            for name in ("", CONTINUED)
+            if not name or (raw / name).is_dir()
+        }
+        chosen = _tokenizer(params, raw, list(corpora.values()), work_dir / "tokenizer", workers, base_dir)
+        for name, corpus in corpora.items():
+            _encode(corpus, work_dir / "tokenizer", work_dir / "parts" / name, workers)
+        figures: dict[str, Any] = {}
         with files.atomic_dir(out_dir) as folder:
-            shuffled = np.random.default_rng(seed) if params.shuffle else None
-            train, val = (
-                join_shards(folder / f"{split}.bin", sorted(parts[split].glob("*.bin")), chosen, order)
-                for split, order in (("train", shuffled), ("val", None))
-            )
+            for name, corpus in corpora.items():
+                of_corpus = _join(work_dir / "parts" / name, folder / name, chosen, seed if params.shuffle else None)
+                if params.drop_duplicates:
+                    of_corpus["dropped_documents"] = corpus.n_dropped
+                figures |= {f"{name}_{key}" if name else key: value for key, value in of_corpus.items()}
             shutil.copytree(work_dir / "tokenizer", folder, dirs_exist_ok=True)
-            figures = _figures(chosen, train, val)
         files.remove_dir(work_dir.parent)  # with the leftovers of killed runs with other params
-    return figures | ({"dropped_documents": corpus.n_dropped} if params.drop_duplicates else {})
+    return figures
 
 
-def _key(params: TokenizerParams, seed: int, raw: Path, inputs: list[Path]) -> str:
+def _join(parts: Path, folder: Path, chosen: Tokenizer, shuffle_seed: int | None) -> dict[str, Any]:
+    """Join the shards of all parts of a corpus, for either split, and return their figures."""
+    folder.mkdir(exist_ok=True)
+    shuffled = None if shuffle_seed is None else np.random.default_rng(shuffle_seed)
+    train, val = (
+        join_shards(folder / f"{split}.bin", sorted((parts / split).glob("*.bin")), chosen, order)
+        for split, order in (("train", shuffled), ("val", None))
+    )
+    return _figures(chosen, train, val)
+
+
+def _key(params: TokenizerParams, seed: int, raw: Path, inputs: list[Path], base_dir: Path | None) -> str:
     """Return a hash of all that decides the bytes of the result: params, seed, inputs, code, and libraries."""
+    of_base = [path for path in sorted(base_dir.iterdir()) if path.suffix in (".json", ".txt")] if base_dir else []
     code = [*Path(__file__).parent.glob("*.py"), *Path(tokenizer.__file__).parent.glob("*.py")]
     inputs = inputs + sorted((raw / "gpt2-bpe").glob("*"))
     decisive = {
         "params": params.model_dump(),
         "seed": seed,
         "inputs": {path.relative_to(raw).as_posix(): files.sha256(path) for path in inputs},
+        "base": {path.name: files.sha256(path) for path in of_base},
         "code": {path.name: files.sha256(path) for path in sorted(code)},
         "versions": [platform.python_version(), *map(version, ("tiktoken", "regex", "numpy", "pyarrow"))],
     }
     return hashlib.sha256(json.dumps(decisive, sort_keys=True).encode()).hexdigest()[:16]
 
 
-def _tokenizer(params: TokenizerParams, raw: Path, corpus: Corpus, folder: Path, workers: Workers) -> Tokenizer:
-    """Return the tokenizer of the params, saved in a folder from which the processes read it."""
+def _tokenizer(
+    params: TokenizerParams,
+    raw: Path,
+    corpora: list[Corpus],
+    folder: Path,
+    workers: Workers,
+    base_dir: Path | None,
+) -> Tokenizer:
+    """Return the tokenizer of the base or of the params, saved in a folder from which the processes read it."""
     if folder.exists():
         return load_tokenizer(folder)
-    match params.kind:
-        case "bpe":
-            chosen = merge_words(_words(corpus, workers), params.vocab_size)
-        case "char":  # of the whole corpus: validation may have a character that training lacks
-            tasks = ((part, corpus.shares(number)) for number, part in enumerate(corpus.parts))
-            chosen = train_char("".join(sorted(characters)) for characters in workers.map(_characters, tasks))
-        case "gpt2":
-            chosen = read_bpe(raw / "gpt2-bpe" / "encoder.json", raw / "gpt2-bpe" / "vocab.bpe")
+    if base_dir is not None:
+        chosen = load_tokenizer(base_dir)
+        if not chosen.has_every_text:
+            chosen = extend_char(chosen, _all_characters(corpora, workers))
+    else:
+        match params.kind:
+            case "bpe":
+                chosen = merge_words(_words(corpora[0], workers), params.vocab_size)
+            case "char":
+                chosen = train_char(_all_characters(corpora, workers))
+            case "gpt2":
+                chosen = read_bpe(raw / "gpt2-bpe" / "encoder.json", raw / "gpt2-bpe" / "vocab.bpe")
     with files.atomic_dir(folder) as temporary:
         chosen.save(temporary)
     return chosen
+
+
+def _all_characters(corpora: list[Corpus], workers: Workers) -> Iterator[str]:
+    """Yield the characters of each part, of both splits: validation may have a character that training lacks."""
+    for corpus in corpora:
+        tasks = ((part, corpus.shares(number)) for number, part in enumerate(corpus.parts))
+        yield from ("".join(sorted(characters)) for characters in workers.map(_characters, tasks))
 
 
 def _words(corpus: Corpus, workers: Workers) -> Counter[str]:
@@ -157,16 +199,17 @@ def _characters(part: Part, shares: np.ndarray) -> set[str]:
     return set().union(*(piece.text for _, piece in split_pieces(part, shares)))
 
 
-def _encode(corpus: Corpus, work_dir: Path, parts: dict[str, Path], workers: Workers) -> None:
-    """Write a shard of each part for either split, unless it exists."""
-    for folder in parts.values():
+def _encode(corpus: Corpus, tokenizer_dir: Path, parts: Path, workers: Workers) -> None:
+    """Write a shard of each part into `train/` or `val/` of a folder, unless it exists."""
+    folders = [parts / "train", parts / "val"]
+    for folder in folders:
         folder.mkdir(parents=True, exist_ok=True)
 
     def missing() -> Iterator[tuple[Any, ...]]:
         for number, part in enumerate(corpus.parts):
-            train, val = (folder / f"{number:06d}.bin" for folder in parts.values())
+            train, val = (folder / f"{number:06d}.bin" for folder in folders)
             if not (train.exists() and val.exists()):
-                yield part, corpus.shares(number), work_dir / "tokenizer", train, val
+                yield part, corpus.shares(number), tokenizer_dir, train, val
             else:
                 bar.update()
 

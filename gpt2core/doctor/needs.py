@@ -29,6 +29,9 @@ def base_sizes(name: str, params: Params, root: Path) -> dict[str, int]:
     Raises:
         UserError: the user's own directory is missing or holds no model.
     """
+    if name == "pretrained" and params.pretrain.has_base:
+        sizes = base_sizes(params.pretrain.base, params, root)
+        return sizes | {"n_positions": params.pretrain.n_positions or sizes["n_positions"]}
     if name == "pretrained":
         vocabulary = {"bpe": params.tokenizer.vocab_size, "gpt2": GPT2_VOCABULARY, "char": CHARACTER_VOCABULARY}
         return {**params.pretrain.sizes(), "vocab_size": vocabulary[params.tokenizer.kind]}

@@ -29,7 +29,30 @@ def contradictions(params: Params) -> list[str]:
     return problems
 
 
+def _base(params: Params) -> Iterator[str]:
+    pretrain = params.pretrain
+    if not pretrain.has_base:
+        return
+    for name in ("n_layer", "n_head", "n_embd"):
+        if (value := getattr(pretrain, name)) is not None:
+            yield f"pretrain.{name}: {value} has no use, the sizes are those of pretrain.base {pretrain.base!r}; take null"
+    if pretrain.init != "random":
+        yield (
+            f"pretrain.init: {pretrain.init!r} writes into random weights, which pretrain.base {pretrain.base!r} "
+            "replaces; take random, or base: none"
+        )
+
+
+def _continued(params: Params) -> Iterator[str]:
+    if params.data.continued_corpus is not None and params.pretrain.continued_steps is None:
+        yield "pretrain.continued_steps: null does not use data.continued_corpus; give a number of steps"
+    if params.data.continued_corpus is None and params.pretrain.continued_steps is not None:
+        yield "data.continued_corpus: null, and pretrain.continued_steps needs a second corpus; name one"
+
+
 def _heads(params: Params) -> Iterator[str]:
+    if params.pretrain.has_base:
+        return
     sizes = params.pretrain.sizes()
     if sizes["n_embd"] % sizes["n_head"]:
         yield (
@@ -39,8 +62,8 @@ def _heads(params: Params) -> Iterator[str]:
 
 
 def _context(params: Params) -> Iterator[str]:
-    n_positions = params.pretrain.sizes()["n_positions"]
-    if params.pretrain.context > n_positions:
+    n_positions = params.pretrain.n_positions if params.pretrain.has_base else params.pretrain.sizes()["n_positions"]
+    if n_positions is not None and params.pretrain.context > n_positions:
         yield (
             f"pretrain.context: {params.pretrain.context} is longer than the model's {n_positions} positions; "
             "lower it or raise pretrain.n_positions"
@@ -84,7 +107,7 @@ def _openai_sizes(params: Params) -> Iterator[str]:
 
 
 def _bases(params: Params) -> Iterator[str]:
-    for name in ("finetune_classify", "finetune_instruct"):
+    for name in TRAININGS:
         base = getattr(params, name).base
         if base.startswith("openai/") and base.removeprefix("openai/") not in params.openai.sizes:
             yield f"{name}.base: {base!r} is not made: add its size to openai.sizes {params.openai.sizes}"
@@ -155,6 +178,6 @@ def _induction(params: Params) -> Iterator[str]:
 
 
 _ALL = (
-    _heads, _context, _warmup, _processes, _numerics, _openai_sizes, _bases, _fractions,
+    _base, _continued, _heads, _context, _warmup, _processes, _numerics, _openai_sizes, _bases, _fractions,
     _seeds, _judge, _secrets, _evaluate, _lora, _induction,
 )  # fmt: skip

@@ -2,6 +2,7 @@
 
 corpus/train/           files of documents (see documents.py); in a text, `<|endoftext|>` separates documents
 corpus/val/             only if the source has held-out texts
+corpus/continued/       `train/` and `val/` of a second corpus, only with `data.continued_corpus`
 classification.jsonl    {"label": …, "text": …} per line
 instructions.json       [{"instruction": …, "input": …, "output": …}, …]
 corpus/gpt2-bpe/        encoder.json and vocab.bpe, only for `tokenizer.kind: gpt2`
@@ -22,6 +23,7 @@ from gpt2core.sources.registry import Asset
 from gpt2core.sources.synthetic import generate_instructions, generate_messages
 from gpt2core.tasks import instructions, labeled_texts
 
+CORPORA = {"corpus": "corpus", "continued_corpus": "corpus/continued"}  # key in params.data, and folder
 OWN_SUFFIXES = {  # of files in data/own/ for these keys of params.data
     "classification": labeled_texts.SUFFIXES,
     "instructions": (".json", ".jsonl"),
@@ -45,10 +47,10 @@ def prepare_raw(data: Data, tokenizer_kind: str, seed: int, out_dir: Path, own_d
         UserError: an unknown name, a download that failed, or content that is not what its key needs.
     """
     problems: list[str] = []
-    corpus = [
-        _resolved(problems, "corpus", raw_corpus.resolve, name, own_dir)
-        for name in ([data.corpus] if isinstance(data.corpus, str) else data.corpus)
-    ]
+    corpora = {
+        folder: [_resolved(problems, key, raw_corpus.resolve, name, own_dir) for name in _names(getattr(data, key))]
+        for key, folder in CORPORA.items()
+    }
     labeled = _resolved(problems, "classification", _table, "classification", data.classification, own_dir)
     entries = _resolved(problems, "instructions", _table, "instructions", data.instructions, own_dir)
     if problems:
@@ -61,8 +63,13 @@ def prepare_raw(data: Data, tokenizer_kind: str, seed: int, out_dir: Path, own_d
         if tokenizer_kind == "gpt2":
             bpe = registry.find("tokenizer", "gpt2-bpe")
             download.link_all(bpe, downloads.enter_context(download.downloaded(bpe)), folder / "corpus" / "gpt2-bpe")
-        raw_corpus.write_corpus(corpus, seed, folder / "corpus", downloads)
+        for name, sources in corpora.items():
+            raw_corpus.write_corpus(sources, seed, folder / name, downloads)
         return _figures(folder)
+
+
+def _names(value: str | list[str] | None) -> list[str]:
+    return [value] if isinstance(value, str) else value or []
 
 
 def _resolved(problems: list[str], key: str, resolve: Any, *args: Any) -> Any:

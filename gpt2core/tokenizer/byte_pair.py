@@ -86,6 +86,11 @@ class Tokenizer:
             known = "".join(regex.escape(t.decode()) for t in ranks if _is_character(t))
             self._foreign = regex.compile(f"[^{known}]")
 
+    @property
+    def has_every_text(self) -> bool:
+        """Whether every text has ids, as in all but character tokenizers."""
+        return self._foreign is None
+
     @functools.cached_property
     def _encoding(self) -> tiktoken.Encoding:
         return tiktoken.Encoding(

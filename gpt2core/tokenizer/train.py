@@ -109,12 +109,32 @@ def train_char(documents: Iterable[str]) -> Tokenizer:
     A character outside ASCII has several bytes. Its bytes and prefixes are tokens too, after the characters and in the
     order in which they must merge; no encoded text contains them.
     """
-    characters = sorted({character for document in documents for character in set(document)})
+    characters = _characters(documents)
     if not characters:
         raise UserError("the corpus is empty: a character tokenizer needs at least one character")
-    tokens = [c.encode() for c in characters]
+    tokens, merges = _spelled(characters)
+    return Tokenizer({token: i for i, token in enumerate(tokens)}, merges, eot_id=len(tokens))
+
+
+def extend_char(base: Tokenizer, documents: Iterable[str]) -> Tokenizer:
+    """Return a character tokenizer that also has the characters of the documents, with ids after those of `base`."""
+    new = [character for character in _characters(documents) if character.encode() not in base.ranks]
+    tokens, merges = _spelled(new)
+    added = [token for token in tokens if token not in base.ranks]
+    ranks = base.ranks | {token: base.vocab_size + i for i, token in enumerate(added)}
+    all_merges = sorted({*base.merges, *merges}, key=lambda merge: (len(merge[0]), merge))
+    return Tokenizer(ranks, all_merges, base.eot_id)
+
+
+def _characters(documents: Iterable[str]) -> list[str]:
+    return sorted({character for document in documents for character in set(document)})
+
+
+def _spelled(characters: Iterable[str]) -> tuple[list[bytes], list[tuple[bytes, bytes]]]:
+    """Return the tokens of characters, then their bytes and prefixes, and the merges that join them."""
+    tokens = [character.encode() for character in characters]
     long = [token for token in tokens if len(token) > 1]
     inner = {token[:n] for token in long for n in range(1, len(token))} | {bytes([b]) for token in long for b in token}
     tokens += sorted(inner, key=lambda token: (len(token), token))
     merges = sorted({(t[:n], t[n : n + 1]) for t in long for n in range(1, len(t))}, key=lambda m: (len(m[0]), m))
-    return Tokenizer({token: i for i, token in enumerate(tokens)}, merges, eot_id=len(tokens))
+    return tokens, merges

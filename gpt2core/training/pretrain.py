@@ -1,13 +1,14 @@
-"""Pretraining: a GPT-2 from random weights learns to predict the next token of token shards."""
+"""Pretraining: a GPT-2, new or one that exists, learns to predict the next token of token shards."""
 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from gpt2core import runtime
 from gpt2core.config.pretrain import Pretrain
@@ -15,6 +16,7 @@ from gpt2core.corpus.shards import Shard
 from gpt2core.errors import UserError
 from gpt2core.inference import generate
 from gpt2core.model import GPT, GPTConfig
+from gpt2core.model.grow import grow
 from gpt2core.model.induction import write_induction_circuit
 from gpt2core.tokenizer import Tokenizer
 from gpt2core.training import distributed
@@ -29,14 +31,23 @@ COLUMNS = (
 )  # fmt: skip
 
 
+class Corpus(NamedTuple):
+    """The shards of a corpus, and where the training on it is saved (None: nowhere)."""
+
+    train: Shard
+    val: Shard
+    checkpoints: CheckpointManager | None = None
+
+
 @dataclass
 class Pretrained:
-    """The result of pretraining."""
+    """The result of pretraining. Steps and tokens of a continued training count on."""
 
     model: GPT  # of several processes, only the first one has its weights
-    curve: list[dict[str, float]]  # a row per evaluation, with `COLUMNS`
-    samples: list[dict[str, Any]]  # the text sampled at each evaluation; the last one is by `model`
-    kept_step: int  # the step whose weights `model` has
+    curve: list[dict[str, float]] = field(default_factory=list)  # a row per evaluation, with `COLUMNS`
+    samples: list[dict[str, Any]] = field(default_factory=list)  # of text at each evaluation; the last is by `model`
+    kept_step: int = 0  # the step whose weights `model` has
+    start_val_loss: float | None = None  # of the last corpus, before the training on it; None: of random weights
 
     @property
     def kept_row(self) -> dict[str, float]:
@@ -51,23 +62,24 @@ class PretrainTask(Task):
 
     def __init__(
         self,
+        name: str,
         params: Pretrain,
         seed: int,
-        train_shard: Shard,
-        val_shard: Shard,
+        model: GPT,
+        loss_module: nn.Module,
+        corpus: Corpus,
         tokenizer: Tokenizer,
-        dtype: torch.dtype,
+        tokens_seen: int = 0,
     ) -> None:
-        super().__init__("pretrain", new_model(params, tokenizer.vocab_size, seed), params.max_steps, seed)
-        self.params, self.tokenizer = params, tokenizer
-        self.device, self.dtype = runtime.device(), dtype
-        self.sampler = WindowSampler(train_shard.tokens, params.context, seed, "training split")
-        val_context = max(1, min(params.context, val_shard.n_tokens - 1))
-        self.val_sampler = WindowSampler(val_shard.tokens, val_context, seed, "validation split")
-        self.bits_per_byte_per_nat = val_shard.n_tokens / val_shard.n_bytes / math.log(2)
-        self.loss_module = distributed.parallel_loss(self.model, params.sharding, self.device)
+        super().__init__(name, model, params.max_steps, seed)
+        self.params, self.tokenizer, self.loss_module = params, tokenizer, loss_module
+        self.device, self.dtype = runtime.device(), runtime.training_dtype(params.dtype)
+        self.sampler = WindowSampler(corpus.train.tokens, params.context, seed, "training split")
+        val_context = max(1, min(params.context, corpus.val.n_tokens - 1))
+        self.val_sampler = WindowSampler(corpus.val.tokens, val_context, seed, "validation split")
+        self.bits_per_byte_per_nat = corpus.val.n_tokens / corpus.val.n_bytes / math.log(2)
         self.samples: list[dict[str, Any]] = []
-        self.tokens_seen = 0
+        self.tokens_seen = tokens_seen
 
     def batch(self, step: int) -> list[Batch]:
         """Return the windows of a step that this process computes: ids [B, T] and the next ids [B, T] each."""
@@ -136,37 +148,89 @@ class PretrainTask(Task):
 def pretrain(
     params: Pretrain,
     seed: int,
-    train_shard: Shard,
-    val_shard: Shard,
+    corpora: Sequence[Corpus],
     tokenizer: Tokenizer,
     on_metrics: OnMetrics = lambda metrics, step: None,
-    checkpoints: CheckpointManager | None = None,
+    base: GPT | None = None,
 ) -> Pretrained:
-    """Train a new model; if torchrun started several processes, all of them train it together.
+    """Train a model; if torchrun started several processes, all of them train it together.
 
-    The seed is that of the initial weights, the order of the data, and dropout; the tokenizer is for the samples. See
-    `fit` for the last two arguments.
+    Args:
+        params: sizes, schedule, and precision.
+        seed: of random weights, the order of the data, and dropout.
+        corpora: one, or with `continued_steps` two: the model is trained on one after the other.
+        tokenizer: for the samples.
+        on_metrics: called with metrics and their step.
+        base: the model to start with, which is changed in place; None: random weights.
 
     Raises:
-        UserError: a split is shorter than one context, the processes do not divide a step, or the loss is not finite.
+        UserError: a split is shorter than one context, the processes do not divide a step, the base has fewer positions
+            than the context, or the loss is not finite.
     """
     if problem := params.undivided(distributed.world_size()):
         raise UserError(problem)
-    dtype = runtime.training_dtype(params.dtype)
-    task = PretrainTask(params, seed, train_shard, val_shard, tokenizer, dtype)
-    kept_step = fit(task, new_recipe(params, task.model, task.max_steps, dtype), checkpoints, on_metrics)
-    result = Pretrained(distributed.full_model(task.model).eval(), task.curve, task.samples, kept_step)
+    model = new_model(params, tokenizer.vocab_size, seed, base)
+    loss_module = distributed.parallel_loss(model, params.sharding, runtime.device())
+    result = Pretrained(model)
+    tokens_seen = first_step = 0
+    for (name, of_phase), corpus in zip(_phases(params), corpora, strict=True):
+        task = PretrainTask(name, of_phase, seed, model, loss_module, corpus, tokenizer, tokens_seen)
+        is_trained = base is not None or first_step > 0
+        result.start_val_loss = task.val_loss() if is_trained else None
+        recipe = new_recipe(of_phase, model, task.max_steps, task.dtype)
+        kept_step = fit(task, recipe, corpus.checkpoints, _after(first_step, on_metrics))
+        result.kept_step = first_step + kept_step
+        result.curve += [{**row, "step": first_step + row["step"]} for row in task.curve]
+        result.samples += task.samples
+        tokens_seen, first_step = task.tokens_seen, first_step + task.max_steps
+    result.model = distributed.full_model(model).eval()
     if result.samples and result.kept_row is not result.curve[-1]:
-        result.samples.append(next(row for row in task.samples if row["tokens"] == result.kept_row["tokens"]))
+        result.samples.append(next(row for row in result.samples if row["tokens"] == result.kept_row["tokens"]))
     return result
 
 
-def new_model(params: Pretrain, vocab_size: int, seed: int) -> GPT:
-    """Return a model of the sizes and with the initial weights that the params name, drawn from `seed`.
+def _phases(params: Pretrain) -> Iterator[tuple[str, Pretrain]]:
+    """Yield name and params of the training on each corpus; the second has a schedule of its own."""
+    yield "pretrain", params
+    if params.continued_steps is not None:
+        changes = {
+            "max_steps": params.continued_steps,
+            "warmup_steps": min(params.warmup_steps, params.continued_steps // 10),
+            "lr": params.lr * params.continued_lr_ratio,
+            "muon_lr": params.muon_lr * params.continued_lr_ratio,
+        }
+        yield "pretrain-continued", params.model_copy(update=changes)
 
-    Only the part that `params.trainable` names is trained.
+
+def _after(first_step: int, on_metrics: OnMetrics) -> OnMetrics:
+    return lambda metrics, step: on_metrics(metrics, first_step + step)
+
+
+def new_model(params: Pretrain, vocab_size: int, seed: int, base: GPT | None = None) -> GPT:
+    """Return the model to train: the base, or random weights that are drawn from `seed`.
+
+    A base with fewer positions than `n_positions`, or with fewer tokens than the tokenizer, grows. Only the part that
+    `params.trainable` names is trained.
+
+    Raises:
+        UserError: the base has more positions than `n_positions`, or fewer than the context.
     """
     runtime.seed_everything(seed)
+    if base is None:
+        model = _random_model(params, vocab_size)
+    else:
+        model = grow(base, n_positions=params.n_positions, vocab_size=max(vocab_size, base.config.vocab_size))
+        if params.context > model.config.n_positions:
+            raise UserError(
+                f"pretrain.context: {params.context} tokens are more than the {model.config.n_positions} positions of "
+                f"pretrain.base {params.base!r}; lower it, or set pretrain.n_positions, which adds positions"
+            )
+    freeze_except(model, params.trainable)
+    model.transformer.activation_checkpointing = params.activation_checkpointing
+    return model
+
+
+def _random_model(params: Pretrain, vocab_size: int) -> GPT:
     model = GPT(
         GPTConfig(
             vocab_size=vocab_size,
@@ -181,6 +245,4 @@ def new_model(params: Pretrain, vocab_size: int, seed: int) -> GPT:
     )
     if params.init == "induction":
         write_induction_circuit(model)
-    freeze_except(model, params.trainable)
-    model.transformer.activation_checkpointing = params.activation_checkpointing
     return model

@@ -23,7 +23,7 @@ from gpt2core.tasks import instructions, labeled_texts
 from gpt2core.tokenizer.train import train_bpe
 from gpt2core.training.classify import finetune_classify
 from gpt2core.training.instruct import finetune_instruct
-from gpt2core.training.pretrain import pretrain
+from gpt2core.training.pretrain import Corpus, pretrain
 
 CURVES = Path(__file__).with_name("curves.csv")
 STEPS = 30
@@ -55,7 +55,7 @@ def run_all() -> dict[str, list[float]]:
                 compile=False, **recipe,
             )
         )  # fmt: skip
-        result = pretrain(section, 11, shard, shard, tokenizer, on_metrics=follow(name))
+        result = pretrain(section, 11, [Corpus(shard, shard)], tokenizer, on_metrics=follow(name))
 
     with tempfile.TemporaryDirectory() as folder:
         base = Path(folder) / "base"

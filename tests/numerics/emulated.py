@@ -37,7 +37,7 @@ from gpt2core.tokenizer.train import train_bpe  # noqa: E402
 from gpt2core.training.checkpoints import CheckpointManager, fingerprint  # noqa: E402
 from gpt2core.training.classify import finetune_classify  # noqa: E402
 from gpt2core.training.instruct import finetune_instruct  # noqa: E402
-from gpt2core.training.pretrain import Pretrained, pretrain  # noqa: E402
+from gpt2core.training.pretrain import Corpus, Pretrained, pretrain  # noqa: E402
 
 ROOT = Path(__file__).parents[2]
 STEPS = 4  # of each training
@@ -68,7 +68,7 @@ def pretrained(
             optimizer="muon", schedule="wsd", eval_interval_steps=2, eval_batches=1, sample_tokens=8, **EVERY_STEP,
         )
     )  # fmt: skip
-    return pretrain(section, SEED, *shards, tokenizer, on_metrics, states)
+    return pretrain(section, SEED, [Corpus(*shards, states)], tokenizer, on_metrics)
 
 
 def classify(params: Params, base: Path, out: Path) -> None:

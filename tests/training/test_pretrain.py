@@ -16,7 +16,7 @@ from gpt2core.tokenizer import Tokenizer
 from gpt2core.tokenizer.train import train_bpe
 from gpt2core.training import trainer
 from gpt2core.training.batches import Batch
-from gpt2core.training.pretrain import Pretrained, pretrain
+from gpt2core.training.pretrain import Corpus, Pretrained, pretrain
 from tests.training.function_task import train
 
 TINY = load_params("profiles/tiny.yaml").pretrain.model_copy(
@@ -42,7 +42,7 @@ def run(tokenizer: Tokenizer, **changes: Any) -> tuple[Pretrained, list[float]]:
         if "train_loss" in metrics:
             losses.append(metrics["train_loss"])
 
-    return pretrain(TINY.model_copy(update=changes), 1, shard, shard, tokenizer, on_metrics=follow), losses
+    return pretrain(TINY.model_copy(update=changes), 1, [Corpus(shard, shard)], tokenizer, on_metrics=follow), losses
 
 
 @pytest.mark.slow
