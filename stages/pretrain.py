@@ -11,6 +11,7 @@ from gpt2core.checkpoint.model_dir import load_language_model, save_model
 from gpt2core.config.data import Data
 from gpt2core.config.pretrain import Pretrain
 from gpt2core.config.top_level import TopLevel
+from gpt2core.config.warm_start import base_dir
 from gpt2core.corpus.shards import CONTINUED, documents, open_shard
 from gpt2core.evaluation.metrics.language_model import evaluate
 from gpt2core.evaluation.metrics.trigram import Trigram
@@ -36,20 +37,21 @@ def main() -> None:
     top, section = config.load_section(TopLevel), config.load_section(Pretrain, "pretrain")
     numerics.start(top.numerics)
     tokenizer = load_tokenizer(TOKENS)
-    base_dir = Path("models") / section.base
-    base = load_language_model(base_dir, dropout=section.dropout)[0] if section.has_base else None
+    base_path = base_dir(section.base)
+    base = load_language_model(base_path, dropout=section.dropout)[0] if base_path else None
     corpora = [Corpus(open_shard(folder / "train.bin"), open_shard(folder / "val.bin")) for folder in _folders(section)]
     if runtime.rank():  # of several processes the first one saves checkpoints and writes the outputs
         pretrain(section, top.seed, corpora, tokenizer, base=base)
         return
+    inputs = [TOKENS, base_path] if base_path else [TOKENS]
     key_params = {**top.model_dump(), "pretrain": section.model_dump()}
     with (
-        stage_checkpoints("pretrain", key_params, [TOKENS, base_dir]) as checkpoints,
+        stage_checkpoints("pretrain", key_params, inputs) as checkpoints,
         track_stage(
             "pretrain",
             params,
             sections=("numerics", "data", "tokenizer", "pretrain"),
-            inputs=[TOKENS, *([base_dir] if base else [])],
+            inputs=inputs,
             run_file=checkpoints.run_file,
         ) as run,
     ):

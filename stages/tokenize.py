@@ -11,7 +11,7 @@ if __name__ == "tokenize":  # `python stages/NAME.py` puts this folder before th
 from gpt2core import config, files
 from gpt2core.config.tokenizer import Tokenizer as TokenizerParams
 from gpt2core.config.top_level import TopLevel
-from gpt2core.config.warm_start import WarmStart
+from gpt2core.config.warm_start import WarmStart, base_dir
 from gpt2core.corpus import lengths
 from gpt2core.corpus.shards import open_shard
 from gpt2core.corpus.tokenize import tokenize
@@ -29,9 +29,8 @@ def main() -> None:
     params = load_params()
     with track_stage("tokenize", params, sections=("data", "tokenizer"), inputs=["data/raw/corpus"]) as run:
         section, seed = config.load_section(TokenizerParams, "tokenizer"), config.load_section(TopLevel).seed
-        start = config.load_section(WarmStart, "pretrain")
-        base_dir = Path("models") / start.base if start.has_base else None
-        metrics = tokenize(section, seed, Path("data/raw"), TOKENS, base_dir=base_dir)
+        base = base_dir(config.load_section(WarmStart, "pretrain").base)
+        metrics = tokenize(section, seed, Path("data/raw"), TOKENS, base_dir=base)
         write_metrics("tokenize", metrics)
         tokenizer, train = load_tokenizer(TOKENS), open_shard(TOKENS / "train.bin")
         of_tokens = lengths.token_lengths(tokenizer, train)

@@ -11,7 +11,7 @@ from pydantic_core import PydanticCustomError
 from gpt2core.config.fields import Count, PositiveFloat, PositiveInt, Size, Text
 from gpt2core.config.optimization import Optimization
 from gpt2core.config.presets import PRESET_NAMES, PRESETS, Preset
-from gpt2core.config.warm_start import NO_BASE, Base, WarmStart
+from gpt2core.config.warm_start import NO_BASE, Base
 
 
 def _launcher(value: Any) -> str:
@@ -25,7 +25,7 @@ def _launcher(value: Any) -> str:
 Launcher = Annotated[Any, PlainValidator(_launcher)]
 
 
-class Pretrain(WarmStart, Optimization):
+class Pretrain(Optimization):
     """The model and its pretraining."""
 
     base: Base = NO_BASE
@@ -79,6 +79,11 @@ class Pretrain(WarmStart, Optimization):
     lr: PositiveFloat = 0.006
     schedule: Literal["cosine", "linear", "wsd", "constant"] = "linear"
     warmup_steps: Count = 60
+
+    @property
+    def has_base(self) -> bool:
+        """Whether the training starts with the weights of another model."""
+        return self.base != NO_BASE
 
     def sizes(self) -> dict[str, int]:
         """Return n_layer, n_head, n_embd, and n_positions without a base: the preset's, unless replaced."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from pathlib import Path
 from typing import Annotated
 
 from pydantic import AfterValidator, Field
@@ -26,8 +27,8 @@ Base = Annotated[
     str,
     AfterValidator(_base),
     Field(
-        description="none: random weights | openai/SIZE | own/NAME: continue with this model directory under models/, with "
-        "its sizes and its tokenizer"
+        description="none: random weights | openai/SIZE | own/NAME: continue with this model directory under "
+        "models/, with its sizes and its tokenizer"
     ),
 ]
 
@@ -37,7 +38,7 @@ class WarmStart(Section):
 
     base: Base = NO_BASE
 
-    @property
-    def has_base(self) -> bool:
-        """Whether the training starts with the weights of another model."""
-        return self.base != NO_BASE
+
+def base_dir(base: str) -> Path | None:
+    """Return the model directory of a base; None for `none`."""
+    return None if base == NO_BASE else Path("models") / base

@@ -35,7 +35,7 @@ def _base(params: Params) -> Iterator[str]:
         return
     for name in ("n_layer", "n_head", "n_embd"):
         if (value := getattr(pretrain, name)) is not None:
-            yield f"pretrain.{name}: {value} has no use, the sizes are those of pretrain.base {pretrain.base!r}; take null"
+            yield f"pretrain.{name}: {value} has no use, sizes are those of pretrain.base {pretrain.base!r}; take null"
     if pretrain.init != "random":
         yield (
             f"pretrain.init: {pretrain.init!r} writes into random weights, which pretrain.base {pretrain.base!r} "
