@@ -19,7 +19,7 @@ class Data(Section):
         description="embedded | the-verdict | tiny-shakespeare | novels | fineweb-edu-10bt | own/FILE.txt | own/FOLDER",
     )
     continued_corpus: Names | None = Field(
-        default=None, description="a second corpus, on which pretrain.continued_steps go on"
+        default=None, description="a second corpus, for pretrain.continued_steps"
     )
     classification: str = Field(
         default="embedded",

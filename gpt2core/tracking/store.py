@@ -115,7 +115,7 @@ def _is_server(uri: str) -> bool:
 
 
 class _BoundedClient:
-    """A client whose requests end in time: MLflow's own limit starts anew with each byte that a server sends."""
+    """A client whose requests end in time: MLflow's own limit starts again with each byte that a server sends."""
 
     def __init__(self, client: MlflowClient, where: str) -> None:
         self._client, self._where = client, where
