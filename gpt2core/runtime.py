@@ -26,8 +26,8 @@ EXTRAS = "[pipeline,judge,ui,eval]"
 RANK_0_FIRST_S = 5.0  # torchrun needs less to end the other processes after a failure
 
 
-def stage_main(main: Callable[[], None]) -> None:
-    """Run the function `main` of a stage or command.
+def stage_main(main: Callable[[], None], *, is_distributed: bool = False) -> None:
+    """Run the function `main` of a stage or command. One that is not distributed refuses torchrun's processes.
 
     Whatever a user can put right ends with a message and exit code 1: a mistake, a file that cannot be read or written,
     a package that is not installed, a full disk, too little memory, an input that is nested too deeply. Ctrl-C ends
@@ -41,6 +41,7 @@ def stage_main(main: Callable[[], None]) -> None:
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace")  # a terminal that is not UTF-8 lacks most characters
     try:
+        _check_processes(is_distributed)
         main()
     except UserError as error:
         _fail(f"error: {error}")
@@ -55,6 +56,16 @@ def stage_main(main: Callable[[], None]) -> None:
         _fail(f"error: {reason}")
     except KeyboardInterrupt as error:
         interrupted(error)
+
+
+def _check_processes(is_distributed: bool) -> None:
+    """Raise UserError if torchrun started several processes of a stage for one: each would do all the work."""
+    n_processes = os.environ.get("WORLD_SIZE", "1")
+    if not is_distributed and n_processes != "1":
+        raise UserError(
+            f"torchrun started {n_processes} processes, and each would do all the work; run this stage without it "
+            "(pretrain alone trains in several processes: pretrain.launcher)"
+        )
 
 
 def _of_the_system(error: OSError) -> str:

@@ -48,6 +48,7 @@ def main() -> None:
         results = SeedResults(labels)
         curve: list[dict[str, Any]] = []
         kept_epochs: dict[str, int] = {}
+        kept_model: dict[str, float] = {}
         for number, seed in enumerate(section.seeds):
             splits = labeled_texts.split(
                 messages, section.val_fraction, section.test_fraction, seed,
@@ -55,16 +56,19 @@ def main() -> None:
             )  # fmt: skip
             on_metrics = run.log_metrics if number == 0 else _silent  # one curve a run
             result = finetune_classify(
-                section, seed, base, labels, splits, on_metrics, checkpoints.training(f"seed-{seed}")
-            )
+                section, seed, base, labels, splits, on_metrics, checkpoints.training(f"seed-{seed}"),
+                has_all_accuracies=number == 0,
+            )  # fmt: skip
             results.add(seed, splits.train, splits.test, result.before, result.after, result.probabilities)
             curve += add_seed_column(seed, result.curve)
             kept_epochs[str(seed)] = result.kept_epoch
             if number == 0:  # the first seed's model is the one kept
                 save_model(MODEL, result.model, result.tokenizer)
+                kept_model = {name: round(value, 6) for name, value in result.accuracy.items()}
         metrics: dict[str, Any] = {
             **results.metrics(),
             **({"kept_epoch_by_seed": kept_epochs} if section.patience_evals else {}),
+            "kept_model": kept_model,
             "train_messages": len(splits.train),
             "val_messages": len(splits.val),
             "test_messages": len(splits.test),

@@ -38,7 +38,10 @@ def main() -> None:
     entries = instructions.read(ENTRIES)
     base = Path("models") / section.base
     key_params = {**top.model_dump(), "finetune_instruct": section.model_dump()}
-    splits = instructions.split(entries, section.val_fraction, section.test_fraction, top.seed)
+    if section.split == "ordered":
+        splits = instructions.split_in_order(entries, section.val_fraction, section.test_fraction)
+    else:
+        splits = instructions.split(entries, section.val_fraction, section.test_fraction, top.seed)
     with (
         stage_checkpoints("finetune-instruct", key_params, [ENTRIES, base]) as checkpoints,
         track_stage(

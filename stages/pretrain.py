@@ -103,4 +103,4 @@ def _how_made(section: Pretrain, data: Data) -> str:
 
 
 if __name__ == "__main__":
-    stage_main(main)
+    stage_main(main, is_distributed=True)

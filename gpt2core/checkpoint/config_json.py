@@ -17,7 +17,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from gpt2core import files
 from gpt2core.errors import UserError, listed, schema_problem
-from gpt2core.model.config import GPTConfig
+from gpt2core.model.config import POSITIONS, GPTConfig
 
 TRANSFORMERS_TYPE, OWN_TYPE = "gpt2", "gpt2core"
 GENERATION_CONFIG = "generation_config.json"
@@ -32,7 +32,6 @@ ALIASES = {  # transformers reads these, too, and prefers them
     "hidden_size": "n_embd", "max_position_embeddings": "n_positions", "num_attention_heads": "n_head",
     "num_hidden_layers": "n_layer",
 }  # fmt: skip
-POSITIONS = ("last", "first", "mean")
 MAX_LAYERS = 10_000
 MAX_CONFIG_BYTES = 16 << 20  # of a classifier with many classes
 S = TypeVar("S", bound=BaseModel)
@@ -55,7 +54,8 @@ class _Keys(BaseModel):
     scale_attn_by_inverse_layer_idx: Literal[False] = False
     add_cross_attention: Literal[False] = False
     is_decoder: bool = True  # of no effect without cross-attention
-    position: Literal["last", "first", "mean"] = "last"
+    position: Literal["last", "first", "mean", "padded"] = "last"
+    padded_length: Size | None = None
     architectures: list[str] | None = None
     problem_type: str | None = None  # of a classifier
     id2label: dict[str, str] | None = None
@@ -94,7 +94,8 @@ class Described:
     Args:
         config: the transformer's sizes.
         labels: a classifier's classes in the order of its logits; None for a language model.
-        position: input of a classifier's head: the last token that is not padding, the first token, or the mean of all.
+        position: input of a classifier's head; see `GPTClassifier`.
+        padded_length: number of tokens to which a classifier's texts are padded; None: they are not.
         dtype: of the weights in the file, or None.
         special_ids: ids of bos, eos, and pad, if given.
         model_type: `gpt2` if transformers can open the directory.
@@ -103,6 +104,7 @@ class Described:
     config: GPTConfig
     labels: tuple[str, ...] | None
     position: str
+    padded_length: int | None
     dtype: str | None
     special_ids: dict[str, int]
     model_type: str
@@ -119,6 +121,7 @@ def config_json(
     *,
     labels: tuple[str, ...] | None = None,
     position: str = "last",
+    padded_length: int | None = None,
     dtype: str = "float32",
 ) -> dict[str, Any]:
     """Return the content of `config.json`; see `Described` for the arguments. `eot_id` is the id of `<|endoftext|>`."""
@@ -142,6 +145,7 @@ def config_json(
             "problem_type": "single_label_classification",
         }
         content |= {"position": position} if is_own else {}
+        content |= {"padded_length": padded_length} if padded_length is not None else {}
     return content
 
 
@@ -178,6 +182,7 @@ def read_config_json(path: Path, dropout: float | None = None) -> Described:
         config=sizes,
         labels=_labels(keys, path) if any(name in CLASSIFIERS for name in keys.architectures or ()) else None,
         position=keys.position,
+        padded_length=keys.padded_length,
         dtype=keys.dtype or keys.torch_dtype,
         special_ids={name: token_id for name, token_id in ids.items() if token_id is not None},
         model_type=hf["model_type"],
@@ -197,7 +202,7 @@ def _without_aliases(hf: dict[str, Any], path: Path) -> dict[str, Any]:
 
 def _refuse_newer(hf: dict[str, Any], path: Path) -> None:
     """Raise UserError if a `config.json` of our own type has keys or values that this version does not know."""
-    known = config_json(GPTConfig(vocab_size=1), 0, labels=("",), position="mean").keys()
+    known = config_json(GPTConfig(vocab_size=1), 0, labels=("",), position="padded", padded_length=1).keys()
     unknown = [f"the key {key!r}" for key in sorted(hf.keys() - known)]
     architectures = hf.get("architectures")
     for name in architectures if isinstance(architectures, list) else ():

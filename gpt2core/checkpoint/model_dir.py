@@ -54,7 +54,7 @@ def save_model(
         raise UserError(problem)
     head: dict[str, Any] = {}
     if isinstance(model, GPTClassifier):
-        head = {"labels": model.labels, "position": model.position}
+        head = {"labels": model.labels, "position": model.position, "padded_length": model.padded_length}
     state = {name: tensor.float().cpu() for name, tensor in model.state_dict().items()}
     with files.atomic_dir(path) as folder:
         tensors = names.to_hf(state, model.config, head.get("labels"))
@@ -100,7 +100,7 @@ def load(
     with torch.device("meta"), _SkipInit():  # no memory and no time for initial weights
         model: Model
         if described.labels is not None:
-            model = GPTClassifier(config, described.labels, described.position)
+            model = GPTClassifier(config, described.labels, described.position, described.padded_length)
         else:
             model = GPT(config)
     if isinstance(model, GPT) and config.tie_word_embeddings:

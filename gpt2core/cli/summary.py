@@ -30,6 +30,8 @@ def summary(as_json: bool) -> None:
         return
     rows = [cells for row in results.headlines(metrics) for cells in ((None, row) if row.stage else (row,))]
     options.print_table("gpt2core: headline metrics", ("stage", "metric", "value"), rows, n_text_columns=2)
+    if of_splits := results.accuracy_rows(metrics["finetune_classify"]):
+        options.print_table("Accuracy of models/classifier", ("messages", "before", "after"), of_splits)
     _print_title("A text by models/pretrained")
     click.echo(samples["text"])
     _print_title("Messages, by models/classifier")

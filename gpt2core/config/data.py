@@ -18,9 +18,7 @@ class Data(Section):
         default="embedded",
         description="embedded | the-verdict | tiny-shakespeare | novels | fineweb-edu-10bt | own/FILE.txt | own/FOLDER",
     )
-    continued_corpus: Names | None = Field(
-        default=None, description="a second corpus, for pretrain.continued_steps"
-    )
+    continued_corpus: Names | None = Field(default=None, description="a second corpus, for pretrain.continued_steps")
     classification: str = Field(
         default="embedded",
         description="embedded | sms-spam-collection | own/FILE: texts of any classes, .tsv .csv .jsonl .parquet",

@@ -35,8 +35,10 @@ class FinetuneClassify(Lora, Optimization):
     max_tokens: PositiveInt | None = Field(
         default=None, description="messages are truncated to this; null: to the model's context"
     )
-    position: Literal["last", "first", "mean"] = Field(
-        default="last", description="what the head reads: the last token, as transformers does | first | mean of all"
+    position: Literal["last", "first", "mean", "padded"] = Field(
+        default="last",
+        description="what the head reads: the last token, as transformers does | first | mean of all | padded: the "
+        "last of max_tokens, often padding, as in LLMs-from-scratch",
     )
     max_steps: PositiveInt | None = Field(
         default=None, description="stop after this number of steps; null: after all epochs"

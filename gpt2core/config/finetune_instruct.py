@@ -35,6 +35,11 @@ class FinetuneInstruct(Lora, Optimization):
     )
     val_fraction: SplitFraction = Field(default=0.05, description="fraction of the entries")
     test_fraction: SplitFraction = Field(default=0.1, description="fraction of the entries")
+    split: Literal["random", "ordered"] = Field(
+        default="random",
+        description="random: entries that share an input are in one split | ordered: training first, then test, then "
+        "validation, as in LLMs-from-scratch",
+    )
     epochs: PositiveInt = Field(default=2, description="passes over the training entries")
     max_steps: PositiveInt | None = Field(
         default=None, description="stop after this number of steps; null: after all epochs"

@@ -35,20 +35,25 @@ def classify(model: GPTClassifier, tokenizer: Tokenizer, texts: Sequence[str]) -
     """
     if not texts:
         return []
-    ids, _ = encode(texts, tokenizer, model.config.n_positions, None)
+    is_padded = model.position == "padded"
+    ids, _ = encode(texts, tokenizer, model.config.n_positions, model.padded_length, is_padded=is_padded)
     batch_size = max(1, min(BATCH_SIZE, BATCH_TOKENS // max(map(len, ids))))
     rows = Texts(model, ids).predict(batch_size=batch_size).softmax(-1).tolist()  # [n, classes]
     return [Prediction(model.labels[row.index(max(row))], dict(zip(model.labels, row, strict=True))) for row in rows]
 
 
 def encode(
-    texts: Sequence[str], tokenizer: Tokenizer, n_positions: int, max_tokens: int | None
+    texts: Sequence[str], tokenizer: Tokenizer, n_positions: int, max_tokens: int | None, *, is_padded: bool = False
 ) -> tuple[list[list[int]], int]:
-    """Return the ids of each text, truncated to the model's context (or `max_tokens`), and the number of cut texts."""
+    """Return the ids of each text, truncated to the model's context (or `max_tokens`), and the number of cut texts.
+
+    With `is_padded`, shorter texts are padded to that length with `<|endoftext|>`.
+    """
     limit = min(max_tokens or n_positions, n_positions)
     ids = [tokenizer.encode(text) for text in texts]
     n_truncated = sum(len(row) > limit for row in ids)
-    return [row[:limit] or [tokenizer.eot_id] for row in ids], n_truncated
+    n_least = limit if is_padded else 1
+    return [row[:limit] + [tokenizer.eot_id] * (n_least - len(row)) for row in ids], n_truncated
 
 
 class Texts:

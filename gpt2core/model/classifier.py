@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from gpt2core.errors import UserError
-from gpt2core.model.config import GPTConfig
+from gpt2core.model.config import POSITIONS, GPTConfig
 from gpt2core.model.gpt import Block, Transformer, initialize
 
 
@@ -19,14 +19,24 @@ class GPTClassifier(nn.Module):
         config: of the transformer.
         labels: names of the classes, in the order of the logits.
         position: input of the head: the `last` token, as in transformers; the `first`, which sees only itself under
-            causal attention, so texts that start with the same token get the same class; or the `mean` of all.
+            causal attention, so texts that start with the same token get the same class; the `mean` of all; or
+            `padded`: the last one of texts that are padded to `padded_length`, often padding, as in LLMs-from-scratch.
+        padded_length: tokens of each text, only with `padded`.
     """
 
-    def __init__(self, config: GPTConfig, labels: tuple[str, ...], position: str = "last"):
+    def __init__(
+        self, config: GPTConfig, labels: tuple[str, ...], position: str = "last", padded_length: int | None = None
+    ):
         super().__init__()
-        if position not in ("last", "first", "mean"):
-            raise UserError(f"position: {position!r} must be last, first or mean")
-        self.config, self.labels, self.position = config, labels, position
+        if position not in POSITIONS:
+            raise UserError(f"position: {position!r} must be {', '.join(POSITIONS[:-1])} or {POSITIONS[-1]}")
+        if (position == "padded") != (padded_length is not None):
+            raise UserError(f"padded_length: {padded_length} with position {position!r}; 'padded' alone has a number")
+        if not 1 <= (padded_length or 1) <= config.n_positions:
+            raise UserError(
+                f"padded_length: {padded_length} must be from 1 to the model's {config.n_positions} positions"
+            )
+        self.config, self.labels, self.position, self.padded_length = config, labels, position, padded_length
         self.transformer = Transformer(config)
         self.score = nn.Linear(config.n_embd, len(labels), bias=False)
         initialize(self, config)
@@ -58,7 +68,7 @@ class GPTClassifier(nn.Module):
             x = block(x)
         if last is None:
             return self.score(self.pool(self.transformer.ln_f(x), lengths))
-        read = lengths - 1 if self.position == "last" else torch.zeros_like(lengths)
+        read = torch.zeros_like(lengths) if self.position == "first" else lengths - 1
         return self.score(self.transformer.ln_f(last.forward_at(x, read)))
 
     def pool(self, hidden: Tensor, lengths: Tensor) -> Tensor:
@@ -66,7 +76,7 @@ class GPTClassifier(nn.Module):
         B, T, _ = hidden.shape
         if self.position == "first":
             return hidden[:, 0]
-        if self.position == "last":
+        if self.position != "mean":  # of padded texts, the lengths are those with their padding
             return hidden[torch.arange(B, device=hidden.device), lengths - 1]
         is_token = torch.arange(T, device=hidden.device) < lengths[:, None]  # [B, T]
         return (hidden * is_token[..., None]).sum(1) / lengths[:, None]  # [B, C]

@@ -7,6 +7,8 @@ from typing import Any
 
 from gpt2core.errors import UserError
 
+POSITIONS = ("last", "first", "mean", "padded")  # what a classifier's head reads
+
 
 @dataclass(frozen=True)
 class GPTConfig:

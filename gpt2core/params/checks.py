@@ -113,6 +113,11 @@ def _bases(params: Params) -> Iterator[str]:
             yield f"{name}.base: {base!r} is not made: add its size to openai.sizes {params.openai.sizes}"
 
 
+def _padded(params: Params) -> Iterator[str]:
+    if params.finetune_classify.position == "padded" and params.finetune_classify.max_tokens is None:
+        yield "finetune_classify.max_tokens: null with position 'padded'; give the number of tokens to pad texts to"
+
+
 def _fractions(params: Params) -> Iterator[str]:
     for name in ("finetune_classify", "finetune_instruct"):
         section = getattr(params, name)
@@ -178,6 +183,6 @@ def _induction(params: Params) -> Iterator[str]:
 
 
 _ALL = (
-    _base, _continued, _heads, _context, _warmup, _processes, _numerics, _openai_sizes, _bases, _fractions,
+    _base, _continued, _heads, _context, _warmup, _processes, _numerics, _openai_sizes, _bases, _padded, _fractions,
     _seeds, _judge, _secrets, _evaluate, _lora, _induction,
 )  # fmt: skip

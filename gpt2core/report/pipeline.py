@@ -159,6 +159,9 @@ def _classifier(root: Path, metrics: Mapping[str, Any]) -> Section | None:
     title = "Spam or not" if labels == ["ham", "spam"] else f"Which of {len(labels)} classes"
     section = Section("classifier", title, tables=[Table(columns, rows, caption)])
     section.pictures = _pictures("finetune-classify", result, root)
+    if of_splits := results.accuracy_rows(result):
+        caption = "Accuracy of models/classifier, trained with the first seed"
+        section.tables.append(Table(("messages", "before fine-tuning", "after"), of_splits, caption))
     if mistakes := read_rows(root / PLOTS / "mistakes.csv"):
         rows = [(m["text"], m["actual"], f"{m['predicted']} {float(m['probability']):.1%}") for m in mistakes]
         caption = "The most confident mistakes of all seeds"

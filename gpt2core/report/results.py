@@ -52,6 +52,20 @@ def strongest_baseline(metrics: Mapping[str, Any]) -> str | None:
     return max(present, key=lambda key: metrics[key], default=None)
 
 
+def accuracy_rows(metrics: Mapping[str, Any]) -> list[tuple[str, str, str]]:
+    """Return split, accuracy before, and accuracy after fine-tuning, of the classifier that is kept.
+
+    >>> accuracy_rows({"kept_model": {"before_test_accuracy": 0.5, "test_accuracy": 0.9667}})
+    [('test', '50.00%', '96.67%')]
+    """
+    kept = metrics.get("kept_model", {})
+    return [
+        (name, f"{kept[f'before_{key}_accuracy']:.2%}", f"{kept[f'{key}_accuracy']:.2%}")
+        for name, key in (("training", "train"), ("validation", "val"), ("test", "test"))
+        if f"before_{key}_accuracy" in kept and f"{key}_accuracy" in kept
+    ]
+
+
 def headlines(metrics: Mapping[str, Mapping[str, Any]]) -> Iterator[Headline]:
     """Yield the rows of `ROWS` that have a value in the files in metrics/, by file stem.
 

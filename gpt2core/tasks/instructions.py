@@ -88,9 +88,27 @@ def split(entries: Sequence[Entry], val_fraction: float, test_fraction: float, s
             splits.val.extend(group)
         else:
             splits.train.extend(group)
+    return _complete(splits, len(entries), len(groups), val_fraction, test_fraction)
+
+
+def split_in_order(entries: Sequence[Entry], val_fraction: float, test_fraction: float) -> Splits:
+    """Split into training, then test, then validation, in the order of the entries, as LLMs-from-scratch does.
+
+    An input of one split may occur in another. Raises UserError as `split`.
+    """
+    n_test = int(len(entries) * test_fraction)
+    n_train = int(len(entries) * (1 - val_fraction - test_fraction))
+    train, test, val = entries[:n_train], entries[n_train : n_train + n_test], entries[n_train + n_test :]
+    return _complete(
+        Splits(list(train), list(val), list(test)), len(entries), len(entries), val_fraction, test_fraction
+    )
+
+
+def _complete(splits: Splits, n_entries: int, n_inputs: int, val_fraction: float, test_fraction: float) -> Splits:
+    """Return the splits. Raises UserError if one is empty."""
     if not all(splits):
         raise UserError(
-            f"too few instructions to split: {len(entries)} entries with {len(groups)} different inputs, and "
+            f"too few instructions to split: {n_entries} entries with {n_inputs} different inputs, and "
             f"validation ({val_fraction:g}), test ({test_fraction:g}) and training each need at least one; "
             "add entries or raise the fractions"
         )

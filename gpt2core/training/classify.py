@@ -27,6 +27,7 @@ from gpt2core.training.task import Task
 from gpt2core.training.trainable import add_adapters, freeze_except, frozen_blocks, trainable_parameters
 from gpt2core.training.trainer import OnMetrics, fit, new_recipe
 
+SPLITS = ("train", "val", "test")
 COLUMNS = ("epoch", "examples", "train_loss", "train_accuracy", "val_loss", "val_accuracy")
 
 
@@ -43,6 +44,7 @@ class Classified:
     truncated: int = 0  # number of texts that are longer than the model reads
     trainable_parameters: int = 0  # number of parameters that were trained
     kept_epoch: int = 0  # the epoch whose weights the model has
+    accuracy: dict[str, float] = field(default_factory=dict)  # of all splits before and after, if asked for
 
 
 class ClassifyTask(Task):
@@ -51,10 +53,17 @@ class ClassifyTask(Task):
     model: GPTClassifier
 
     def __init__(
-        self, model: GPTClassifier, tokenizer: Tokenizer, params: FinetuneClassify, seed: int, splits: Splits
+        self,
+        model: GPTClassifier,
+        tokenizer: Tokenizer,
+        params: FinetuneClassify,
+        seed: int,
+        splits: Splits,
+        has_all_accuracies: bool = False,
     ) -> None:
         texts = [[text for _, text in rows] for rows in splits]  # of training, validation, and test
-        encoded = [encode(rows, tokenizer, model.config.n_positions, params.max_tokens) for rows in texts]
+        is_padded, n_positions = params.position == "padded", model.config.n_positions
+        encoded = [encode(rows, tokenizer, n_positions, params.max_tokens, is_padded=is_padded) for rows in texts]
         self.truncated = sum(n_truncated for _, n_truncated in encoded)
         ids = [rows for rows, _ in encoded]
         step_size = params.batch_size * params.grad_accum_steps
@@ -68,6 +77,7 @@ class ClassifyTask(Task):
         self.texts = [CachedFeatures(model, rows, n_frozen) if is_cached else Texts(model, rows) for rows in ids]
         self.labels = [torch.tensor([model.labels.index(label) for label, _ in rows]) for rows in splits]
         self.before: list[str] = []
+        self.has_all_accuracies, self.accuracy_before = has_all_accuracies, dict[str, float]()
 
     def batch(self, step: int) -> list[Batch]:
         """Return the texts of a step: ids [B, T] (or cached hidden states [B, T, C]), lengths [B], labels [B] each."""
@@ -93,7 +103,14 @@ class ClassifyTask(Task):
 
     def evaluate_base(self) -> bool:
         self.before = self.predict(self.texts[2].predict())
-        return False
+        self.accuracy_before = self.accuracies() if self.has_all_accuracies else {}
+        return self.has_all_accuracies
+
+    def accuracies(self) -> dict[str, float]:
+        """Return the share of correct labels of each split."""
+        return {
+            name: self.loss_and_accuracy(split, range(len(self.labels[split])))[1] for split, name in enumerate(SPLITS)
+        }
 
     def loss_and_accuracy(self, split: int, rows: Sequence[int]) -> tuple[float, float]:
         """Return the mean loss in nats per text, and the share of correct labels, of some rows of a split."""
@@ -106,11 +123,11 @@ class ClassifyTask(Task):
         return [self.model.labels[i] for i in logits.argmax(-1).tolist()]
 
     def state_dict(self) -> dict[str, Any]:
-        return {**super().state_dict(), "before": self.before}
+        return {**super().state_dict(), "before": self.before, "accuracy_before": self.accuracy_before}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         super().load_state_dict(state)
-        self.before = state["before"]
+        self.before, self.accuracy_before = state["before"], state["accuracy_before"]
 
 
 def finetune_classify(
@@ -121,22 +138,26 @@ def finetune_classify(
     splits: Splits,
     on_metrics: OnMetrics = lambda metrics, step: None,
     checkpoints: CheckpointManager | None = None,
+    *,
+    has_all_accuracies: bool = False,
 ) -> Classified:
-    """Fine-tune a classifier once, from the language model in `base_dir`; see `fit` for the last two arguments.
+    """Fine-tune a classifier once, from the language model in `base_dir`; see `fit` for the metrics and checkpoints.
 
-    The seed is that of the head's initial weights, the order of the data, and dropout.
+    The seed is that of the head's initial weights, the order of the data, and dropout. With `has_all_accuracies`, all
+    splits are classified before and after the training, not the test split alone.
 
     Raises:
         UserError: the base is no language model, or the loss is not finite.
     """
     base, tokenizer = load_language_model(base_dir, device=runtime.device(), dropout=params.dropout)
-    model = new_classifier(base, labels, params.trainable, seed, params.position)
+    padded_length = min(params.max_tokens or 0, base.config.n_positions) if params.position == "padded" else None
+    model = new_classifier(base, labels, params.trainable, seed, params.position, padded_length)
     if params.trainable == "lora":
         add_adapters(model, params)
     model.transformer.activation_checkpointing = params.activation_checkpointing
     result = Classified(model, tokenizer, trainable_parameters=trainable_parameters(model))
 
-    task = ClassifyTask(model, tokenizer, params, seed, splits)
+    task = ClassifyTask(model, tokenizer, params, seed, splits, has_all_accuracies)
     recipe = new_recipe(params, model, task.max_steps, runtime.training_dtype(params.dtype))
     kept_step = fit(task, recipe, checkpoints, on_metrics)
 
@@ -147,15 +168,23 @@ def finetune_classify(
     result.kept_epoch = int(task.epochs.position(kept_step)["epoch"])
     result.before, result.after = task.before, task.predict(logits)
     result.probabilities = logits.softmax(-1).tolist()
+    if has_all_accuracies:
+        before = {f"before_{name}_accuracy": value for name, value in task.accuracy_before.items()}
+        result.accuracy = before | {f"{name}_accuracy": value for name, value in task.accuracies().items()}
     return result
 
 
 def new_classifier(
-    base: GPT, labels: tuple[str, ...], trainable: str, seed: int, position: str = "last"
+    base: GPT,
+    labels: tuple[str, ...],
+    trainable: str,
+    seed: int,
+    position: str = "last",
+    padded_length: int | None = None,
 ) -> GPTClassifier:
     """Return the base's transformer with a new head, drawn from `seed`; see `freeze_except` and `GPTClassifier`."""
     runtime.seed_everything(seed)
-    model = GPTClassifier(base.config, labels, position).to(base.transformer.wte.weight.device)
+    model = GPTClassifier(base.config, labels, position, padded_length).to(base.transformer.wte.weight.device)
     model.transformer.load_state_dict(base.transformer.state_dict())
     freeze_except(model, trainable)
     return model

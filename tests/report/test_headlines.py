@@ -56,5 +56,5 @@ def test_the_report_marks_the_strongest_baseline(tmp_path: Path) -> None:
     assert marked == [("TF-IDF of character n-grams + logistic regression (strongest baseline)", "99.00%", "0.9800")]
 
 
-def test_the_example() -> None:
-    assert doctest.testmod(results) == (0, 1)
+def test_the_examples() -> None:
+    assert doctest.testmod(results) == (0, 2)
