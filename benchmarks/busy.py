@@ -118,10 +118,10 @@ def copy_project(project: Path) -> None:
     subprocess.run(["git", "init", "--quiet"], cwd=project, check=True)
 
 
-def write_params(project: Path, steps: int | None) -> None:
-    """Write the default profile as params.yaml, with this number of steps and one small evaluation (None: as it is)."""
+def write_params(project: Path, steps: int | None, profile: str = "embedded") -> None:
+    """Write a profile as params.yaml, with this number of steps and one small evaluation (None: as it is)."""
     yaml = YAML()
-    params = read_values(ROOT / "profiles/embedded.yaml")
+    params = read_values(ROOT / f"profiles/{profile}.yaml")
     if steps is not None:
         small = {"max_steps": steps, "eval_interval_steps": steps, "eval_batches": 1, "sample_tokens": 1}
         params["pretrain"] |= small | {"warmup_steps": min(params["pretrain"]["warmup_steps"], steps)}

@@ -1,11 +1,11 @@
-"""Greedy decoding in tokens a second, beside transformers with the same weights.
+"""Speed of greedy decoding, compared with transformers, CTranslate2, and llama.cpp with the same weights.
 
     python -m benchmarks.generate [--size 124M | --model DIR] [--rounds 5] [--dtypes float32 int8 ...]
     python -m benchmarks.generate --model models/pretrained --prompts data/tokens/val.bin --rounds 20
 
-All take turns in every round, so that what else the machine does meets them alike. A pass reads all weights of the
-linear layers once: bytes of these, times passes a second, beside the memory bandwidth measured in the same run, is the
-share of what the memory allows.
+All take turns in every round, so that other work on the machine affects them alike. Peers that are not installed are
+left out. A pass reads all weights of the linear layers once: their bytes times the passes per second, divided by the
+memory bandwidth measured in the same run, is the share of what the memory allows.
 
 The rows "lookup" guess tokens from the text so far (`gpt2core.inference.lookup`) and say how many a pass gave. How many
 depends on the text alone. Greedy decoding with random weights soon writes the same few tokens again and again, which is
@@ -15,9 +15,8 @@ the easiest case there is; with --model and --prompts they are what a trained mo
 from __future__ import annotations
 
 import functools
-import importlib.util
 import statistics
-from collections.abc import Callable
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,19 +24,18 @@ import torch
 from torch import Tensor, nn
 
 import gpt2core
-from benchmarks import machine
+from benchmarks import decoders, machine
+from benchmarks.decoders import Decode
 from benchmarks.machine import GB, spread, timed
-from gpt2core.checkpoint.names import to_hf
 from gpt2core.config.presets import PRESETS
 from gpt2core.corpus.shards import open_shard
 from gpt2core.inference import generate
 from gpt2core.model import GPT
-from gpt2core.model.inference import pack
+from gpt2core.model.inference import InferenceGPT, pack
 from gpt2core.runtime import DECODING_DTYPES
 
 WORKS = {"one prompt of 32, 128 new": (1, 32, 128), "eight prompts of 64, 128 new": (8, 64, 128)}
-WEIGHT_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2, "int8": 1}
-Generate = Callable[[Tensor, int], Tensor]  # ids [B, P], new tokens -> [B, P + new]
+WEIGHT_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2, "int8": 1, "Q8_0": 34 / 32}
 LOOKUP = ", lookup"  # how the names of these rows end
 
 
@@ -52,19 +50,16 @@ def main() -> None:
     model = (
         gpt2core.load_language_model(arguments.model)[0] if arguments.model else machine.random_model(arguments.size)
     )
-    n_weights = sum(layer.weight.numel() for layer in model.modules() if isinstance(layer, nn.Linear))
-    ways: dict[str, Generate] = {}
-    if importlib.util.find_spec("transformers"):
-        ways["transformers float32"] = transformers_way(model)
-    for dtype in arguments.dtypes:
-        packed: Any = pack(model, dtype)
-        packed.transformer = Counted(packed.transformer)
-        ways |= {f"gpt2core {dtype}{end}": OurWay(packed, bool(end)) for end in ("", LOOKUP)}
+    cpu = torch.device("cpu")
+    sides = {**peer_sides(model, cpu), **our_sides(model, arguments.dtypes, (False, True))}
     print(machine.description())
-    bandwidth_gb_s = machine.memory_bandwidth_gb_s()
-    print(f"memory: {bandwidth_gb_s:.1f} GB/s read; {n_weights / 1e6:.0f} million weights in linear layers")
+    bandwidth_gb_s, weights = machine.memory_bandwidth_gb_s(), n_weights(model)
+    print(f"memory: {bandwidth_gb_s:.1f} GB/s read; {weights / 1e6:.0f} million weights in linear layers")
     for title, (B, P, new) in WORKS.items():
-        here = {name: way for name, way in ways.items() if B == 1 or not name.endswith(LOOKUP)}
+        here = {
+            name: side for name, side in sides.items()
+            if not decoders.lacks(name, B) and (B == 1 or not name.endswith(LOOKUP))
+        }  # fmt: skip
         ids = prompts(arguments.prompts, model.config.vocab_size, arguments.rounds, B, P)  # [rounds, B, P]
         times_s, same, passes = in_turn(here, ids, new)
         print(f"\n{title}: tokens/s, median of {arguments.rounds} rounds (least to most)")
@@ -74,7 +69,7 @@ def main() -> None:
             time_s = statistics.median(times)
             dtype = name.removesuffix(LOOKUP).split()[-1]
             passes_each = passes[name] / arguments.rounds if name in passes else new
-            read_gb_s = n_weights * WEIGHT_BYTES[dtype] * passes_each / time_s / GB
+            read_gb_s = weights * WEIGHT_BYTES[dtype] * passes_each / time_s / GB
             print(
                 f"  {name:<25} {spread(rates)}  "
                 f"{theirs_s / time_s:5.2f} × transformers  {read_gb_s / bandwidth_gb_s:4.0%} of the memory's limit  "
@@ -83,23 +78,24 @@ def main() -> None:
             )
 
 
-def transformers_way(model: GPT) -> Generate:
-    """Return transformers' generate with the same weights, without a copy of them; it never stops early."""
-    import transformers
+def n_weights(model: GPT) -> int:
+    """Return the number of weights that a pass reads: those of the linear layers."""
+    return sum(layer.weight.numel() for layer in model.modules() if isinstance(layer, nn.Linear))
 
-    config = {key: value for key, value in model.config.to_dict().items() if key != "qkv_bias"}
-    with torch.device("meta"):
-        peer: Any = transformers.GPT2LMHeadModel(transformers.GPT2Config(**config))
-    peer.load_state_dict(to_hf(model.state_dict(), model.config, None), strict=False, assign=True)
-    peer.tie_weights()
-    peer.eval()
 
-    @torch.inference_mode()
-    def way(ids: Tensor, new: int) -> Tensor:
-        settings = transformers.GenerationConfig(max_new_tokens=new, do_sample=False, pad_token_id=0)
-        return peer.generate(ids, generation_config=settings, attention_mask=torch.ones_like(ids))
+def peer_sides(model: GPT, device: torch.device, n_prompts: int = 1) -> dict[str, Decode]:
+    """Return the peers of a device that are installed and decode this number of prompts."""
+    makers = decoders.peers(device).items()
+    return {name: maker(model) for name, maker in makers if not decoders.lacks(name, n_prompts)}
 
-    return way
+
+def our_sides(model: GPT, dtypes: Sequence[str], lookups: Sequence[bool] = (False,)) -> dict[str, Decode]:
+    """Return our side in each dtype, without and with lookup."""
+    sides: dict[str, Decode] = {}
+    for dtype in dtypes:
+        packed = counted(pack(model, dtype))
+        sides |= {f"gpt2core {dtype}{LOOKUP if lookup else ''}": OurSide(packed, lookup) for lookup in lookups}
+    return sides
 
 
 class Counted:
@@ -113,17 +109,27 @@ class Counted:
         return self.transformer(*arguments)
 
 
-class OurWay:
-    """`generate` with packed weights; `passes` is how often it went over them so far."""
+def counted(packed: Any) -> Any:
+    """Return a packed model that counts its passes; on a GPU, the model as it is."""
+    if isinstance(packed, InferenceGPT):
+        packed.transformer = Counted(packed.transformer)  # type: ignore[assignment]
+    return packed
+
+
+class OurSide:
+    """`generate` with packed weights; `passes` is how often it read them so far."""
 
     def __init__(self, packed: Any, lookup: bool):
         self.packed, self.lookup, self.passes = packed, lookup, 0
 
     def __call__(self, ids: Tensor, new: int) -> Tensor:
-        before = self.packed.transformer.passes
-        out = generate(self.packed, ids, new, lookup=self.lookup)
-        self.passes += self.packed.transformer.passes - before
+        before = self._passes()
+        out = generate(self.packed, ids, new, lookup=self.lookup).cpu()
+        self.passes += self._passes() - before if self._passes() else new
         return out
+
+    def _passes(self) -> int:
+        return getattr(self.packed.transformer, "passes", 0)
 
 
 def prompts(shard: Path | None, vocab_size: int, rounds: int, B: int, P: int) -> Tensor:
@@ -137,27 +143,27 @@ def prompts(shard: Path | None, vocab_size: int, rounds: int, B: int, P: int) ->
 
 
 def in_turn(
-    ways: dict[str, Generate], ids: Tensor, new: int
+    sides: Mapping[str, Decode], ids: Tensor, new: int
 ) -> tuple[dict[str, list[float]], dict[str, float], dict[str, int]]:
-    """Run each way with each round's ids [rounds, B, P], after a short warm-up.
+    """Run each side with each round's ids [rounds, B, P], after a short warm-up.
 
     Returns:
-        Seconds per round; the fraction of new tokens that equal those of the first way; passes in all rounds, of ways
+        Seconds per round; the fraction of new tokens that equal those of the first side; passes in all rounds, of sides
         that count them.
     """
-    for way in ways.values():
-        way(ids[0], 4)
-    counts = {name: way.passes for name, way in ways.items() if isinstance(way, OurWay)}
-    rounds = [{name: timed(functools.partial(way, prompt, new)) for name, way in ways.items()} for prompt in ids]
-    first = next(iter(ways))
-    times_s = {name: [results[name][0].wall for results in rounds] for name in ways}
+    for side in sides.values():
+        side(ids[0], 4)
+    counts = {name: side.passes for name, side in sides.items() if isinstance(side, OurSide)}
+    rounds = [{name: timed(functools.partial(side, prompt, new)) for name, side in sides.items()} for prompt in ids]
+    first = next(iter(sides))
+    times_s = {name: [results[name][0].wall for results in rounds] for name in sides}
     same = {
         name: statistics.mean(
             float((results[name][1] == results[first][1])[:, -new:].float().mean()) for results in rounds
         )
-        for name in ways
+        for name in sides
     }
-    passes = {name: way.passes - counts[name] for name, way in ways.items() if isinstance(way, OurWay)}
+    passes = {name: side.passes - counts[name] for name, side in sides.items() if isinstance(side, OurSide)}
     return times_s, same, passes
 
 

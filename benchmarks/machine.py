@@ -41,12 +41,17 @@ def new_parser(doc: str | None) -> argparse.ArgumentParser:
     return argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
 
 
-def description() -> str:
-    """Return processor (or GPU), threads, and torch, in one line."""
+def kind() -> str:
+    """Return the processor and its threads, or the GPU: what figures of several days must share to be compared."""
     facts = runtime.environment()
     if torch.cuda.is_available() and os.environ.get("GPT2CORE_DEVICE") != "cpu":
-        return f"{facts['device']}, torch {torch.__version__}"
-    return f"{facts['cpu']} ({facts['cpu_capability']}), {facts['threads']} threads, torch {torch.__version__}"
+        return facts["device"]
+    return f"{facts['cpu']} ({facts['cpu_capability']}), {facts['threads']} threads"
+
+
+def description() -> str:
+    """Return the machine's kind and torch, in one line."""
+    return f"{kind()}, torch {torch.__version__}"
 
 
 # -- Inputs ----------------------------------------------------------------------------------------------------------

@@ -122,9 +122,35 @@ def bits_per_byte(model: torch.nn.Module, val: Shard, eot_id: int, context: int)
     return nats(model, val.tokens, eot_id, context) / math.log(2) / val.n_bytes
 
 
+SIDES = ("ours", *PEERS)
+
+
+def run_side(
+    name: str, params: Params, folder: Path, minutes: float, steps: int | None = None, only_time: bool = False
+) -> dict[str, float]:
+    """Time a side's steps (unless their number is given), train it, and evaluate it; return the figures."""
+    recipe = params.pretrain
+    context, batch_size, kind = PEERS.get(name, (recipe.context, recipe.batch_size * recipe.grad_accum_steps, None))
+    data = load(params, folder, kind)
+    side: Any = ours if name == "ours" else functools.partial(theirs, context, batch_size)
+    train: Train = functools.partial(side, params, data)
+    row: dict[str, float] = {"minutes": minutes, "steps": steps or 0}
+    if not steps:
+        row["start_s"], row["step_s"] = time_s(train)
+        row["steps"] = int((60 * minutes - row["start_s"]) / row["step_s"])
+    row["tokens"] = row["steps"] * context * batch_size
+    if not only_time:
+        start_s = time.perf_counter()
+        model = train(int(row["steps"]))
+        row["train_s"] = time.perf_counter() - start_s
+        row["parameters"] = sum(parameter.numel() for parameter in model.parameters())
+        row["bits_per_byte"] = bits_per_byte(model, data[1], data[2].eot_id, context)
+    return row
+
+
 @click.command()
 @click.option("--minutes", default=30.0, show_default=True, help="Training time of a side.")
-@click.option("--side", type=click.Choice(["all", "ours", *PEERS]), default="all", show_default=True)
+@click.option("--side", type=click.Choice(["all", *SIDES]), default="all", show_default=True)
 @click.option("--only-time", is_flag=True, help="Time the steps, and train no further.")
 @click.option("--steps", type=click.IntRange(min=1), help="Train so many steps, timed before, instead of timing them.")
 @click.option("--folder", type=click.Path(path_type=Path), help="Keeps the tokens for the next time.")
@@ -135,30 +161,10 @@ def main(minutes: float, side: str, only_time: bool, steps: int | None, folder: 
         raise click.UsageError("--steps is of one side: add --side ours, for example")
     params = load_params(PROFILE)
     print(machine.description(), flush=True)
-    recipe = params.pretrain
-    sides: dict[str, tuple[Any, int, int, str | None]] = {
-        "ours": (ours, recipe.context, recipe.context * recipe.batch_size * recipe.grad_accum_steps, None),
-    }
-    for name, (context, batch_size, kind) in PEERS.items():
-        sides[name] = (functools.partial(theirs, context, batch_size), context, context * batch_size, kind)
     figures = {}
     with tempfile.TemporaryDirectory() as temporary:
-        for name, (work, context, step_tokens, kind) in sides.items():
-            if side not in ("all", name):
-                continue
-            data = load(params, folder or Path(temporary), kind)
-            train = functools.partial(work, params, data)
-            row: dict[str, float] = {"minutes": minutes, "steps": steps or 0}
-            if not steps:
-                row["start_s"], row["step_s"] = time_s(train)
-                row["steps"] = int((60 * minutes - row["start_s"]) / row["step_s"])
-            row["tokens"] = row["steps"] * step_tokens
-            if not only_time:
-                start_s = time.perf_counter()
-                model = train(row["steps"])
-                row["train_s"] = time.perf_counter() - start_s
-                row["parameters"] = sum(parameter.numel() for parameter in model.parameters())
-                row["bits_per_byte"] = bits_per_byte(model, data[1], data[2].eot_id, context)
+        for name in SIDES if side == "all" else [side]:
+            row = run_side(name, params, folder or Path(temporary), minutes, steps, only_time)
             figures[name] = row
             print(f"{name:<8} " + ", ".join(f"{key} {value:,.6g}" for key, value in row.items()), flush=True)
     if out:

@@ -24,7 +24,7 @@ from pathlib import Path
 
 import torch
 
-from benchmarks import generate, machine
+from benchmarks import decoders, machine
 from benchmarks.machine import Seconds
 from gpt2core.config.presets import PRESETS
 from gpt2core.inference import generate_batch
@@ -84,7 +84,7 @@ def our_way(model: Packed) -> Respond:
 
 def transformers_way(model: GPT) -> Respond:
     """Return transformers' generate, one prompt at a time."""
-    way = generate.transformers_way(model)
+    way = decoders.transformers_peer(model)
     return lambda prompts, lengths: [
         way(torch.tensor([prompt]), length)[0, len(prompt) :].tolist()
         for prompt, length in zip(prompts, lengths, strict=True)

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 import click
@@ -81,24 +81,30 @@ def loss_of(model: torch.nn.Module, val: Shard) -> float:
     return total / (val.n_tokens - 1)
 
 
+SIDES: dict[str, tuple[int, Callable[..., Trained]]] = {  # steps, training
+    "nanogpt": (NANOGPT.decay_steps, theirs),
+    "ours": (RECIPE.max_steps, ours),
+}
+
+
+def compare(mirror: Path, seeds: int, sides: Iterable[str] = SIDES) -> Iterator[tuple[str, list[Trained]]]:
+    """Train sides from each seed; yield each side's name and results."""
+    data = load(mirror)
+    for name in sides:
+        yield name, [SIDES[name][1](*data, seed) for seed in range(seeds)]
+
+
 @click.command()
 @click.argument("mirror", type=click.Path(exists=True, path_type=Path))
 @click.option("--seeds", default=3, show_default=True)
 @click.option("--side", type=click.Choice(["both", "ours", "nanogpt"]), default="both", show_default=True)
 def main(mirror: Path, seeds: int, side: str) -> None:
     """Train both sides from each seed, and print the mean losses."""
-    data = load(mirror)
     print(machine.description())
-    sides: dict[str, tuple[int, Callable[..., Trained]]] = {
-        "nanogpt": (NANOGPT.decay_steps, theirs),
-        "ours": (RECIPE.max_steps, ours),
-    }
-    for name, (steps, work) in sides.items():
-        if side not in ("both", name):
-            continue
-        found = [work(*data, seed) for seed in range(seeds)]
-        losses = [loss for loss, _ in found]
-        step_ms = 1000 * statistics.median(step_s for _, step_s in found)
+    for name, trained in compare(mirror, seeds, SIDES if side == "both" else [side]):
+        steps = SIDES[name][0]
+        losses = [loss for loss, _ in trained]
+        step_ms = 1000 * statistics.median(step_s for _, step_s in trained)
         print(
             f"{name:<8} {steps:>5,} steps, {steps * BATCH_SIZE * CONTEXT:>9,} tokens: "
             f"{statistics.mean(losses):.4f} ({', '.join(f'{loss:.4f}' for loss in losses)}), {step_ms:.0f} ms a step"

@@ -1,12 +1,14 @@
-"""A training step in tokens a second and in memory, beside transformers' GPT-2 and nanoGPT.
+"""Speed and memory of a training step, compared with transformers' GPT-2 and nanoGPT.
 
     python -m benchmarks.train_step [--size 124M --batch-size 4 --context 256 --dtype bfloat16 --no-compile]
     python -m benchmarks.train_step --batch-size 8 --context 1024 --memory
+    python -m benchmarks.train_step --batch-size auto --context 1024 --dtype bfloat16          (on a GPU)
 
-Each side trains in a process of its own, so that none lives on another's memory, and all take turns in every round,
-with a matrix product between them, so that what else the machine does meets them alike. Everywhere: the same random
-ids, no dropout, gradients clipped, AdamW fused, weights in float32 (bfloat16 is autocast). nanoGPT and gpt2core are
-compiled with --compile; transformers runs as it comes. Nobody checkpoints activations.
+Each side trains in a process of its own, so that none uses another's memory. All take turns in every round, with a
+matrix product between them, so that other work on the machine affects them alike. All sides have the same random ids,
+no dropout, clipped gradients, fused AdamW, and weights in float32 (bfloat16 is autocast). nanoGPT and gpt2core are
+compiled with --compile; transformers runs as it comes. Nobody checkpoints activations. On a GPU, all sides stay in its
+memory: each may use an equal part, and `--batch-size auto` is the largest power of two that fits into it on all sides.
 
 MFU is the share of the matrix product's peak, measured in the same run, at (6 N + 12 L C T) operations a token
 (Chowdhery et al. 2022, appendix B): N the weights with the tied head once and without the positions, L layers,
@@ -16,6 +18,7 @@ C channels, T context. That counts attention in full, also where a kernel leaves
 from __future__ import annotations
 
 import contextlib
+import functools
 import importlib.util
 import multiprocessing
 import os
@@ -24,7 +27,8 @@ from argparse import BooleanOptionalAction
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -38,7 +42,10 @@ from gpt2core.training.optimizers import adamw
 
 SIDES = ("transformers", "nanogpt", "gpt2core")
 WARM_UP_STEPS = 3  # the first compiles and makes the optimizer's state
+PEAK_STEPS = 2  # of these, the second has the optimizer's state
 GRAD_CLIP = 1.0
+MAX_BATCH_SIZE = 1024
+USED_MEMORY = 0.9  # of a GPU, by all sides together
 
 
 @dataclass(frozen=True)
@@ -60,8 +67,17 @@ class Work:
 
     @property
     def tokens(self) -> int:
-        """Of a step."""
+        """Number of tokens per step."""
         return self.batch_size * self.context
+
+    @property
+    def flops(self) -> int:
+        """Operations per step."""
+        return self.tokens * flops_per_token(self.config, self.context)
+
+    def __str__(self) -> str:
+        compiled = "compiled" if self.compile else "not compiled"
+        return f"{self.size}, B={self.batch_size} T={self.context}, {self.dtype}, {compiled}"
 
 
 def flops_per_token(c: GPTConfig, context: int) -> int:
@@ -74,10 +90,15 @@ def flops_per_token(c: GPTConfig, context: int) -> int:
 Step = Callable[[], Tensor]  # one update; the loss
 
 
+def batch_size(text: str) -> int | None:
+    """Parse a batch size; None for auto."""
+    return None if text == "auto" else int(text)
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = machine.new_parser(__doc__)
     parser.add_argument("--size", choices=list(PRESETS), default="124M")
-    parser.add_argument("--batch-size", type=int, default=4)
+    parser.add_argument("--batch-size", type=batch_size, default=4, help="windows per step, or auto (on a GPU)")
     parser.add_argument("--context", type=int, default=256)
     parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32")
     parser.add_argument("--compile", action=BooleanOptionalAction, default=True)
@@ -85,32 +106,80 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--rounds", type=int, default=5, help="steps that count")
     parser.add_argument("--memory", action="store_true", help="peak memory, one side after the other; no times")
     given = parser.parse_args(arguments)
-    work = Work(given.size, given.batch_size, given.context, given.dtype, given.compile)
     sides = [side for side in given.sides if side != "transformers" or importlib.util.find_spec("transformers")]
     device = runtime.device()
+    if given.batch_size is None and device.type != "cuda":
+        parser.error("--batch-size auto needs a GPU")
+    work = Work(given.size, given.batch_size or 1, given.context, given.dtype, given.compile)
+    if given.batch_size is None:
+        work = replace(work, batch_size=batch_size_for_memory(work, sides))
     print(machine.description())
-    print(
-        f"{work.size}, B={work.batch_size} T={work.context}, {work.dtype}, {'' if work.compile else 'not '}compiled; "
-        f"{flops_per_token(work.config, work.context) / GB:.2f} GFLOP per token"
-    )
+    print(f"{work}; {flops_per_token(work.config, work.context) / GB:.2f} GFLOP per token")
     if given.memory:
-        report_memory(work, sides, device)
+        print_memory(measure_memory(work, sides), device)
     else:
-        report_speed(work, sides, device, given.rounds)
+        print_speed(work, measure_speed(work, sides, device, given.rounds), given.rounds)
 
 
-def report_speed(work: Work, sides: Sequence[str], device: torch.device, rounds: int) -> None:
-    """Print each side's tokens per second, all sides in turn, with a matrix product before each round."""
+class Speed(NamedTuple):
+    """What `measure_speed` returns."""
+
+    products: list[float]  # the matrix product's operations per second, of each round
+    times_s: dict[str, list[float]]  # of a step, by side and round
+    peak_bytes: dict[str, float]  # memory, by side
+
+
+def measure_speed(work: Work, sides: Sequence[str], device: torch.device, rounds: int) -> Speed:
+    """Time the steps of all sides in turn, with a matrix product before each round."""
     with contextlib.ExitStack() as stack:
-        workers = {side: stack.enter_context(worker(work, side)) for side in sides}
-        for ask in workers.values():
-            for _ in range(WARM_UP_STEPS):
+        workers = {side: stack.enter_context(worker(work, side, 1 / len(sides))) for side in sides}
+        peaks = {}
+        for side, ask in workers.items():
+            peaks[side] = ask(peak_bytes)
+            for _ in range(WARM_UP_STEPS - PEAK_STEPS):
                 ask(step_s)
         turns: dict[str, Callable[[], float]] = {"product": lambda: product_flops(work.dtype, device)}
         turns |= {side: lambda ask=ask: ask(step_s) for side, ask in workers.items()}
         times_s = machine.in_turn(turns, rounds)
-    products = times_s.pop("product")
-    peak, flops = max(products), flops_per_token(work.config, work.context)
+    return Speed(times_s.pop("product"), times_s, peaks)
+
+
+def measure_memory(work: Work, sides: Sequence[str]) -> dict[str, float]:
+    """Return each side's peak memory in bytes, one side after the other."""
+    peaks = {}
+    for side in sides:
+        with worker(work, side) as ask:
+            peaks[side] = ask(peak_bytes)
+    return peaks
+
+
+def batch_size_for_memory(work: Work, sides: Sequence[str]) -> int:
+    """Return the largest batch size that all sides have the memory for while all are on the GPU."""
+    sizes = []
+    for side in sides:
+        with worker(replace(work, batch_size=1), side, 1 / len(sides)) as ask:
+            sizes.append(largest_batch(lambda size, ask=ask: bool(ask(functools.partial(fits, size)))))
+    return min(sizes)
+
+
+def largest_batch(fits: Callable[[int], bool], at_most: int = MAX_BATCH_SIZE) -> int:
+    """Return the largest power of two that fits.
+
+    Raises:
+        RuntimeError: not even one window fits.
+    """
+    if not fits(1):
+        raise RuntimeError("a batch of one window does not fit into the memory")
+    size = 1
+    while 2 * size <= at_most and fits(2 * size):
+        size *= 2
+    return size
+
+
+def print_speed(work: Work, speed: Speed, rounds: int) -> None:
+    """Print each side's tokens per second and MFU."""
+    products, times_s, _ = speed
+    peak = max(products)
     print(f"matrix product: {peak / GB:.0f} GFLOP/s at best ({min(products) / GB:.0f} in the slowest round)")
     best_s = min((statistics.median(t) for side, t in times_s.items() if side != "gpt2core"), default=float("nan"))
     print(f"tokens/s, median of {rounds} steps (least to most)")
@@ -118,16 +187,11 @@ def report_speed(work: Work, sides: Sequence[str], device: torch.device, rounds:
         median_s = statistics.median(times)
         print(
             f"  {side:<13} {spread([work.tokens / time for time in times])}  "
-            f"{best_s / median_s:5.2f} × the better peer  MFU {work.tokens / median_s * flops / peak:4.0%}"
+            f"{best_s / median_s:5.2f} × the better peer  MFU {work.flops / median_s / peak:4.0%}"
         )
 
 
-def report_memory(work: Work, sides: Sequence[str], device: torch.device) -> None:
-    """Print each side's peak memory, one side after the other."""
-    peaks = {}
-    for side in sides:
-        with worker(work, side) as ask:
-            peaks[side] = ask(peak_bytes)
+def print_memory(peaks: dict[str, float], device: torch.device) -> None:
     print("peak memory" + (", as torch allocated it" if device.type == "cuda" else ", anonymous"))
     for side, peak in peaks.items():
         share = f"  {peak / peaks['transformers']:5.2f} × transformers" if "transformers" in peaks else ""
@@ -135,7 +199,7 @@ def report_memory(work: Work, sides: Sequence[str], device: torch.device) -> Non
 
 
 def product_flops(dtype: str, device: torch.device) -> float:
-    """Operations a second of the machine's best matrix product: of 8,192³ on CUDA, else of a few that suit caches."""
+    """Return the operations per second of the best matrix product: 8,192³ on CUDA, else of a few that suit caches."""
     best = 0.0
     for n in (8192,) if device.type == "cuda" else (1024, 2048, 3072):
         a, b, out = (torch.randn(n, n, device=device, dtype=getattr(torch, dtype)) for _ in range(3))
@@ -150,17 +214,23 @@ def product_flops(dtype: str, device: torch.device) -> float:
 
 Ask = Callable[[Callable[[], float]], float]
 _step: Step  # in a worker
+_with_batch_size: Callable[[int], Step]  # in a worker: the same model and optimizer with other batches
 
 
 @contextlib.contextmanager
-def worker(work: Work, side: str) -> Iterator[Ask]:
+def worker(work: Work, side: str, memory: float = 1.0) -> Iterator[Ask]:
     """Start a process that trains one side, and yield a function that calls another one in it.
+
+    Args:
+        work: what it does.
+        side: one of `SIDES`.
+        memory: the part of `USED_MEMORY` of a GPU that it may use.
 
     Raises:
         RuntimeError: the process ended; its output has the reason.
     """
     spawn = multiprocessing.get_context("spawn")  # a fork would share what the parent's threads hold
-    with ProcessPoolExecutor(1, spawn, initializer=_start, initargs=(work, side)) as pool:
+    with ProcessPoolExecutor(1, spawn, initializer=_start, initargs=(work, side, memory)) as pool:
 
         def ask(function: Callable[[], float]) -> float:
             try:
@@ -171,9 +241,14 @@ def worker(work: Work, side: str) -> Iterator[Ask]:
         yield ask
 
 
-def _start(work: Work, side: str) -> None:
-    global _step
-    _step = new_step(work, side, runtime.device())
+def _start(work: Work, side: str, memory: float) -> None:
+    global _step, _with_batch_size
+    device = runtime.device()
+    if device.type == "cuda":
+        torch.cuda.set_per_process_memory_fraction(USED_MEMORY * memory)
+        torch.set_float32_matmul_precision("high")  # TF32, as in nanoGPT's training
+    _with_batch_size = steps_of(work, side, device)
+    _step = _with_batch_size(work.batch_size)
 
 
 def step_s() -> float:
@@ -188,23 +263,39 @@ def step_s() -> float:
 
 
 def peak_bytes() -> int:
-    """Take two steps in a worker, the second with the optimizer's state; return the peak of memory in bytes."""
+    """Take the first steps in a worker; return the peak of memory in bytes."""
     with machine.peak_of(lambda: machine.anonymous_bytes(os.getpid())) as peak:
-        _step()
-        _step()
+        for _ in range(PEAK_STEPS):
+            _step()
         return torch.cuda.max_memory_allocated() if torch.cuda.is_initialized() else peak()
+
+
+def fits(size: int) -> bool:
+    """Return whether a worker has the memory for steps of this batch size."""
+    try:
+        step = _with_batch_size(size)
+        for _ in range(PEAK_STEPS):
+            step()
+        synchronize(runtime.device())
+    except torch.OutOfMemoryError:
+        return False
+    return True
 
 
 def new_step(work: Work, side: str, device: torch.device) -> Step:
     """Return one training step of a side's model."""
+    return steps_of(work, side, device)(work.batch_size)
+
+
+def steps_of(work: Work, side: str, device: torch.device) -> Callable[[int], Step]:
+    """Return a function that returns a training step of a side's model with a given batch size."""
     torch.manual_seed(0)
-    ids = torch.randint(work.config.vocab_size, (work.batch_size, work.context + 1)).to(device)
     model, loss = {"transformers": transformers_side, "nanogpt": nanogpt_side, "gpt2core": our_side}[side](work)
     model.to(device).train()
     optimizer = adamw(model.parameters(), lr=3e-4, weight_decay=0.1, beta2=0.95)
     dtype = getattr(torch, work.dtype)
 
-    def step() -> Tensor:
+    def update(ids: Tensor) -> Tensor:
         with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
             value = loss(ids[:, :-1], ids[:, 1:])
         value.backward()
@@ -213,7 +304,11 @@ def new_step(work: Work, side: str, device: torch.device) -> Step:
         optimizer.zero_grad(set_to_none=True)
         return value.detach()
 
-    return step
+    def with_batch_size(size: int) -> Step:
+        ids = torch.randint(work.config.vocab_size, (size, work.context + 1)).to(device)  # [B, T + 1]
+        return functools.partial(update, ids)
+
+    return with_batch_size
 
 
 Loss = Callable[[Tensor, Tensor], Tensor]  # ids and the next ids, both [B, T] -> mean nats

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
+import functools
 import os
 import re
+from collections.abc import Iterator
+from dataclasses import replace
 
 import pytest
 import torch
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks import train_step
@@ -69,3 +74,123 @@ def test_what_it_prints(capsys: pytest.CaptureFixture[str]) -> None:
     # Weights, gradients and AdamW's two moments alone are 4 × 29 MB.
     assert all(float(gb) > 0.116 for gb in re.findall(r"([\d.]+) GB", memory))
     assert len(re.findall(r"([\d.]+) GB", memory)) == 2
+
+
+# -- Paths of a GPU, as far as a machine without one can test them ---------------------------------------------------
+
+
+@pytest.mark.parametrize("side", ["nanogpt", "gpt2core"])
+def test_the_step_compiles_without_graph_breaks(side: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With the backend that needs no Triton: the compiled part is one graph, and learns as without."""
+    compiled: list[object] = []
+    original = torch.compile
+
+    def compile_whole(model: torch.nn.Module, **options: object) -> torch.nn.Module:
+        compiled.append(model)
+        return original(model, fullgraph=True, backend="aot_eager", **options)
+
+    monkeypatch.setattr(torch, "compile", compile_whole)
+    monkeypatch.setattr(torch.nn.Module, "compile", lambda self: setattr(
+        self, "_compiled_call_impl", compile_whole(self._call_impl)
+    ))  # fmt: skip
+    work = replace(TINY, compile=True)
+    torch._dynamo.reset()
+    losses, expected = (
+        [step().item() for _ in range(2)] for step in (new_step(w, side, torch.device("cpu")) for w in (work, TINY))
+    )
+    assert compiled
+    assert losses == pytest.approx(expected, rel=1e-4)
+
+
+def test_operations_of_our_step_are_those_that_pytorch_counts() -> None:
+    """Attention is written out, as the formula counts it: kernels recompute a product in the backward pass."""
+    work = Work("tiny", batch_size=1, context=256, dtype="float32", compile=False)
+    model, loss = train_step.our_side(work)
+    ids = torch.randint(work.config.vocab_size, (1, 257))
+    # The gradient of the head is added in place, which PyTorch does not count.
+    in_place = {torch.ops.aten.addmm_: lambda out, a, b, **_: 2 * a[0] * a[1] * b[1]}
+    with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False, custom_mapping=in_place) as counter:
+        loss(ids[:, :-1], ids[:, 1:]).backward()
+    assert counter.get_total_flops() == pytest.approx(work.flops, rel=2e-3)
+
+
+@pytest.mark.parametrize(("limit", "size"), [(1, 1), (2, 2), (3, 2), (64, 64), (100, 64), (10**9, 1024)])
+def test_the_batch_size_is_the_largest_power_of_two_below_a_memory_limit(limit: int, size: int) -> None:
+    tried: list[int] = []
+
+    def fits(n: int) -> bool:
+        tried.append(n)
+        return n <= limit
+
+    assert train_step.largest_batch(fits) == size
+    assert tried == sorted(set(tried)) and max(tried) <= max(2 * size, 1)
+
+
+def test_a_batch_that_never_fits_is_an_error() -> None:
+    with pytest.raises(RuntimeError, match="does not fit"):
+        train_step.largest_batch(lambda n: False)
+
+
+def test_a_step_that_runs_out_of_memory_does_not_fit(monkeypatch: pytest.MonkeyPatch) -> None:
+    steps: list[int] = []
+
+    def with_batch_size(n: int) -> train_step.Step:
+        def step() -> torch.Tensor:
+            if n > 4:
+                raise torch.OutOfMemoryError("CUDA out of memory")
+            steps.append(n)
+            return torch.zeros(())
+
+        return step
+
+    monkeypatch.setattr(train_step, "_with_batch_size", with_batch_size, raising=False)
+    assert train_step.largest_batch(train_step.fits) == 4
+    assert steps == [1, 1, 2, 2, 4, 4]  # the second step has the optimizer's state
+
+
+def test_the_batch_size_is_that_of_the_side_that_needs_most(monkeypatch: pytest.MonkeyPatch) -> None:
+    parts: list[float] = []
+
+    @contextlib.contextmanager
+    def worker(work: Work, side: str, memory: float) -> Iterator[train_step.Ask]:
+        parts.append(memory)
+        assert work.batch_size == 1
+        limit = {"nanogpt": 16, "gpt2core": 64}[side]
+        yield lambda function: function.args[0] <= limit  # type: ignore[attr-defined]
+
+    monkeypatch.setattr(train_step, "worker", worker)
+    assert train_step.batch_size_for_memory(TINY, ["nanogpt", "gpt2core"]) == 16
+    assert parts == [0.5, 0.5]
+
+
+def test_a_worker_steps_with_other_batch_sizes() -> None:
+    with train_step.worker(TINY, "gpt2core") as ask:
+        assert ask(functools.partial(train_step.fits, 1)) and ask(functools.partial(train_step.fits, 4))
+
+
+def test_auto_needs_a_gpu(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setenv("GPT2CORE_DEVICE", "cpu")
+    with pytest.raises(SystemExit, match="2"):
+        train_step.main(["--batch-size", "auto"])
+    assert "--batch-size auto needs a GPU" in capsys.readouterr().err
+    assert train_step.batch_size("8") == 8
+
+
+def test_on_a_gpu_the_product_is_of_8192_cubed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without a GPU: tensors without memory, and no clock."""
+    sizes: list[tuple[int, ...]] = []
+
+    def mm(a: torch.Tensor, b: torch.Tensor, out: torch.Tensor) -> None:
+        sizes.append((*a.shape, *b.shape, *out.shape))
+        assert a.dtype == torch.bfloat16
+
+    def randn(*shape: int, device: torch.device, dtype: torch.dtype) -> torch.Tensor:
+        assert device.type == "cuda"
+        return torch.empty(*shape, device="meta", dtype=dtype)
+
+    monkeypatch.setattr(train_step.torch, "mm", mm)
+    monkeypatch.setattr(train_step.torch, "randn", randn)
+    monkeypatch.setattr(train_step.torch.cuda, "synchronize", lambda: None)
+    monkeypatch.setattr(train_step, "best_time_s", lambda work, repeats: work() or 2.0)
+    assert train_step.product_flops("bfloat16", torch.device("cuda")) == 8192**3
+    assert sizes == [(8192,) * 6]
