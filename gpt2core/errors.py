@@ -1,4 +1,4 @@
-"""The one exception for everything a user can put right."""
+"""The exception for all errors that a user can fix, and helpers for its messages."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ ALTERNATIVE = re.compile(r"(str|int|float|bool|none)$|(list|dict|literal)\[|_|[A
 
 
 class UserError(Exception):
-    """A mistake in the input, the parameters or the surroundings, that the person at the keyboard can mend.
+    """A mistake in the input, the parameters, or the environment that the user can fix.
 
-    The message says what is wrong, where (file, row, key), what is allowed and what to do. Stages and the command
-    line print it as it stands, without a traceback, and exit with 1; anything else that is raised is a bug of ours.
+    The message says what the error is, where it is (file, row, key), what is allowed, and what to do. Stages and the
+    command line print the message alone, without a traceback, and exit with 1. Any other exception is a bug.
     """
 
 

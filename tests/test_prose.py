@@ -19,6 +19,9 @@ SAMPLES = [
     ("module.py", 'raise ValueError(f"{path}: the licence lies here")', ["is, was", "American spelling"]),
     ("module.py", 'help="Of the draws."', ["say what is done to what"]),
     ("params.yaml", "beside: 1  # tokenised text", ["American spelling: -ize"]),
+    ("README.md", "The loss is told.", ["reported"]),
+    ("messages.py", 'TEMPLATE = "Tom told us about the lamp."', []),
+    ("diagrams.py", 'TEX = r"\\begin{document}"', []),
 ]
 
 

@@ -33,10 +33,10 @@ RULES = {
     r"\blikewise\b": "also",
     r"\bat once\b": "immediately, together",
     r"\bmend(s|ed|ing)?\b": "fix",
-    r"\btold\b": "reported",
+    r"\btold\b(?! (me|you|him|her|us|them)\b)": "reported",
     r"\bto be had\b": "available",
     r"\b(go|goes|going|went) on\b": "continue",
-    r"\b(begins?|began|begun)\b": "start",
+    r"(?<!\\)\b(begins?|began|begun)\b": "start",  # not LaTeX's \begin
     r"\b(lies?|lay|stands?|stood)\b": "is, was",
     r"\bmakes? of (it|each|them|a)\b": "the output",
     r"\bthose that there are\b": "existing ones",

@@ -1,8 +1,9 @@
 """TensorFlow checkpoints without TensorFlow: the TensorBundle format ("V2"), memory-mapped, every byte checked.
 
-`PREFIX.index` is a LevelDB table: sorted key-value pairs in blocks, each with a CRC-32C, and a footer that says where
-the index of the blocks lies. The key "" holds a BundleHeaderProto, every other key is a tensor's name and holds a
-BundleEntryProto: dtype, shape, and where its raw bytes lie in `PREFIX.data-SSSSS-of-NNNNN`, with their CRC-32C.
+`PREFIX.index` is a LevelDB table: sorted key-value pairs in blocks, each with a CRC-32C. Its footer contains the
+position of the index of the blocks. The value of the key "" is a BundleHeaderProto. Every other key is the name of a
+tensor, and its value is a BundleEntryProto: the dtype, the shape, and the position of the tensor's raw bytes in
+`PREFIX.data-SSSSS-of-NNNNN`, with their CRC-32C.
 
 Sources: LevelDB, doc/table_format.md; TensorFlow, core/protobuf/tensor_bundle.proto and core/util/tensor_bundle/.
 """
@@ -204,7 +205,7 @@ def _read_block(data: bytes, offset: int, size: int) -> bytes:
     """Return the block at [offset, offset + size) after checking its checksum."""
     end = offset + size
     if end + TRAILER_BYTES > len(data) - FOOTER_BYTES:
-        raise _Damaged(f"block at {offset} of {size} bytes lies beyond the end of the file; truncated or damaged")
+        raise _Damaged(f"block at {offset} of {size} bytes is beyond the end of the file; truncated or damaged")
     stored = int.from_bytes(data[end + 1 : end + TRAILER_BYTES], "little")
     if masked_crc32c(data[offset : end + 1]) != stored:
         raise _Damaged(f"damaged, block at {offset} of {size} bytes does not have its checksum; fetch the file again")
@@ -361,5 +362,5 @@ def _parse_entry(key: bytes, data: bytes, n_shards: int) -> TensorEntry:
         raise _Damaged(f"{dtype} of shape {list(shape)} cannot have {size_bytes} bytes")
     shard, offset_bytes = entry.number("shard_id"), entry.number("offset")
     if shard >= n_shards:
-        raise _Damaged(f"lies in data shard {shard} of {n_shards}")
+        raise _Damaged(f"data shard {shard} does not exist; the checkpoint has {n_shards}, numbered from 0")
     return TensorEntry(dtype, shape, shard, offset_bytes, size_bytes, entry.number("crc32c"))

@@ -53,7 +53,7 @@ class Workers:
         """Yield `function(*task)` for each task, in order; only a few tasks are drawn before their results.
 
         Raises:
-            UserError: a process was killed from outside. What the function itself raises comes through.
+            UserError: a process was killed from outside. Exceptions of the function itself are raised unchanged.
         """
         if self._pool is None:
             yield from (function(*task) for task in tasks)
@@ -71,8 +71,8 @@ class Workers:
             for process in multiprocessing.active_children():
                 process.kill()
             raise UserError(
-                "a working process was killed, perhaps for want of memory (if it said why, that stands above); "
-                "run again (what is finished is kept), with fewer processes: GPT2CORE_PROCESSES=1"
+                "a worker process was killed, perhaps because memory ran out (its own message, if any, is above); "
+                "run again with fewer processes: GPT2CORE_PROCESSES=1 (finished parts are kept)"
             ) from None
 
 

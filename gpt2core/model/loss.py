@@ -1,8 +1,9 @@
-"""The loss of a language model's head without the logits of a whole batch in memory.
+"""The loss of a language model's head, computed without the logits of a whole batch in memory.
 
-Shapes: N rows, C channels, V vocabulary. At N = 8,192 GPT-2's logits are 1.6 GB in float32, and their softmax and its
-gradient as much again. Here a few rows at a time go through head, softmax and gradient while they are in the cache, and
-only the gradients of the hidden states and of the head are kept (Wijmans et al. 2024, "Cut Your Losses", has the idea).
+Shapes: N rows, C channels, V vocabulary. At N = 8,192, GPT-2's logits take 1.6 GB in float32. Their softmax and its
+gradient take as much again. Here, the head, the softmax, and the gradient are computed for a few rows at a time, while
+these rows are in the cache. Only the gradients of the hidden states and of the head are kept. The idea is from Wijmans
+et al. 2024, "Cut Your Losses".
 """
 
 from __future__ import annotations
@@ -14,11 +15,12 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-# Logits in memory at once, 256 MiB in float32: 1,335 rows of GPT-2's vocabulary. The head is read and its gradient
-# written once for each such chunk: with 333 rows the products take a fifth longer on two cores.
+# The number of logits in memory at a time: 256 MiB in float32, or 1,335 rows of GPT-2's vocabulary. Each chunk reads
+# the head and writes its gradient once. With chunks of 333 rows, the products take a fifth longer on two cores.
 CHUNK_LOGITS = 1 << 26
-# Rows of logits start at multiples of 64, as tensor cores and MKL want it: with 50,257 for a row's length MKL's product
-# takes 1.3 times as long. It takes another 1.2 times as long for the whole head at once as for 4,096 rows of it.
+# Rows of logits start at multiples of 64 because tensor cores and MKL are faster then: with rows of 50,257, MKL's
+# product takes 1.3 times as long. A product with the whole head takes another 1.2 times as long as with 4,096 of its
+# rows at a time.
 VOCAB_MULTIPLE = 64
 CPU_HEAD_ROWS = 4096
 
@@ -26,8 +28,8 @@ CPU_HEAD_ROWS = 4096
 def linear_cross_entropy(hidden: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
     """Return `F.cross_entropy(hidden @ weight.T, targets, reduction="sum")` in nats, with its gradients.
 
-    Under autocast the products are in its dtype, softmax and sum in float32, as PyTorch has it. On CUDA the vocabulary
-    is padded inside; the added rows have no probability and no gradient. Differentiable once.
+    Under autocast, the products are in its dtype, and softmax and sum are in float32, as in PyTorch. On CUDA, the
+    vocabulary is padded internally; the added rows have no probability and no gradient. Differentiable once.
 
     Hidden states [N, C], the head's weight [V, C], targets [N] -> []
     """

@@ -36,7 +36,7 @@ from gpt2core.redact import redacted
 from gpt2core.sources.registry import Asset, File
 
 CHUNK_BYTES = 16 << 10
-PROGRESS_BYTES = 8 << 20  # a try that brings this much is a success of its own: the count of tries starts anew
+PROGRESS_BYTES = 8 << 20  # a try that receives at least this much resets the count of tries
 TRANSIENT_STATUS = (408, 425, 429, 500, 502, 503, 504)
 logging.getLogger("urllib3").setLevel(logging.ERROR)  # it logs a traceback for each damaged header, before an error
 
@@ -46,10 +46,10 @@ MAX_ARCHIVE_FACTOR = 20  # a zip may have this many times the bytes of the one m
 
 @dataclass(frozen=True)
 class Retry:
-    """How often and how patiently one URL is tried; the wait doubles from try to try, up to `longest_wait_s`.
+    """How often one URL is tried, and for how long; the wait doubles after each try, up to `longest_wait_s`.
 
-    A try ends when fewer than `min_bytes_per_s` arrive on average over `read_timeout_s`; all tries together end after
-    `deadline_s`.
+    A try ends when it receives fewer than `min_bytes_per_s` on average over `read_timeout_s`. All tries together end
+    after `deadline_s`.
     """
 
     tries: int = 5

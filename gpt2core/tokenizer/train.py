@@ -21,7 +21,7 @@ def train_bpe(documents: Iterable[str], vocab_size: int) -> Tokenizer:
 
 
 def count_words(documents: Iterable[str]) -> Counter[str]:
-    """Count the words of GPT-2's pattern: all that the merges depend on."""
+    """Count the words that GPT-2's pattern matches; the merges depend on nothing else."""
     pattern = regex.compile(WORD_PATTERN)
     words: Counter[str] = Counter()
     for document in documents:
@@ -32,12 +32,13 @@ def count_words(documents: Iterable[str]) -> Counter[str]:
 def merge_words(words: Counter[str], vocab_size: int) -> Tokenizer:
     """Learn `vocab_size` tokens: 256 bytes, `vocab_size - 257` merges, and `<|endoftext|>` last, as in GPT-2.
 
-    Each round merges the pair of tokens that is most frequent inside words; of equals, the one with the lower ids, so
-    that the result depends on the corpus alone. Counts are updated only where a word changes, and a heap keeps the best
-    pair at hand, which makes a round cost what it changes instead of a pass over the corpus.
+    Each round merges the pair of tokens that is most frequent inside words. If several pairs are equally frequent, it
+    merges the pair with the lowest ids, so the result depends on the corpus alone. Counts are updated only for words
+    that change, and a heap holds the most frequent pair. The cost of a round therefore depends on the words that it
+    changes, not on the size of the corpus.
 
     Raises:
-        UserError: the corpus has too few different pairs for so many tokens.
+        UserError: the corpus has too few different pairs for `vocab_size` tokens.
     """
     tokens = [bytes([byte]) for byte in printable_bytes()]
     id_of_byte = {token[0]: i for i, token in enumerate(tokens)}

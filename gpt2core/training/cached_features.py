@@ -44,12 +44,12 @@ class CachedFeatures(Texts):
         return hidden, self._lengths(rows)
 
     def logits(self, ids: Tensor, lengths: Tensor) -> Tensor:
-        """Compute [B, T, C], [B] -> [B, classes]."""
+        """Return the logits: hidden states [B, T, C], lengths [B] -> [B, classes]."""
         return self.model.forward_suffix(ids, lengths, self.n_blocks)
 
 
 def _room(n: int, n_embd: int) -> Tensor:
-    """Uninitialised [n, n_embd] float32, in memory or mapped from a file that goes with this process."""
+    """Return an uninitialized [n, n_embd] float32 tensor, in memory or mapped from a temporary file."""
     if 4 * n * n_embd <= MAX_MEMORY_BYTES:
         return torch.empty(n, n_embd)
     with tempfile.TemporaryFile() as file:

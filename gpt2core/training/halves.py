@@ -1,8 +1,8 @@
-"""Each micro-batch in halves, for `numerics: portable`: the second half in a second process.
+"""Gradients of each micro-batch in two halves, for `numerics: portable`: the second half in a second process.
 
 Portable steps are small, and two threads of one process would spend most of the time waiting for Python's global lock.
-So the process forks: both processes share the parameters, each computes the gradients of half of the rows on one
-thread, and the first process adds them. Where it cannot fork, it computes one half after the other, with the same
+Therefore the process forks. Both processes share the parameters. Each computes the gradients of half of the rows on one
+thread, and the first process adds them. A process that cannot fork computes one half after the other, with the same
 bytes. A sum of two gradients does not depend on their order; a sum of three does.
 """
 
@@ -30,15 +30,15 @@ from gpt2core import numerics, runtime
 from gpt2core.errors import UserError
 from gpt2core.training.batches import Batch
 
-MIN_ELEMENTS = 256  # ids of a micro-batch; below, adding the gradients takes longer than computing them
+MIN_ELEMENTS = 256  # ids in a micro-batch; with fewer, adding the gradients takes longer than computing them
 
-Backward = Callable[[Batch, int], Tensor]  # adds a batch's gradients, in a step of so many targets; gives its loss
+Backward = Callable[[Batch, int], Tensor]  # batch, number of targets in the step -> loss; adds the batch's gradients
 
 
 def halves(parameters: Sequence[nn.Parameter], backward: Backward) -> Halves:
-    """Return what computes halves: with a second process, where there is a core for it and PyTorch can fork.
+    """Return a `SecondProcess` if there is a core for it and PyTorch can fork, and otherwise a `Halves`.
 
-    With an accelerator, even an unused one, PyTorch's autograd starts threads, and then refuses to work in a fork.
+    With an accelerator, even an unused one, PyTorch's autograd starts threads and then refuses to work after a fork.
     """
     can_fork = runtime.available_processes() > 1 and not torch.accelerator.is_available()
     return (SecondProcess if can_fork else Halves)(parameters, backward)

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from gpt2core.training.distributed import full_tensor, shard_like
 
-# Of the quintic a x + b x³ + c x⁵, which sends singular values from (0, 1] to about [0.7, 1.2] in five rounds.
+# The coefficients of a x + b x³ + c x⁵. In five rounds, it maps singular values in (0, 1] to about [0.7, 1.2].
 A, B, C = 3.4445, -4.7750, 2.0315
 ROUNDS = 5
 EPSILON = 1e-7
@@ -38,10 +38,10 @@ def orthogonalize(matrices: Tensor) -> Tensor:
 
 
 class Muon(torch.optim.Optimizer):
-    """For the matrices of the hidden layers; embeddings, the head and vectors want AdamW.
+    """Muon for the matrices of the hidden layers; use AdamW for embeddings, the head, and vectors.
 
-    The update of a matrix with more rows than columns is larger by the root of their ratio. Weight decay is decoupled,
-    as in AdamW, and momentum is Nesterov's.
+    For a matrix with more rows than columns, the update is multiplied by the square root of their ratio. Weight decay
+    is decoupled, as in AdamW, and momentum is Nesterov's.
     """
 
     def __init__(self, params: Iterable[Any], lr: float, weight_decay: float = 0.1, momentum: float = 0.95):

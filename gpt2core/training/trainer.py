@@ -208,7 +208,7 @@ def _prefetched(
 
 
 class _Unread(NamedTuple):
-    """The figures of a step, as long as loss and gradient norm are on the device; see `Step`."""
+    """The figures of a step while its loss and gradient norm are still on the device; see `Step`."""
 
     step: int
     loss: Tensor
@@ -223,7 +223,7 @@ def read_every_steps(device: torch.device) -> int:
 
 
 def _read(unread: Sequence[_Unread]) -> Iterator[Step]:
-    """Yield the figures of some steps, fetched from the device at once.
+    """Yield the figures of several steps, fetched from the device together.
 
     Raises:
         UserError: at the first step whose loss or gradient norm is not finite.

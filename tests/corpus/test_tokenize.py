@@ -312,7 +312,7 @@ def test_a_killed_worker_ends_in_a_message(root: Path, capfd: pytest.CaptureFixt
         time.sleep(0.02)
     os.kill(found[0], signal.SIGKILL)
     assert run.wait(timeout=120) == 1
-    assert "a working process was killed" in capfd.readouterr().err
+    assert "a worker process was killed" in capfd.readouterr().err
 
 
 def test_a_script_that_works_when_imported_is_told_so(root: Path) -> None:

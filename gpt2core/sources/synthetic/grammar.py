@@ -1,14 +1,14 @@
-"""A grammar of texts in which facts return, that can both draw a text and say how likely it is.
+"""A grammar of texts in which facts recur; it generates texts and computes their exact probability.
 
 A `Grammar` is a walk from node to node of a plot. Each step of the walk writes one template: plain text with slots.
 
-    {+hero}      draw a fresh value for the role `hero`, write it and remember it
-    {hero}       write the value that `hero` holds: the fact that returns
+    {+hero}      draw a new value for the role `hero`, write it, and remember it
+    {hero}       write the remembered value of `hero`: the fact that recurs
     {hero:She}   write a form of that value, looked up in a table
 
-Steps are drawn by weight, fresh values evenly from the role's words that no role holds at that moment. `generate`
-draws, `log2_probability` sums over all walks that write the text (so it is exact even where two of them write the same
-words), and `parses_sentence` asks for one sentence alone; all three read the same compiled templates.
+Steps are drawn by weight. New values are drawn uniformly from those words of the role that no role has at that moment.
+`generate` draws a text. `log2_probability` sums over all walks that write the text, so it is exact even if two walks
+write the same words. `parses_sentence` checks one sentence alone. All three use the same compiled templates.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ class Slot:
 
 @dataclass(frozen=True)
 class Step:
-    """One way on from a node: a template, its probability there, and the node it leads to."""
+    """A possible step from a node: a template, its probability at the node, and the next node."""
 
     probability: float
     pieces: tuple[str | Slot, ...]
@@ -49,9 +49,9 @@ class Grammar:
     """A plot, the words of each role, and the tables of their forms.
 
     Args:
-        plot: node -> steps `(weight, template, next node)`; the walk begins at `start` and stops at `end`.
-        words: role -> the values it may hold. Roles with equal words never hold the same value at once.
-        forms: name of a form -> {value: how it is written}.
+        plot: node -> steps `(weight, template, next node)`; the walk starts at `start` and stops at `end`.
+        words: role -> its possible values. Roles with equal words never have the same value at the same time.
+        forms: name of a form -> {value: the value in this form}.
     """
 
     def __init__(
@@ -116,11 +116,11 @@ class Grammar:
                         log2_mass[new] = _log2_add(log2_mass.get(new, -math.inf), log2_p)
         if total == -math.inf:
             raise ValueError(f"the grammar cannot write this text: no step fits at character {furthest}, "
-                             f"where it goes on {text[furthest:furthest + 60]!r}")  # fmt: skip
+                             f"before {text[furthest:furthest + 60]!r}")  # fmt: skip
         return total
 
     def parses_sentence(self, sentence: str) -> bool:
-        """Say whether some text of the grammar has exactly this sentence."""
+        """Return whether any text of the grammar contains exactly this sentence."""
         return any(
             stop == len(sentence)
             for pieces in self._sentences
@@ -182,7 +182,7 @@ def compile_template(template: str) -> tuple[str | Slot, ...]:
 
 
 def split_sentences(text: str) -> list[str]:
-    """Cut a text into sentences. What stands between quotation marks is not cut, nor cut from what introduces it.
+    """Split a text into sentences. A quotation is not split, and stays with the words that introduce it.
 
     >>> split_sentences('Mira slept. "Who slept?" asked Tom. "I did," said Mira.')
     ['Mira slept.', '"Who slept?" asked Tom.', '"I did," said Mira.']

@@ -1,8 +1,8 @@
-"""Instructions with inputs and the responses to them, small enough for a small model to learn.
+"""Instructions with inputs and responses, simple enough for a small model to learn.
 
-Most kinds ask about facts that stand in the input (who, where, what color, how many), so that an answer learned by
-heart is wrong; a few ask for a small map between words (opposites, past tense, the order of numbers). Every instruction
-with its input occurs once, and so does every input: a test split holds nothing that was seen in training.
+Most kinds ask for facts in the input (who, where, what color, how many), so a memorized answer is wrong. A few ask for
+a small mapping between words (opposites, past tense, the order of numbers). Every input, and every pair of instruction
+and input, occurs once. A test split therefore contains nothing that was seen in training.
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
-"""Short messages, ham or spam, in which words alone mislead.
+"""Short messages, ham or spam, that cannot be classified by their words alone.
 
-A good part of them differ from one of the other class only in the order of things or in who does what: "you pay first,
-then we send the lamp" asks to be cheated, "we send the lamp first, then you pay" does not; "do not send your code, ask
-Tom" warns, "do not ask Tom, send your code" steals. In the rest, words such as coins, free and won stand in both
-classes. What a message means decides its label, so a model has to read it to the end.
+Many of them differ from a message of the other class only in the order of events or in who does what. "You pay first,
+then we send the lamp" is a fraud; "we send the lamp first, then you pay" is not. "Do not send your code, ask Tom" is a
+warning; "do not ask Tom, send your code" is a theft. In the other messages, words such as "coins", "free", and "won"
+occur in both classes. The label depends on the meaning of a message, so a model has to read it to the end.
 """
 
 from __future__ import annotations
@@ -19,19 +19,19 @@ N_MESSAGES = 5000
 SPAM_SHARE = 1 / 3
 ORDER_SHARE = 0.27  # of either class: the messages in which only order or role decides
 
-# Who pays before the goods come is cheated; who pays after they came is not.
+# Payment before the goods arrive is spam; payment after they arrive is ham.
 _YOU_PAY = ("you pay {+price} coins", "you send us {+price} coins", "{friend} gets {+price} coins from you")
 _YOU_GET = ("we send you the {thing}", "you get the {thing} from us", "{friend} brings you the {thing}")
 _EARLIER_LATER = ("first {0}, then {1}", "after {0}, {1}", "{0}, and only then {1}")
-# In each of them {0} happens before {1}.
+# In each of these, {0} happens before {1}.
 
-# Who gives a secret away is cheated; who is told to keep it is warned.
+# A request to give a secret away is spam; a warning to keep it is ham.
 _GIVE_AWAY = ("send us your secret code", "tell us your secret code", "give the key to a stranger",
               "write your code in a letter")  # fmt: skip
 _BE_CAREFUL = ("ask {friend} at the {+place}", "talk to {friend} at home", "wait for {friend}", "call {friend}")
 _DO_NOT = ("please {0} and do not {1}", "do not {1}, but {0}", "you must not {1}; {0}")
 
-# Whoever was paid too much has to send it back: a stranger who says it was you wants your money.
+# Whoever was paid too much has to send it back. A stranger who claims that it was you wants your money.
 _TOO_MUCH = "{0} paid {1} {{+price}} coins too much for the {{thing}}, so {2} must send {{price}} coins back."
 
 

@@ -1,8 +1,8 @@
-"""Short tales from a grammar whose names, places and facts return sentences later.
+"""Short tales from a grammar whose names, places, and facts recur several sentences later.
 
-A model that sees only the last few words cannot know who the hero is, where the lamp was left or what color it has; one
-that reads the whole tale can. Because the grammar also knows the probability of every tale, the best loss that any
-model can reach on these texts is known exactly: the mean of -log2 P.
+A model that sees only the last few words cannot know who the hero is, where the lamp was left, or what color it has. A
+model that reads the whole tale can. The grammar also gives the probability of every tale. The best loss that any model
+can reach on these texts is therefore known exactly: the mean of -log2 P.
 """
 
 from __future__ import annotations
@@ -37,8 +37,9 @@ FORMS = {
     "very": lexicon.VERY,
 }
 
-# node -> (weight, template, next node). What a node may take for granted is said beside it. Many sentences take up a
-# word of the one before, as folk tales do: near returns are where a model learns to copy, far ones where it shows that.
+# node -> (weight, template, next node). The comment above a node says which facts are known there. Many sentences
+# repeat a word of the previous sentence, as folk tales do. A model learns to copy from such near repetitions; distant
+# ones show whether it has learned it.
 PLOT = {
     # Nothing is known yet. Every opening binds hero, job and origin (the hero's home).
     START: [
