@@ -16,19 +16,19 @@ from dataclasses import dataclass
 from gpt2core.config.presets import PRESETS
 
 V, T = 50_257, 1024
-STEP_TOKENS = 1 << 19  # of an update, whatever the size and the number of GPUs; GPT-3's 124M has as many
+STEP_TOKENS = 1 << 19  # per update, for every size and number of GPUs; as many as for GPT-3's 124M
 TRAINING_TOKENS = 10e9
-MFU = 0.4  # of a GPU's peak while it computes; see `PUBLISHED`
+MFU = 0.4  # fraction of a GPU's peak while it computes; see `PUBLISHED`
 SIZES = ("124M", "355M", "774M", "1558M")
 GPU_COUNTS = (1, 2, 4, 8, 16, 32, 64)
-FREE = 0.1  # of a GPU's memory is left to CUDA, to NCCL and to gaps between tensors
+FREE = 0.1  # fraction of a GPU's memory that is left to CUDA, NCCL, and gaps between tensors
 CHUNK_LOGITS = 1 << 24  # gpt2core/model/loss.py
 GB = 1e9
 
 
 @dataclass(frozen=True)
 class GPU:
-    """A GPU and its links: what one sends per second while all add up gradients, about 3/4 of the nominal speed."""
+    """A GPU and its links; their speed is that of a gradient all-reduce, about 3/4 of the nominal speed."""
 
     name: str
     memory_bytes: float
@@ -37,8 +37,8 @@ class GPU:
     network_bytes_s: float  # between nodes
 
 
-A100 = GPU("A100", 80e9, 312e12, 230e9, 20e9)  # NVLink 3: 300 GB/s each way; 200 Gb/s a GPU
-H100 = GPU("H100", 80e9, 989e12, 350e9, 40e9)  # NVLink 4: 450 GB/s each way; 400 Gb/s a GPU
+A100 = GPU("A100", 80e9, 312e12, 230e9, 20e9)  # NVLink 3: 300 GB/s each way; 200 Gb/s per GPU
+H100 = GPU("H100", 80e9, 989e12, 350e9, 40e9)  # NVLink 4: 450 GB/s each way; 400 Gb/s per GPU
 
 
 @dataclass(frozen=True)
@@ -159,8 +159,8 @@ class Plan:
         Data-parallel gradients are sent during the last micro-batch's backward pass, two thirds of its time; sharded
         weights at any time.
         """
-        beside = self.compute_s if self.sharding == "full" else self.compute_s * 2 / 3 / self.n_micro
-        return self.compute_s + max(0.0, self.communication_s - beside)
+        overlap_s = self.compute_s if self.sharding == "full" else self.compute_s * 2 / 3 / self.n_micro
+        return self.compute_s + max(0.0, self.communication_s - overlap_s)
 
     @property
     def tokens_s(self) -> float:
@@ -185,7 +185,7 @@ class Published:
 
     @property
     def planned_s(self) -> float:
-        """Its duration in seconds by the assumptions here."""
+        """The duration in seconds that the assumptions here predict."""
         return self.tokens / Plan(self.size, self.gpu, self.n, "none").tokens_s
 
 
@@ -212,7 +212,9 @@ def hours(seconds: float) -> str:
 
 def fixed_table() -> list[str]:
     """Return the figures that do not depend on the number of GPUs."""
-    lines = header("size", "parameters:", "weights, gradients, AdamW:", "a token's activations:", "operations a token:")
+    lines = header(
+        "size", "parameters:", "weights, gradients, AdamW:", "activations per token:", "operations per token:"
+    )
     for size in map(Size, SIZES):
         states, activations = f"{16 * size.parameters / GB:.1f} GB", f"{size.token_activation_bytes / 1e6:.2f} MB"
         lines.append(row(size.name, f"{size.parameters:,}", states, activations, f"{size.token_flops / GB:.2f} G"))
@@ -222,13 +224,13 @@ def fixed_table() -> list[str]:
 def plan_table(gpu: GPU) -> list[str]:
     """Return each size on 1 to 64 GPUs."""
     lines = header(
-        "size", "GPUs:", "sharding", "batch_size x grad_accum_steps:", "memory a GPU:", "tokens/s:", "10B tokens:"
+        "size", "GPUs:", "sharding", "batch_size x grad_accum_steps:", "memory per GPU:", "tokens/s:", "10B tokens:"
     )
     for size in map(Size, SIZES):
         for n in GPU_COUNTS:
             for sharding in ("none", "full") if size.name == "1558M" and n > 1 else ("none",):
                 plan = Plan(size, gpu, n, sharding)
-                # The params tell of all processes together: the micro-batches of all.
+                # The params count the micro-batches of all processes.
                 batch = f"{plan.batch_size} x {plan.n_micro * n}"
                 memory, speed = f"{plan.memory_bytes / GB:.0f} GB", f"{plan.tokens_s:,.0f}"
                 time = hours(TRAINING_TOKENS / plan.tokens_s)
@@ -238,7 +240,7 @@ def plan_table(gpu: GPU) -> list[str]:
 
 def published_table() -> list[str]:
     """Return published runs compared with these assumptions."""
-    lines = header("run", "tokens:", "GPUs", "took:", "its MFU:", "by these assumptions:")
+    lines = header("run", "tokens:", "GPUs", "published time:", "MFU:", "predicted time:")
     for run in PUBLISHED:
         name, tokens, gpus = f"{run.who} {run.size.name}", f"{run.tokens / 1e9:.1f}B", f"{run.n} {run.gpu.name}"
         lines.append(row(name, tokens, gpus, hours(run.duration_s), f"{run.mfu:.0%}", hours(run.planned_s)))

@@ -1,4 +1,4 @@
-"""docs/scaling.md: its figures are the script's, the script's are PyTorch's, and what it tells to start is sound."""
+"""docs/scaling.md: its figures equal the script's, the script's equal PyTorch's, and its commands are valid."""
 
 from __future__ import annotations
 
