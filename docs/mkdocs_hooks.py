@@ -24,6 +24,8 @@ PACKAGE = Path(__file__).parents[1] / "gpt2core"
 # What a browser fetches by itself; a link that a reader may follow is none of this.
 FETCHED = re.compile(r"""<(?:script|img|iframe|link)\b[^>]*\b(?:src|href)=["']?(?:https?:)?//[^>]*>""")
 FORMULA = re.compile(r'class="arithmatex">\\[(\[](.*?)\\[)\]]</', re.DOTALL)
+ROOT = Path(__file__).parents[1]
+TO_REPOSITORY = re.compile(r"(?<!!)\[([^][]*)\]\(((?:\.\./)[^)#]*)(?:#[^)]*)?\)")  # a link to a file that is no page
 URL = re.compile(r"url\(['\"]?([^'\")]+)['\"]?\)")
 
 
@@ -67,10 +69,33 @@ def with_what_it_names(path: Path) -> Iterator[Path]:
             yield (path.parent / name).resolve()
 
 
+def start_page() -> str:
+    """Return the README as the site's first page: links to docs/ become links to pages."""
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    text = re.sub(r"\]\(docs/", "](", text)
+    return re.sub(r"\]\((?!https?:|#)(?=[A-Z][\w./-]*\))", "](../", text)  # CONTRIBUTING.md, SECURITY.md, …
+
+
+def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Files) -> str:
+    """Link to the repository's files where its address is known, and name them where it is not; MkDocs calls this."""
+
+    def link(match: re.Match[str]) -> str:
+        text, path = match[1], match[2]
+        target = (ROOT / "docs" / page.file.src_uri).parent.joinpath(path).resolve()
+        if target.is_relative_to(ROOT / "docs"):
+            return match[0]
+        if not target.exists():
+            raise PluginError(f"{page.file.src_uri}: links to {path}, which does not exist")
+        return f"[{text}]({config.repo_url}/blob/main/{target.relative_to(ROOT)})" if config.repo_url else text
+
+    return TO_REPOSITORY.sub(link, markdown)
+
+
 def on_files(files: Files, config: MkDocsConfig) -> Files:
     """Add pages to those that MkDocs found; MkDocs calls this."""
     for name in parts():
         files.append(File.generated(config, f"api/{name}.md", content=reference_page(name)))
+    files.append(File.generated(config, "index.md", content=start_page()))
     wanted = [str(name) for name in (*config.extra_css, *config.extra_javascript)]
     for name in wanted:
         if name.startswith("vendor/"):
