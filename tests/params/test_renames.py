@@ -21,6 +21,8 @@ BEFORE: dict[str, str] = json.loads((Path(__file__).parent / "outputs_e004422.js
 # Files that were added or changed on purpose since: model cards, other tools' files, headline metrics. No weights.
 SINCE: dict[str, str] = json.loads((Path(__file__).parent / "outputs_since.json").read_text(encoding="utf-8"))
 
+CLASSIFY = "metrics/finetune_classify.json"
+
 
 @cache
 def lock() -> dict[str, str]:
@@ -48,9 +50,16 @@ def test_an_output_is_that_of_before_under_its_new_name(path: str) -> None:
 
 def test_no_weights_curve_or_result_has_changed_since() -> None:
     assert not [path for path in SINCE if Path(path).suffix in (".safetensors", ".csv", ".bin")]
-    assert {path for path in SINCE if path.startswith("metrics/")} == {
-        f"metrics/headline/{name}.json" for name in HEADLINES
-    }
+    headlines = {f"metrics/headline/{name}.json" for name in HEADLINES}
+    assert {path for path in SINCE if path.startswith("metrics/")} == {*headlines, CLASSIFY}
+
+
+def test_the_classifiers_results_have_the_accuracy_of_all_splits_in_addition() -> None:
+    shown = subprocess.run(["git", "show", f"HEAD:{CLASSIFY}"], cwd=ROOT, capture_output=True, check=True).stdout
+    metrics = json.loads(shown)
+    assert len(metrics.pop("kept_model")) == 6
+    text = json.dumps(metrics, indent=2, ensure_ascii=False) + "\n"
+    assert hashlib.md5(text.encode()).hexdigest() == {OUTPUTS.get(old, old): md5 for old, md5 in BEFORE.items()}[CLASSIFY]
 
 
 def test_no_output_is_lost() -> None:
