@@ -59,7 +59,9 @@ def test_the_classifiers_results_have_the_accuracy_of_all_splits_in_addition() -
     metrics = json.loads(shown)
     assert len(metrics.pop("kept_model")) == 6
     text = json.dumps(metrics, indent=2, ensure_ascii=False) + "\n"
-    assert hashlib.md5(text.encode()).hexdigest() == {OUTPUTS.get(old, old): md5 for old, md5 in BEFORE.items()}[CLASSIFY]
+    assert (
+        hashlib.md5(text.encode()).hexdigest() == {OUTPUTS.get(old, old): md5 for old, md5 in BEFORE.items()}[CLASSIFY]
+    )
 
 
 def test_no_output_is_lost() -> None:
