@@ -1,58 +1,78 @@
-"""The hooks of the site's build; `make docs` builds it, strictly, and sets every formula by KaTeX."""
+"""The documentation site in a real browser: nothing is clipped, and axe finds no barrier, on a phone and a desktop."""
 
 from __future__ import annotations
 
-import re
-import runpy
+import functools
+import http.server
+import os
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
 from pathlib import Path
-from types import SimpleNamespace
+from typing import Any
 
 import pytest
-from ruamel.yaml import YAML
 
-from tests.conftest import ROOT
-from tests.learn.test_chapters import PAGES
+from tests.report.browser import executable
+from tests.ui.chromium import Tab, tab
 
-exceptions = pytest.importorskip("mkdocs.exceptions")
-HOOKS = runpy.run_path(str(ROOT / "docs" / "mkdocs_hooks.py"))
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 
-
-@pytest.mark.parametrize(
-    "html",
-    [
-        '<link rel="preconnect" href="https://fonts.gstatic.com" crossorigin>',
-        "<script src=//cdn.example/katex.js></script>",
-        '<img alt="a curve" src="http://example.org/curve.png">',
-    ],
-)
-def test_a_page_that_fetches_from_elsewhere_is_refused(html: str) -> None:
-    page = SimpleNamespace(file=SimpleNamespace(src_uri="01-text.md"))
-    with pytest.raises(exceptions.PluginError, match="01-text.md: would be fetched from elsewhere"):
-        HOOKS["on_post_page"](f"<p>{html}</p>", page, None)
-    harmless = '<a href="https://example.org">a link</a> <img src="img/zipf.svg">'
-    assert HOOKS["on_post_page"](harmless, page, None) == harmless
+ROOT = Path(__file__).parents[2]
+MODULES = ROOT / "docs/node_modules"
+PAGES = (
+    "index.html", "guide.html", "speed.html", "learn/04-attention.html", "learn/12-theory.html", "api/model.html",
+)  # fmt: skip
+# Code and formulas whose end the reader cannot see without scrolling sideways.
+CLIPPED = """[...document.querySelectorAll('.md-content pre > code, .md-content .katex-display')].filter(
+    element => element.scrollWidth > element.clientWidth + 1 || element.getBoundingClientRect().right > innerWidth + 1
+).map(element => element.textContent.slice(0, 80))"""
+BARRIERS = """axe.run(document, {runOnly: ['wcag2a', 'wcag2aa']}).then(result => result.violations.map(
+    each => each.id + ': ' + each.nodes.map(node => node.target.join(' ')).slice(0, 3).join(', ')))"""
 
 
-def test_a_style_sheet_brings_the_fonts_that_it_names(tmp_path: Path) -> None:
-    sheet = tmp_path / "a.css"
-    sheet.write_text("@font-face {src: url(./files/one.woff2) format('woff2'), url('files/two.woff')}")
-    expected = [sheet, tmp_path / "files/one.woff2", tmp_path / "files/two.woff"]
-    assert list(HOOKS["with_what_it_names"](sheet)) == expected
-    with pytest.raises(exceptions.PluginError, match="b.css is missing; run: npm ci"):
-        list(HOOKS["with_what_it_names"](tmp_path / "b.css"))
+class _Quiet(http.server.SimpleHTTPRequestHandler):
+    def log_message(self, *arguments: object) -> None:
+        pass
 
 
-def test_every_page_is_in_the_navigation() -> None:
-    text = (ROOT / "mkdocs.yml").read_text(encoding="utf-8").replace("!!python/name:", "")
-    nav = [entry if isinstance(entry, str) else next(iter(entry.values())) for entry in YAML().load(text)["nav"]]
-    assert nav == ["index.md", *(path.name for path in PAGES)]
+@pytest.fixture(scope="module")
+def address(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """The site, built and served."""
+    pytest.importorskip("mkdocs")
+    executable()  # skips without a browser
+    if not (MODULES / "axe-core").exists():
+        command = ["npm", "ci", "--prefix", "docs", "--ignore-scripts", "--no-audit", "--no-fund", "--silent"]
+        subprocess.run(command, cwd=ROOT, check=True, timeout=300)
+    site = tmp_path_factory.mktemp("site")
+    command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--quiet", "--site-dir", str(site)]
+    subprocess.run(command, cwd=ROOT, check=True, timeout=500, env=os.environ | {"NO_MKDOCS_2_WARNING": "1"})
+    handler = functools.partial(_Quiet, directory=str(site))
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{server.server_port}"
+        server.shutdown()
 
 
-def test_the_reference_has_every_module_once() -> None:
-    text = "".join(HOOKS["reference_page"](name) for name in HOOKS["parts"]())
-    shown = re.findall(r"^::: gpt2core\.([\w.]+)$", text, re.MULTILINE)
-    package = ROOT / "gpt2core"
-    modules = {".".join(path.relative_to(package).with_suffix("").parts) for path in package.rglob("[a-z]*.py")}
-    assert len(shown) == len(set(shown))
-    assert {name for name in modules if not name.startswith("cli.")} <= set(shown)
-    assert "inference" in shown  # its __init__ defines what others implement
+@pytest.fixture(scope="module")
+def browser(address: str) -> Iterator[Tab]:
+    with tab() as made:
+        yield made
+
+
+@pytest.mark.parametrize(("width", "scheme"), [(390, "light"), (1280, "dark")])
+@pytest.mark.parametrize("page", PAGES)
+def test_a_page_shows_all_and_has_no_barrier(browser: Tab, address: str, page: str, width: int, scheme: str) -> None:
+    browser.call("Storage.clearDataForOrigin", origin=address, storageTypes="all")  # it remembers the theme
+    browser.call("Emulation.setEmulatedMedia", features=[{"name": "prefers-color-scheme", "value": scheme}])
+    browser.errors.clear()
+    browser.open(f"{address}/{page}", width)
+    browser.wait("document.body.dataset.mdColorScheme === " + ("'slate'" if scheme == "dark" else "'default'"))
+    browser.run("document.fonts.ready.then(() => new Promise(done => setTimeout(done, 300)))")
+    assert browser.run("document.documentElement.scrollWidth <= innerWidth")
+    assert browser.run(CLIPPED) == []
+    browser.run((MODULES / "axe-core/axe.min.js").read_text(encoding="utf-8"))
+    barriers: list[Any] = browser.run(BARRIERS)
+    assert barriers == []
+    assert browser.errors == []

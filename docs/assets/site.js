@@ -1,0 +1,31 @@
+// Formulas: arithmatex leaves TeX between \( \) and \[ \], and KaTeX typesets it. One that is wider than the page is scaled down.
+// Tables that scroll can be reached by the keyboard.
+function fit(formula) {
+  formula.style.fontSize = "";
+  const room = formula.parentElement.clientWidth, width = formula.scrollWidth;
+  if (width > room && room > 0) formula.style.fontSize = `${(0.98 * room) / width}em`;
+}
+
+function fitAll() {
+  document.querySelectorAll(".katex-display").forEach(fit);
+}
+
+document.addEventListener("DOMContentLoaded", () => {
+  renderMathInElement(document.body, {
+    delimiters: [
+      { left: "\\(", right: "\\)", display: false },
+      { left: "\\[", right: "\\]", display: true },
+    ],
+    throwOnError: true,
+  });
+  document.fonts.ready.then(fitAll);
+  window.addEventListener("resize", fitAll);
+});
+
+window.addEventListener("load", () => {
+  document.querySelectorAll(".md-typeset__scrollwrap").forEach((table) => {
+    table.tabIndex = 0;
+    table.setAttribute("role", "region");
+    table.setAttribute("aria-label", "Table");
+  });
+});
