@@ -182,3 +182,15 @@ def test_a_stage_run_by_its_path_says_how_to_run_it(stage: str) -> None:
     assert process.returncode == 1
     assert len(process.stderr.splitlines()) == 1
     assert "python -m stages." in process.stderr
+
+
+@pytest.mark.parametrize("stage", ["tokenize", "finetune_classify"])
+def test_a_stage_for_one_process_refuses_torchrun(stage: str) -> None:
+    """Each process of torchrun would do all the work."""
+    environment = {"WORLD_SIZE": "2", "RANK": "0", "LOCAL_RANK": "0", "GPT2CORE_TRACKING": "off"}
+    done = subprocess.run(
+        [sys.executable, "-m", f"stages.{stage}"], cwd=ROOT, env=os.environ | environment, capture_output=True,
+        text=True, timeout=300,
+    )  # fmt: skip
+    assert done.returncode == 1
+    assert done.stderr.count("\n") == 1 and "torchrun started 2 processes" in done.stderr

@@ -6,6 +6,7 @@ The colors are those of Okabe and Ito (2008), which color-blind people can disti
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 from collections.abc import Iterator
 from contextvars import ContextVar
@@ -36,6 +37,7 @@ STYLE: dict[Any, Any] = {
     "axes.spines.right": False,
     "legend.frameon": False,
 }
+logging.getLogger("matplotlib").setLevel(logging.ERROR)  # it reports where its cache is if HOME cannot be written
 _theme: ContextVar[str] = ContextVar("theme", default="light")
 
 
