@@ -21,7 +21,7 @@ RUN python -m venv .venv && .venv/bin/python tools/install_torch.py \
     && .venv/bin/python -m pip install --quiet --require-hashes --no-deps -r requirements.lock
 COPY --chown=gpt2core . .
 # Without .git there would be no repository for DVC to stand in.
-RUN .venv/bin/python -m pip install --quiet --no-deps --no-build-isolation -e . \
+RUN .venv/bin/python -m pip install --quiet --no-deps --no-build-isolation --config-settings editable_mode=compat -e . \
     && touch .venv/ready \
     && (git rev-parse --quiet --verify HEAD || (git init --quiet && git add --all \
         && git -c user.name=gpt2core -c user.email=gpt2core@localhost commit --quiet --message "As built")) > /dev/null

@@ -12,13 +12,15 @@ help:  ## list the targets
 	@grep -E '^[a-z-]+:.*##' Makefile | sed -E 's/:.*## /\t/' | expand -t 16
 
 LOCKED := --quiet --require-hashes --no-deps
+# "compat" writes the clone's path into a .pth file, which type checkers read; setuptools' default is an import hook, which they do not.
+EDITABLE := --quiet --no-deps --no-build-isolation --config-settings editable_mode=compat
 
 $(READY): requirements.lock requirements-torch.txt pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "error: Python 3.11 or newer is needed; try: make PYTHON=python3.12")'
 	$(PYTHON) -m venv $(VENV)
 	@$(VENV)/bin/python tools/install_torch.py
 	$(VENV)/bin/python -m pip install $(LOCKED) -r requirements.lock
-	$(VENV)/bin/python -m pip install --quiet --no-deps --no-build-isolation -e .
+	$(VENV)/bin/python -m pip install $(EDITABLE) -e .
 	@$(MAKE) --no-print-directory private-cache
 	@touch $(READY)
 

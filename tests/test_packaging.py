@@ -218,6 +218,15 @@ def test_a_command_names_the_extra_that_it_needs(tiny: str, command: str, missin
     assert re.search(missing, line) and "pip install 'gpt2core[" in line
 
 
+def test_type_checkers_find_the_editable_install(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "mypy", f"--cache-dir={os.devnull}", "--follow-imports=skip"]
+    env = {key: value for key, value in os.environ.items() if key not in ("MYPYPATH", "PYTHONPATH")}
+    done = subprocess.run(
+        [*command, "-c", "import gpt2core"], cwd=tmp_path, env=env, capture_output=True, text=True, timeout=240
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
 def test_every_import_is_declared() -> None:
     distributions = packages_distributions()
     declared = {
