@@ -319,6 +319,22 @@ def test_the_citation_agrees_with_the_package() -> None:
 def test_the_changelog_knows_the_version() -> None:
     headings = re.findall(r"^## (.*)$", (ROOT / "CHANGELOG.md").read_text(encoding="utf-8"), re.MULTILINE)
     assert headings[0] == "[Unreleased]"
+    releases = [re.fullmatch(r"\[(\d+)\.(\d+)\.(\d+)\] - \d{4}-\d\d-\d\d", heading) for heading in headings[1:]]
+    assert all(releases), headings
+    numbers = [tuple(map(int, release.groups())) for release in releases if release]
+    assert numbers == sorted(set(numbers), reverse=True)
+    assert not numbers or ".".join(map(str, numbers[0])) == PROJECT["version"]
     import gpt2core
 
     assert gpt2core.__version__ == PROJECT["version"]
+
+
+def test_continuous_integration_runs_every_python_that_the_package_names() -> None:
+    prefix = "Programming Language :: Python :: 3."
+    named = {line.rpartition(" ")[2] for line in PROJECT["classifiers"] if line.startswith(prefix)}
+    jobs = yaml.safe_load((ROOT / ".github/workflows/ci.yml").read_text(encoding="utf-8"))["jobs"]
+    steps = [step for job in jobs.values() for step in job["steps"] if "setup-python" in step.get("uses", "")]
+    versions = {str(step["with"]["python-version"]) for step in steps} - {"${{ matrix.python }}"}
+    assert versions | set(jobs["python"]["strategy"]["matrix"]["python"]) == named
+    oldest = min(named, key=lambda version: int(version.partition(".")[2]))
+    assert oldest == PROJECT["requires-python"].removeprefix(">=")
