@@ -20,7 +20,7 @@ import requests
 
 from gpt2core.errors import UserError
 from gpt2core.evaluation.judges import questions
-from gpt2core.evaluation.judges.openai import MAX_TOKENS, OpenAIChat
+from gpt2core.evaluation.judges.openai import OpenAIChat
 from tests.evaluation.test_openai_judge import items, judge_of, params
 
 pytestmark = [
@@ -69,15 +69,16 @@ def environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 
 def test_a_reply_ends_after_its_tokens(base_url: str) -> None:
     """Without the limit, the model answers some of these questions until its context is full."""
-    chat = OpenAIChat(params(base_url, timeout_s=300.0, max_retries=0), "gemma", seed=1)
+    judge = params(base_url, timeout_s=300.0, max_retries=0)
+    chat = OpenAIChat(judge, "gemma", seed=1)
     lengths = []
     for item in items("The sky is blue.", "It is green.", "Blue as can be."):
         question = questions.ask(questions.SCORE, vars(item))
         reply = chat.reply([{"role": "user", "content": question}])
         counted = requests.post(base_url.replace("/v1", "/extras/tokenize/count"), json={"input": reply}, timeout=60)
         lengths.append(counted.json()["count"])
-    assert max(lengths) <= MAX_TOKENS + 8  # a text may be cut into other tokens than it was written in
-    assert max(lengths) >= MAX_TOKENS - 8
+    assert max(lengths) <= judge.max_tokens + 8  # a text may be cut into other tokens than it was written in
+    assert max(lengths) >= judge.max_tokens - 8
 
 
 def test_every_request_is_answered(base_url: str) -> None:
