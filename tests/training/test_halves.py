@@ -345,6 +345,10 @@ print(type(halves([], lambda batch, n_targets: torch.ones(()))) is Halves)
 """
 
 
+@pytest.mark.skipif(
+    not hasattr(torch.utils.backend_registration, "_setup_privateuseone_for_python_backend"),
+    reason="this PyTorch (2.9) has no device that is written in Python",
+)
 def test_a_process_with_an_accelerator_does_not_fork() -> None:
     """PyTorch refuses a backward pass in a fork of a process that has an accelerator and has done a backward pass."""
     result = subprocess.run(
