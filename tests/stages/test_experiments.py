@@ -200,3 +200,14 @@ def test_ones_own_data_is_a_dependency_in_experiments_too(tiny_twins: tuple[Proj
         digests |= {out["md5"] for out in lock["stages"]["tokenize"]["outs"] if out["path"] == "data/tokens"}
     assert len(digests) == 2
     assert (project.root / "params.yaml").read_text() == project.git("show", "HEAD:params.yaml") + "\n"
+
+
+def test_a_registered_model_is_fetched_by_its_name(tiny_twins: tuple[Project, Project], tmp_path: Path) -> None:
+    project = tiny_twins[1].copy_to(tmp_path / "project")
+    project.dvc("remote", "add", "--default", "store", tmp_path / "store")
+    project.dvc("push", "models/instruct", timeout_s=120)
+    project.commit("a remote")
+    project.git("tag", "--annotate", "instruct@v0.1.0", "--message", "the first version")
+    project.dvc("artifacts", "get", project.root, "instruct", "--out", tmp_path / "fetched", timeout_s=120)
+    made = {path.name: path.read_bytes() for path in (project.root / "models/instruct").iterdir()}
+    assert {path.name: path.read_bytes() for path in (tmp_path / "fetched").iterdir()} == made
