@@ -92,7 +92,7 @@ def test_a_project_is_complete_and_committed(new: New) -> None:
     assert set(git(new.root, "ls-files").splitlines()) == {
         ".dvc/.gitignore", ".dvc/config", ".dvcignore", ".gitignore", "README.md", "code.yaml", "dvc.yaml",
         "params.yaml", "requirements-torch.txt", "requirements.lock", "data/own/README.md", "data/own/corpus.txt",
-        "data/own/instructions.json",
+        "data/own/instructions.json", "models/none/README.md",
         "data/own/messages.csv", *(f".dvc/plots/{path.name}" for path in (ROOT / ".dvc/plots").iterdir()),
     }  # fmt: skip
     assert git(new.root, "status", "--porcelain") == ""

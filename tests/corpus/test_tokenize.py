@@ -195,11 +195,11 @@ def test_a_finished_part_is_not_done_again(root: Path, monkeypatch: pytest.Monke
 def test_other_params_or_inputs_do_not_go_on_with_the_old_parts(root: Path, change: str) -> None:
     raw = mixed_corpus(root)
     inputs = documents.find_documents(raw / "corpus")
-    key = tokenize_module._key(params(), 7, raw / "corpus", inputs)
+    key = tokenize_module._key(params(), 7, raw / "corpus", inputs, None)
     if change == "input":
         inputs[0].write_bytes(inputs[0].read_bytes().replace(b"Tale 7", b"Tale 8"))
     other = tokenize_module._key(
-        params(shuffle=change == "params"), 8 if change == "seed" else 7, raw / "corpus", inputs
+        params(shuffle=change == "params"), 8 if change == "seed" else 7, raw / "corpus", inputs, None
     )
     assert other != key
 
