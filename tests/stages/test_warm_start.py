@@ -62,7 +62,8 @@ def test_another_base_reruns_both_stages_and_the_same_one_none(project: Project)
     (project.root / "models/pretrained").rename(own)
     project.set_params(
         {
-            "pretrain.base": "own/mine", "pretrain.max_steps": 20, "pretrain.warmup_steps": 1, "data.corpus": "own/tale.txt",
+            "pretrain.base": "own/mine", "pretrain.max_steps": 20, "pretrain.warmup_steps": 1,
+            "data.corpus": "own/tale.txt",
             "pretrain.continued_steps": None, "data.continued_corpus": None,
         }
     )  # fmt: skip
