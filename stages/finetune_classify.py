@@ -68,7 +68,7 @@ def main() -> None:
         metrics: dict[str, Any] = {
             **results.metrics(),
             **({"kept_epoch_by_seed": kept_epochs} if section.patience_evals else {}),
-            "kept_model": kept_model,
+            **({"kept_model": kept_model} if kept_model else {}),
             "train_messages": len(splits.train),
             "val_messages": len(splits.val),
             "test_messages": len(splits.test),

@@ -77,7 +77,9 @@ class ClassifyTask(Task):
         self.texts = [CachedFeatures(model, rows, n_frozen) if is_cached else Texts(model, rows) for rows in ids]
         self.labels = [torch.tensor([model.labels.index(label) for label, _ in rows]) for rows in splits]
         self.before: list[str] = []
-        self.has_all_accuracies, self.accuracy_before = has_all_accuracies, dict[str, float]()
+        # A training of less than an epoch, as in a test, is shorter than the evaluation of all texts would be.
+        self.has_all_accuracies = has_all_accuracies and self.max_steps >= self.epochs.steps_per_epoch
+        self.accuracy_before: dict[str, float] = {}
 
     def batch(self, step: int) -> list[Batch]:
         """Return the texts of a step: ids [B, T] (or cached hidden states [B, T, C]), lengths [B], labels [B] each."""
@@ -144,7 +146,7 @@ def finetune_classify(
     """Fine-tune a classifier once, from the language model in `base_dir`; see `fit` for the metrics and checkpoints.
 
     The seed is that of the head's initial weights, the order of the data, and dropout. With `has_all_accuracies`, all
-    splits are classified before and after the training, not the test split alone.
+    splits are classified before and after a training of at least one epoch, not the test split alone.
 
     Raises:
         UserError: the base is no language model, or the loss is not finite.
@@ -168,7 +170,7 @@ def finetune_classify(
     result.kept_epoch = int(task.epochs.position(kept_step)["epoch"])
     result.before, result.after = task.before, task.predict(logits)
     result.probabilities = logits.softmax(-1).tolist()
-    if has_all_accuracies:
+    if task.has_all_accuracies:
         before = {f"before_{name}_accuracy": value for name, value in task.accuracy_before.items()}
         result.accuracy = before | {f"{name}_accuracy": value for name, value in task.accuracies().items()}
     return result
