@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import http.server
 import os
+import shutil
 import subprocess
 import sys
 import threading
@@ -44,7 +45,8 @@ def address(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     executable()  # skips without a browser
     if not (MODULES / "axe-core").exists():
         command = ["npm", "ci", "--prefix", "docs", "--ignore-scripts", "--no-audit", "--no-fund", "--silent"]
-        subprocess.run(command, cwd=ROOT, check=True, timeout=300)
+        if not shutil.which("npm") or subprocess.run(command, cwd=ROOT, timeout=300, check=False).returncode:
+            pytest.skip("npm cannot install the packages of docs/")
     site = tmp_path_factory.mktemp("site")
     command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--quiet", "--site-dir", str(site)]
     subprocess.run(command, cwd=ROOT, check=True, timeout=500, env=os.environ | {"NO_MKDOCS_2_WARNING": "1"})
