@@ -11,6 +11,7 @@ if TYPE_CHECKING:
 
 MAX_LISTED = 5
 MAX_NAME_CHARS = 60
+MAX_LINE_CHARS = 1000  # of a message: a value from a file can be long
 # Pydantic's names of a type's alternatives: `str`, `list[…]`, `literal[…]`, and classes.
 ALTERNATIVE = re.compile(r"(str|int|float|bool|none)$|(list|dict|literal)\[|_|[A-Z]\w*$")
 
@@ -20,7 +21,24 @@ class UserError(Exception):
 
     The message says what the error is, where it is (file, row, key), what is allowed, and what to do. Stages and the
     command line print the message alone, without a traceback, and exit with 1. Any other exception is a bug.
+
+    Of a line longer than 1,000 characters, the message has both ends.
     """
+
+    def __init__(self, message: str) -> None:
+        super().__init__("\n".join(map(_both_ends, message.split("\n"))))
+
+
+def _both_ends(line: str) -> str:
+    """Return a line of at most 1,000 characters.
+
+    >>> _both_ends("a" * 2000)[475:505], len(_both_ends("a" * 10**6))
+    ('aaaaa … 1,040 characters … aaa', 984)
+    """
+    if len(line) <= MAX_LINE_CHARS:
+        return line
+    end = MAX_LINE_CHARS // 2 - 20
+    return f"{line[:end]} … {len(line) - 2 * end:,} characters … {line[-end:]}"
 
 
 def listed(names: Sequence[str]) -> str:

@@ -18,11 +18,12 @@ from gpt2core.params.checks import contradictions
 from gpt2core.params.schema import SECTIONS, Params, all_keys, defaults
 
 MISSING = "missing; "
+MAX_PROBLEMS = 20  # that one message lists
 DEFAULTS = "defaults"  # what the profile `embedded` extends
 
 
 def load_params(path: str | os.PathLike[str] = "params.yaml") -> Params:
-    """Read and check a params file or a profile. Raises one UserError that lists all errors in it."""
+    """Read and check a params file or a profile. Raises one UserError that lists the first 20 errors in it."""
     content, command = read_yaml(path), command_for("params")
     if Path(path).name != "params.yaml":
         command += f" FILE={path}" if command.startswith("make") else f" {path}"
@@ -37,11 +38,13 @@ def load_params(path: str | os.PathLike[str] = "params.yaml") -> Params:
         wrong = {details["loc"][:2] for details in error.errors()}
     else:
         wrong = set()
-    # What is valid is checked against each other too, so that one run shows every error.
+    # What is valid is checked against each other too, so that one run shows both kinds of errors.
     problems += contradictions(_valid_part(values, wrong) if problems else params)
     if problems:
         noun = "problem" if len(problems) == 1 else "problems"
-        raise UserError("\n".join([f"{path}: {len(problems)} {noun}", *(f"  {problem}" for problem in problems)]))
+        more = [f"and {len(problems) - MAX_PROBLEMS} more"] if len(problems) > MAX_PROBLEMS else []
+        shown = [f"  {problem}" for problem in [*problems[:MAX_PROBLEMS], *more]]
+        raise UserError("\n".join([f"{path}: {len(problems)} {noun}", *shown]))
     for old, new in old_names(content):
         logger.warning(f"{path}: {old} is now {new}, and works for one more release; `{command}` updates the file")
     if Path(path).name == "params.yaml":
