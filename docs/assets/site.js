@@ -18,6 +18,7 @@ document.addEventListener("DOMContentLoaded", () => {
     ],
     throwOnError: true,
   });
+  document.fonts.addEventListener("loadingdone", fitAll); // the fonts of formulas load when the first is drawn
   document.fonts.ready.then(fitAll);
   window.addEventListener("resize", fitAll);
 });

@@ -66,7 +66,9 @@ def browser(address: str) -> Iterator[Tab]:
 @pytest.mark.parametrize(("width", "scheme"), [(390, "light"), (1280, "dark")])
 @pytest.mark.parametrize("page", PAGES)
 def test_a_page_shows_all_and_has_no_barrier(browser: Tab, address: str, page: str, width: int, scheme: str) -> None:
-    browser.call("Storage.clearDataForOrigin", origin=address, storageTypes="all")  # it remembers the theme
+    browser.call("Page.navigate", url="about:blank")  # an open page would store its theme again
+    browser.wait("location.href === 'about:blank'")
+    browser.call("Storage.clearDataForOrigin", origin=address, storageTypes="all")
     browser.call("Emulation.setEmulatedMedia", features=[{"name": "prefers-color-scheme", "value": scheme}])
     browser.errors.clear()
     browser.open(f"{address}/{page}", width)
