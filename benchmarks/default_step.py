@@ -118,14 +118,16 @@ def train(side: str, profile: Path, folder: Path) -> None:
     from benchmarks import nanogpt, novels
     from gpt2core import numerics
     from gpt2core.params import load_params
-    from gpt2core.training.pretrain import pretrain
+    from gpt2core.training.pretrain import Corpus, pretrain
 
     numerics.start(numerics_mode)
     params = load_params(profile)
     recipe, data, turns = params.pretrain, novels.load(params, folder), Turns()
     if name == "gpt2core":
         endless = recipe.model_copy(update={"max_steps": ENDLESS, "eval_interval_steps": ENDLESS})
-        pretrain(endless, params.seed, *data, on_metrics=lambda metrics, step: turns(step))
+        train_shard, val_shard, tokenizer = data
+        corpora = [Corpus(train_shard, val_shard)]
+        pretrain(endless, params.seed, corpora, tokenizer, on_metrics=lambda metrics, step: turns(step))
         return
     sizes = {key: value for key, value in recipe.sizes().items() if key != "n_positions"}
     model: torch.nn.Module = nanogpt.NanoGPT(nanogpt.Config(recipe.context, data[2].vocab_size, **sizes))

@@ -253,7 +253,7 @@ def test_a_run_that_is_killed_goes_on_and_leaves_no_process_behind(root: Path) -
     folder_with(root / "raw" / "corpus", a=SEPARATOR.join(tales))  # 75 MB: 10 parts
 
     def finished() -> int:
-        return len(list(root.glob(".checkpoints/tokenize/*/train/*.bin")))
+        return len(list(root.glob(".checkpoints/tokenize/*/parts/train/*.bin")))
 
     for wanted in (1, 4):  # killed twice
         run = start(root, 2)

@@ -155,7 +155,9 @@ def test_dvc_runs_an_updated_file(tmp_path: Path) -> None:
     path.write_text(edited().replace("own/topics.tsv", "embedded"), encoding="utf-8")
     project.commit("an older params.yaml with edits")
     refused = project.dvc("repro", "download-data", check=False, timeout_s=60)
-    assert refused.returncode and "make params" in refused.output
+    assert refused.returncode and "Could not find 'pretrain.base'" in refused.output  # README.md says what to do
+    refused = project.python("-m", "gpt2core", "params", "--check", check=False, timeout_s=60)  # what `make repro` does
+    assert refused.returncode == 1 and "pretrain.base: missing; `make params`" in refused.output
     shown = project.python("-m", "gpt2core", "params", timeout_s=60).stdout
     assert "data.sms" in shown
     project.dvc("repro", "tokenize", timeout_s=120)

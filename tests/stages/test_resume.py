@@ -184,8 +184,8 @@ def test_two_at_once_end_the_same(tiny_twins: tuple[Project, Project], project: 
     both = [start(project, "stages.finetune_instruct") for _ in range(2)]
     said = [process.communicate(timeout=120)[0] for process in both]
     assert [process.returncode for process in both] == [0, 0]
-    waited, first = sorted(said, key=lambda text: "waiting to go on" not in text)
-    assert "waiting to go on" not in first
+    waited, first = sorted(said, key=lambda text: "waiting until it ends" not in text)
+    assert "waiting until it ends" not in first
     assert "resumed" not in first
     assert "instruct: resumed at step 20 of 20" in waited
     assert contents(project) == contents(tiny_twins[1])
