@@ -22,7 +22,7 @@ class UserError(Exception):
     The message says what the error is, where it is (file, row, key), what is allowed, and what to do. Stages and the
     command line print the message alone, without a traceback, and exit with 1. Any other exception is a bug.
 
-    Of a line longer than 1,000 characters, the message has both ends.
+    The message keeps both ends of a line longer than 1,000 characters.
     """
 
     def __init__(self, message: str) -> None:
