@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import io
 import os
+import shlex
 import signal
 import sys
 import time
@@ -64,8 +65,31 @@ def _check_processes(is_distributed: bool) -> None:
     if not is_distributed and n_processes != "1":
         raise UserError(
             f"torchrun started {n_processes} processes, and each would do all the work; run this stage without it "
-            "(pretrain alone trains in several processes: pretrain.launcher)"
+            "(pretrain and the two fine-tunings compute in several processes: launcher)"
         )
+
+
+def start_launcher(launcher: str, module: str) -> None:
+    """Replace this process by the launcher's command and `-m module`, unless torchrun has started this process.
+
+    Args:
+        launcher: `python`, which changes nothing, or a command of torchrun. It may name environment variables: `$HEAD`.
+        module: the stage that each process runs.
+
+    Raises:
+        UserError: the command is not installed.
+    """
+    if launcher == "python" or "TORCHELASTIC_RUN_ID" in os.environ:
+        return
+    words = shlex.split(os.path.expandvars(launcher))
+    if words[0] in ("python", "torchrun"):  # those of this environment
+        words[:1] = [sys.executable] if words[0] == "python" else [sys.executable, "-m", "torch.distributed.run"]
+    sys.stdout.flush()
+    sys.stderr.flush()
+    try:
+        os.execvp(words[0], [*words, "-m", module])
+    except FileNotFoundError:
+        raise UserError(f"launcher: {words[0]} is not installed on this machine; take torchrun, or python") from None
 
 
 def _of_the_system(error: OSError) -> str:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections import deque
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from gpt2core import config, files, numerics
+from gpt2core import config, files, numerics, runtime
 from gpt2core.checkpoint.model_card import CARD, ModelCard, write_model_card
 from gpt2core.checkpoint.model_dir import save_model
 from gpt2core.config.finetune_classify import FinetuneClassify
@@ -16,9 +18,12 @@ from gpt2core.metric_files import write_metrics
 from gpt2core.params import load_params
 from gpt2core.runtime import stage_main
 from gpt2core.tasks import labeled_texts
-from gpt2core.tracking import track_stage
-from gpt2core.training.checkpoints import stage_checkpoints
-from gpt2core.training.classify import COLUMNS, finetune_classify
+from gpt2core.tasks.labeled_texts import Message, Splits
+from gpt2core.tracking import StageRun, track_stage
+from gpt2core.training import distributed
+from gpt2core.training.checkpoints import NO_CHECKPOINTS, StageCheckpoints, stage_checkpoints
+from gpt2core.training.classify import COLUMNS, Classified, finetune_classify
+from gpt2core.training.trainer import OnMetrics, log_nothing
 
 MODEL = Path("models/classifier")
 MESSAGES = Path("data/raw/classification.jsonl")
@@ -29,68 +34,85 @@ CURVE = PLOTS / "finetune_classify.csv"
 def main() -> None:
     params = load_params()
     mode, section = config.load_section(TopLevel).numerics, config.load_section(FinetuneClassify, "finetune_classify")
+    runtime.start_launcher(section.launcher, "stages.finetune_classify")
     numerics.start(mode)
     messages = labeled_texts.read_table(MESSAGES)
-    labels = labeled_texts.classes(messages)
     base = Path("models") / section.base
-    if section.position != "last":
-        logger.info(
-            f"position: {section.position}: gpt2core reads models/classifier; transformers, which knows last, will not"
-        )
-    key_params = {"numerics": mode, "finetune_classify": section.model_dump()}
-    with (
-        stage_checkpoints("finetune-classify", key_params, [MESSAGES, base]) as checkpoints,
-        track_stage(
-            "finetune-classify", params, sections=("numerics", "data", "finetune_classify"), inputs=[MESSAGES, base],
-            run_file=checkpoints.run_file
-        ) as run,
-    ):  # fmt: skip
-        results = SeedResults(labels)
-        curve: list[dict[str, Any]] = []
-        kept_epochs: dict[str, int] = {}
-        kept_model: dict[str, float] = {}
-        for number, seed in enumerate(section.seeds):
-            splits = labeled_texts.split(
-                messages, section.val_fraction, section.test_fraction, seed,
-                balance=section.balance, drop_duplicates=section.drop_duplicates,
-            )  # fmt: skip
-            on_metrics = run.log_metrics if number == 0 else _silent  # one curve a run
-            result = finetune_classify(
-                section, seed, base, labels, splits, on_metrics, checkpoints.training(f"seed-{seed}"),
-                has_all_accuracies=number == 0,
-            )  # fmt: skip
-            results.add(seed, splits.train, splits.test, result.before, result.after, result.probabilities)
-            curve += add_seed_column(seed, result.curve)
-            kept_epochs[str(seed)] = result.kept_epoch
-            if number == 0:  # the first seed's model is the one kept
-                save_model(MODEL, result.model, result.tokenizer)
-                kept_model = {name: round(value, 6) for name, value in result.accuracy.items()}
-        metrics: dict[str, Any] = {
-            **results.metrics(),
-            **({"kept_epoch_by_seed": kept_epochs} if section.patience_evals else {}),
-            **({"kept_model": kept_model} if kept_model else {}),
-            "train_messages": len(splits.train),
-            "val_messages": len(splits.val),
-            "test_messages": len(splits.test),
-            "truncated_messages": result.truncated,
-            "trainable_parameters": result.trainable_parameters,
-        }
-        made = (
-            f"Fine-tuned from `{base}` to classify the texts of `data.classification`; the scores are of other texts."
-        )
-        write_model_card(MODEL, ModelCard("A classifier of texts", made, metrics, section.model_dump()))
-        files.write_csv(CURVE, ("seed", *COLUMNS), curve)
-        results.write_tables(PLOTS)
-        write_metrics("finetune_classify", metrics)
-        run.log_artifact(CURVE)
-        run.describe(MODEL / CARD)
-        run.finish(metrics)
-        run.log_model("classifier", MODEL, metrics)
+    with distributed.process_group():
+        if runtime.rank():  # of several processes the first one saves checkpoints and writes the outputs
+            deque(_trainings(section, messages, base), maxlen=0)
+            return
+        if section.position != "last":
+            logger.info(
+                f"position: {section.position}: gpt2core reads models/classifier; transformers, which knows last, will "
+                "not"
+            )
+        key_params = {"numerics": mode, "finetune_classify": section.model_dump()}
+        with (
+            stage_checkpoints("finetune-classify", key_params, [MESSAGES, base]) as checkpoints,
+            track_stage(
+                "finetune-classify", params, sections=("numerics", "data", "finetune_classify"),
+                inputs=[MESSAGES, base], run_file=checkpoints.run_file,
+            ) as run,
+        ):  # fmt: skip
+            _train_and_write(section, messages, base, checkpoints, run)
 
 
-def _silent(metrics: dict[str, float], step: int) -> None:
-    """Log nothing: curves of further seeds are in the CSV."""
+def _train_and_write(
+    section: FinetuneClassify, messages: Sequence[Message], base: Path, checkpoints: StageCheckpoints, run: StageRun
+) -> None:
+    results = SeedResults(labeled_texts.classes(messages))
+    curve: list[dict[str, Any]] = []
+    kept_epochs: dict[str, int] = {}
+    kept_model: dict[str, float] = {}
+    for seed, splits, result in _trainings(section, messages, base, run.log_metrics, checkpoints):
+        results.add(seed, splits.train, splits.test, result.before, result.after, result.probabilities)
+        curve += add_seed_column(seed, result.curve)
+        kept_epochs[str(seed)] = result.kept_epoch
+        if seed == section.seeds[0]:  # whose model is the one kept
+            save_model(MODEL, result.model, result.tokenizer)
+            kept_model = {name: round(value, 6) for name, value in result.accuracy.items()}
+    metrics: dict[str, Any] = {
+        **results.metrics(),
+        **({"kept_epoch_by_seed": kept_epochs} if section.patience_evals else {}),
+        **({"kept_model": kept_model} if kept_model else {}),
+        "train_messages": len(splits.train),
+        "val_messages": len(splits.val),
+        "test_messages": len(splits.test),
+        "truncated_messages": result.truncated,
+        "trainable_parameters": result.trainable_parameters,
+    }
+    made = f"Fine-tuned from `{base}` to classify the texts of `data.classification`; the scores are of other texts."
+    write_model_card(MODEL, ModelCard("A classifier of texts", made, metrics, section.model_dump()))
+    files.write_csv(CURVE, ("seed", *COLUMNS), curve)
+    results.write_tables(PLOTS)
+    write_metrics("finetune_classify", metrics)
+    run.log_artifact(CURVE)
+    run.describe(MODEL / CARD)
+    run.finish(metrics)
+    run.log_model("classifier", MODEL, metrics)
+
+
+def _trainings(
+    section: FinetuneClassify,
+    messages: Sequence[Message],
+    base: Path,
+    on_metrics: OnMetrics = log_nothing,
+    checkpoints: StageCheckpoints = NO_CHECKPOINTS,
+) -> Iterator[tuple[int, Splits, Classified]]:
+    """Train with each seed; yield it, its splits, and the result. One curve is logged, the first seed's."""
+    labels = labeled_texts.classes(messages)
+    for seed in section.seeds:
+        is_first = seed == section.seeds[0]
+        splits = labeled_texts.split(
+            messages, section.val_fraction, section.test_fraction, seed,
+            balance=section.balance, drop_duplicates=section.drop_duplicates,
+        )  # fmt: skip
+        yield seed, splits, finetune_classify(
+            section, seed, base, labels, splits, on_metrics if is_first else log_nothing,
+            checkpoints.training(f"seed-{seed}"), has_all_accuracies=is_first,
+        )  # fmt: skip
 
 
 if __name__ == "__main__":
-    stage_main(main)
+    stage_main(main, is_distributed=True)

@@ -7,9 +7,11 @@ cannot depend on a param: with `trainable: lora` it has the adapter, else a line
 
 from __future__ import annotations
 
+from collections import deque
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from gpt2core import config, files, numerics
+from gpt2core import config, files, numerics, runtime
 from gpt2core.checkpoint.model_card import CARD, ModelCard, write_model_card
 from gpt2core.checkpoint.model_dir import save_model
 from gpt2core.checkpoint.peft_adapter import save_adapter
@@ -20,10 +22,13 @@ from gpt2core.params import load_params
 from gpt2core.prompts import PROMPTS, chat_template
 from gpt2core.runtime import stage_main
 from gpt2core.tasks import instructions
+from gpt2core.tasks.instructions import Splits
 from gpt2core.tracking import track_stage
-from gpt2core.training.checkpoints import stage_checkpoints
-from gpt2core.training.instruct import COLUMNS, finetune_instruct
+from gpt2core.training import distributed
+from gpt2core.training.checkpoints import NO_CHECKPOINTS, StageCheckpoints, stage_checkpoints
+from gpt2core.training.instruct import COLUMNS, EvalResult, Instructed, finetune_instruct
 from gpt2core.training.instruct_seeds import InstructSeeds
+from gpt2core.training.trainer import OnMetrics, log_nothing
 
 MODEL = Path("models/instruct")
 ENTRIES = Path("data/raw/instructions.json")
@@ -34,50 +39,67 @@ RESPONSES = Path("data/responses")
 def main() -> None:
     params = load_params()
     top, section = config.load_section(TopLevel), config.load_section(FinetuneInstruct, "finetune_instruct")
+    runtime.start_launcher(section.launcher, "stages.finetune_instruct")
     numerics.start(top.numerics)
     entries = instructions.read(ENTRIES)
     base = Path("models") / section.base
-    key_params = {**top.model_dump(), "finetune_instruct": section.model_dump()}
+    seeds = section.seeds or [top.seed]
     if section.split == "ordered":
         splits = instructions.split_in_order(entries, section.val_fraction, section.test_fraction)
     else:
         splits = instructions.split(entries, section.val_fraction, section.test_fraction, top.seed)
-    with (
-        stage_checkpoints("finetune-instruct", key_params, [ENTRIES, base]) as checkpoints,
-        track_stage(
-            "finetune-instruct", params, sections=("numerics", "data", "finetune_instruct"), inputs=[ENTRIES, base],
-            run_file=checkpoints.run_file
-        ) as run,
-    ):  # fmt: skip
-        results = InstructSeeds(section, splits)
-        for seed in section.seeds or [top.seed]:
-            is_first = results.before is None  # whose model is kept, and whose curve is logged
-            result = finetune_instruct(
-                section, seed, base, splits,
-                run.log_metrics if is_first else _silent, checkpoints.training(f"seed-{seed}"), results.before,
-            )  # fmt: skip
-            results.add(seed, result)
-            if is_first:
-                template = chat_template(PROMPTS[section.prompt])
-                save_model(MODEL, result.model, result.tokenizer, chat_template=template)
-                save_adapter("models/instruct-adapter", result.adapter, base.as_posix())
-                files.write_csv(CURVE, COLUMNS, result.curve)
-            del result  # its model makes room for the next one's
-        made = f"Fine-tuned from `{base}` on the entries of `data.instructions`; the losses are of other entries."
-        card = ModelCard("An instruction-tuned GPT-2", made, results.metrics, section.model_dump())
-        write_model_card(MODEL, card)
-        results.write(RESPONSES)
-        write_metrics("finetune_instruct", results.metrics)
-        run.log_artifact(CURVE)
-        run.log_artifact(RESPONSES / "test.json")
-        run.describe(MODEL / CARD)
-        run.finish(results.metrics)
-        run.log_model("instruct", MODEL, results.metrics)
+    with distributed.process_group():
+        if runtime.rank():  # of several processes the first one saves checkpoints and writes the outputs
+            deque(_trainings(section, seeds, base, splits), maxlen=0)
+            return
+        key_params = {**top.model_dump(), "finetune_instruct": section.model_dump()}
+        with (
+            stage_checkpoints("finetune-instruct", key_params, [ENTRIES, base]) as checkpoints,
+            track_stage(
+                "finetune-instruct", params, sections=("numerics", "data", "finetune_instruct"),
+                inputs=[ENTRIES, base], run_file=checkpoints.run_file,
+            ) as run,
+        ):  # fmt: skip
+            results = InstructSeeds(section, splits)
+            for seed, result in _trainings(section, seeds, base, splits, run.log_metrics, checkpoints):
+                results.add(seed, result)
+                if seed == seeds[0]:
+                    template = chat_template(PROMPTS[section.prompt])
+                    save_model(MODEL, result.model, result.tokenizer, chat_template=template)
+                    save_adapter("models/instruct-adapter", result.adapter, base.as_posix())
+                    files.write_csv(CURVE, COLUMNS, result.curve)
+                del result  # its model makes room for the next one's
+            made = f"Fine-tuned from `{base}` on the entries of `data.instructions`; the losses are of other entries."
+            card = ModelCard("An instruction-tuned GPT-2", made, results.metrics, section.model_dump())
+            write_model_card(MODEL, card)
+            results.write(RESPONSES)
+            write_metrics("finetune_instruct", results.metrics)
+            run.log_artifact(CURVE)
+            run.log_artifact(RESPONSES / "test.json")
+            run.describe(MODEL / CARD)
+            run.finish(results.metrics)
+            run.log_model("instruct", MODEL, results.metrics)
 
 
-def _silent(metrics: dict[str, float], step: int) -> None:
-    """Log nothing: curves of further seeds are not kept."""
+def _trainings(
+    section: FinetuneInstruct,
+    seeds: Sequence[int],
+    base: Path,
+    splits: Splits,
+    on_metrics: OnMetrics = log_nothing,
+    checkpoints: StageCheckpoints = NO_CHECKPOINTS,
+) -> Iterator[tuple[int, Instructed]]:
+    """Train with each seed; yield it and the result. One curve is logged, the first seed's."""
+    before: EvalResult | None = None  # the evaluation of the base
+    for seed in seeds:
+        training = checkpoints.training(f"seed-{seed}")
+        result = finetune_instruct(
+            section, seed, base, splits, on_metrics if seed == seeds[0] else log_nothing, training, before
+        )
+        before = result.before
+        yield seed, result
+        del result
 
 
 if __name__ == "__main__":
-    stage_main(main)
+    stage_main(main, is_distributed=True)

@@ -35,6 +35,7 @@ MAX_TRIGRAM_TOKENS = 20_000_000  # its counts are held in memory
 def main() -> None:
     params = load_params()
     top, section = config.load_section(TopLevel), config.load_section(Pretrain, "pretrain")
+    runtime.start_launcher(section.launcher, "stages.pretrain")
     numerics.start(top.numerics)
     tokenizer = load_tokenizer(TOKENS)
     base_path = base_dir(section.base)

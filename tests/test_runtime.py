@@ -184,7 +184,7 @@ def test_a_stage_run_by_its_path_says_how_to_run_it(stage: str) -> None:
     assert "python -m stages." in process.stderr
 
 
-@pytest.mark.parametrize("stage", ["tokenize", "finetune_classify"])
+@pytest.mark.parametrize("stage", ["tokenize", "llm_judge_eval"])
 def test_a_stage_for_one_process_refuses_torchrun(stage: str) -> None:
     """Each process of torchrun would do all the work."""
     environment = {"WORLD_SIZE": "2", "RANK": "0", "LOCAL_RANK": "0", "GPT2CORE_TRACKING": "off"}

@@ -2,11 +2,24 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+import re
+from typing import Annotated, Any, Literal
 
-from pydantic import Field
+from pydantic import Field, PlainValidator
+from pydantic_core import PydanticCustomError
 
 from gpt2core.config.fields import Count, Fraction, NonNegativeFloat, PositiveFloat, PositiveInt, Ratio, Section, Size
+
+
+def _launcher(value: Any) -> str:
+    if isinstance(value, str) and (value == "python" or re.search(r"\btorchrun\b|\btorch\.distributed\.run\b", value)):
+        return value
+    raise PydanticCustomError(
+        "launcher", "Input should be python or a command of torchrun, such as torchrun --standalone --nproc-per-node=8"
+    )
+
+
+Launcher = Annotated[Any, PlainValidator(_launcher)]
 
 
 class Optimization(Section):
@@ -46,4 +59,13 @@ class Optimization(Section):
     )
     activation_checkpointing: bool = Field(
         default=False, description="compute each block again for its gradient: far less memory, a third more time"
+    )
+    launcher: Launcher = Field(
+        default="python",
+        description="python | torchrun --standalone --nproc-per-node=8: one process for each of 8 GPUs; "
+        "see docs/scaling.md",
+    )
+    sharding: Literal["none", "full"] = Field(
+        default="none",
+        description="of several processes: none: each has all weights | full: each has a part, for 1558M",
     )

@@ -2,27 +2,14 @@
 
 from __future__ import annotations
 
-import re
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
-from pydantic import Field, PlainValidator
-from pydantic_core import PydanticCustomError
+from pydantic import Field
 
 from gpt2core.config.fields import Count, PositiveFloat, PositiveInt, Size, Text
 from gpt2core.config.optimization import Optimization
 from gpt2core.config.presets import PRESET_NAMES, PRESETS, Preset
 from gpt2core.config.warm_start import NO_BASE, Base
-
-
-def _launcher(value: Any) -> str:
-    if isinstance(value, str) and (value == "python" or re.search(r"\btorchrun\b|\btorch\.distributed\.run\b", value)):
-        return value
-    raise PydanticCustomError(
-        "launcher", "Input should be python or a command of torchrun, such as torchrun --standalone --nproc-per-node=8"
-    )
-
-
-Launcher = Annotated[Any, PlainValidator(_launcher)]
 
 
 class Pretrain(Optimization):
@@ -64,16 +51,6 @@ class Pretrain(Optimization):
     )
     sample_prompt: Text = Field(default="", description="start of the samples; empty: the start of a document")
     sample_tokens: Size = Field(default=200, description="longest sample")
-    launcher: Launcher = Field(
-        default="python",
-        description="python | torchrun --standalone --nproc-per-node=8: one process for each of 8 GPUs; "
-        "see docs/scaling.md",
-    )
-    sharding: Literal["none", "full"] = Field(
-        default="none",
-        description="of several processes: none: each has all weights | full: each has a part, for 1558M",
-    )
-
     batch_size: Size = Field(default=8, description="windows per micro-batch")
     optimizer: Literal["adamw", "muon"] = "muon"
     lr: PositiveFloat = 0.006

@@ -104,7 +104,8 @@ def memory(params: Params, root: Path) -> Iterator[Finding]:
         return
     free = free_bytes()
     for stage, n_bytes in needed.items():
-        several = "; torchrun divides it" if stage == "pretrain" and params.pretrain.launcher != "python" else ""
+        launcher = getattr(params, stage.replace("-", "_")).launcher
+        several = "; torchrun divides it" if launcher != "python" else ""
         fits = n_bytes <= free
         remedy = "a smaller batch_size or model, or trainable: lora for a fine-tuning"
         yield Finding(

@@ -78,13 +78,20 @@ def _warmup(params: Params) -> Iterator[str]:
 
 
 def _processes(params: Params) -> Iterator[str]:
-    pretrain = params.pretrain
+    pretrain, instruct = params.pretrain, params.finetune_instruct
     per_node = re.search(r"--nproc[-_]per[-_]node[= ]([1-9]\d*)\b", pretrain.launcher)
     nodes = re.search(r"--nnodes[= ]([1-9]\d*)", pretrain.launcher)  # of a range, 1:4, the least
     if per_node and (problem := pretrain.undivided(int(per_node[1]) * int(nodes[1] if nodes else 1))):
         yield problem
-    if pretrain.sharding == "full" and pretrain.launcher == "python":
-        yield "pretrain.sharding: 'full' needs several processes; set pretrain.launcher to a command of torchrun"
+    for name in TRAININGS:
+        section = getattr(params, name)
+        if section.sharding == "full" and section.launcher == "python":
+            yield f"{name}.sharding: 'full' needs several processes; set {name}.launcher to a command of torchrun"
+    if instruct.sharding == "full" and instruct.lora_base_dtype != "float32":
+        yield (
+            f"finetune_instruct.sharding: 'full' cannot divide {instruct.lora_base_dtype!r} weights; take none, or "
+            "lora_base_dtype: float32"
+        )
 
 
 def _numerics(params: Params) -> Iterator[str]:
@@ -97,8 +104,9 @@ def _numerics(params: Params) -> Iterator[str]:
         if (compile_ := getattr(section, "compile", False)) is not False:
             value = str(compile_).lower()
             yield f"{name}.compile: {value} depends on the machine's compiler; take false, or numerics: native"
-    if processes := re.search(r"--(?:nproc[-_]per[-_]node|nnodes)[= ](?!1\b)\S+", params.pretrain.launcher):
-        yield f"pretrain.launcher: {processes[0]!r} starts several processes; take one, or numerics: native"
+        launcher = getattr(section, "launcher", "python")
+        if processes := re.search(r"--(?:nproc[-_]per[-_]node|nnodes)[= ](?!1\b)\S+", launcher):
+            yield f"{name}.launcher: {processes[0]!r} starts several processes; take one, or numerics: native"
 
 
 def _openai_sizes(params: Params) -> Iterator[str]:

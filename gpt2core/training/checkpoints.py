@@ -133,6 +133,9 @@ class StageCheckpoints:
         return self.folder / "mlflow.json" if self.folder else None
 
 
+NO_CHECKPOINTS = StageCheckpoints()
+
+
 @contextlib.contextmanager
 def stage_checkpoints(stage: str, params: Mapping[str, Any], inputs: Iterable[Path]) -> Iterator[StageCheckpoints]:
     """Lock the checkpoints of a stage for this process until the `with` block ends.

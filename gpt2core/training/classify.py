@@ -20,12 +20,13 @@ from gpt2core.model import GPT, GPTClassifier
 from gpt2core.model.lora import merge_lora
 from gpt2core.tasks.labeled_texts import Splits
 from gpt2core.tokenizer import Tokenizer
-from gpt2core.training.batches import Batch, Epochs, chunks
+from gpt2core.training import distributed
+from gpt2core.training.batches import Batch, Epochs
 from gpt2core.training.cached_features import CachedFeatures
 from gpt2core.training.checkpoints import CheckpointManager
 from gpt2core.training.task import Task
 from gpt2core.training.trainable import add_adapters, freeze_except, frozen_blocks, trainable_parameters
-from gpt2core.training.trainer import OnMetrics, fit, new_recipe
+from gpt2core.training.trainer import OnMetrics, fit, log_nothing, new_recipe
 
 SPLITS = ("train", "val", "test")
 COLUMNS = ("epoch", "examples", "train_loss", "train_accuracy", "val_loss", "val_accuracy")
@@ -80,16 +81,29 @@ class ClassifyTask(Task):
         # A training of less than an epoch, as in a test, is shorter than the evaluation of all texts would be.
         self.has_all_accuracies = has_all_accuracies and self.max_steps >= self.epochs.steps_per_epoch
         self.accuracy_before: dict[str, float] = {}
+        self.loss_module = distributed.parallel_loss(model, self.loss_sum, params.sharding, model.score.weight.device)
 
     def batch(self, step: int) -> list[Batch]:
-        """Return the texts of a step: ids [B, T] (or cached hidden states [B, T, C]), lengths [B], labels [B] each."""
-        texts, labels = self.texts[0], self.labels[0]
-        micro_batches = chunks(self.epochs.rows(step), self.params.batch_size)
-        return [Batch(texts.batch(rows, self.eot_id), labels[rows]) for rows in micro_batches]
+        """Return the texts of a step: ids [B, T] (or cached hidden states [B, T, C]), lengths [B], labels [B] each.
+
+        Where there are more processes than texts, a batch has a text without a label.
+        """
+        rows = self.epochs.rows(step)
+        parts = [[rows[i] for i in part] for part in distributed.local_slices(len(rows), self.params.batch_size)]
+        return [Batch(self.texts[0].batch(part or rows[:1], self.eot_id), self.labels[0][part]) for part in parts]
 
     def loss(self, batch: Batch) -> Tensor:
-        logits = self.texts[0].logits(*batch.inputs).float()  # [B, classes]
-        return F.cross_entropy(logits, batch.targets, reduction="sum")
+        return self.loss_module(*batch.tensors)
+
+    def loss_sum(self, ids: Tensor, lengths: Tensor, labels: Tensor) -> Tensor:
+        """Return the loss of a batch: ids [B, T] or hidden states [B, T, C], lengths [B], labels [B] -> []."""
+        logits = self.texts[0].logits(ids, lengths).float()  # [B, classes]
+        return F.cross_entropy(logits[: len(labels)], labels, reduction="sum")
+
+    def use_model(self, model: GPTClassifier) -> None:
+        super().use_model(model)
+        for texts in self.texts:
+            texts.model = model
 
     def is_evaluated(self, step: int) -> bool:
         return self.epochs.is_end(step)
@@ -97,16 +111,24 @@ class ClassifyTask(Task):
     def evaluate(self, step: int) -> dict[str, float]:
         n_train, n_val = len(self.labels[0]), len(self.labels[1])
         sample = np.random.default_rng(self.seed).permutation(n_train)[:n_val].tolist()
-        _, train_accuracy = self.loss_and_accuracy(0, sample)
-        val_loss, val_accuracy = self.loss_and_accuracy(1, range(n_val))
+        with self.full_model():
+            _, train_accuracy = self.loss_and_accuracy(0, sample)
+            val_loss, val_accuracy = self.loss_and_accuracy(1, range(n_val))
         metrics = {"train_accuracy": train_accuracy, "val_loss": val_loss, "val_accuracy": val_accuracy}
         self.curve.append({**self.epochs.position(step), "train_loss": self.mean_train_loss(), **metrics})
         return metrics
 
     def evaluate_base(self) -> bool:
-        self.before = self.predict(self.texts[2].predict())
-        self.accuracy_before = self.accuracies() if self.has_all_accuracies else {}
+        with self.full_model():
+            self.before = self.predicted(self.logits(2))
+            self.accuracy_before = self.accuracies() if self.has_all_accuracies else {}
         return self.has_all_accuracies
+
+    def logits(self, split: int, rows: Sequence[int] | None = None) -> Tensor:
+        """Return the logits [n, classes] of some rows of a split; None: of all."""
+        rows = range(len(self.labels[split])) if rows is None else rows
+        logits = distributed.each_part(rows, lambda part: self.texts[split].predict(part).tolist())
+        return torch.tensor(logits).view(-1, len(self.model.labels))
 
     def accuracies(self) -> dict[str, float]:
         """Return the share of correct labels of each split."""
@@ -116,11 +138,11 @@ class ClassifyTask(Task):
 
     def loss_and_accuracy(self, split: int, rows: Sequence[int]) -> tuple[float, float]:
         """Return the mean loss in nats per text, and the share of correct labels, of some rows of a split."""
-        logits, labels = self.texts[split].predict(rows), self.labels[split][list(rows)]  # [n, classes], [n]
+        logits, labels = self.logits(split, rows), self.labels[split][list(rows)]  # [n, classes], [n]
         accuracy = (logits.argmax(-1) == labels).double().mean().item()
         return F.cross_entropy(logits, labels).item(), accuracy
 
-    def predict(self, logits: Tensor) -> list[str]:
+    def predicted(self, logits: Tensor) -> list[str]:
         """Return the most probable label of each row: [n, classes] -> [n]."""
         return [self.model.labels[i] for i in logits.argmax(-1).tolist()]
 
@@ -138,12 +160,14 @@ def finetune_classify(
     base_dir: Path,
     labels: tuple[str, ...],
     splits: Splits,
-    on_metrics: OnMetrics = lambda metrics, step: None,
+    on_metrics: OnMetrics = log_nothing,
     checkpoints: CheckpointManager | None = None,
     *,
     has_all_accuracies: bool = False,
 ) -> Classified:
     """Fine-tune a classifier once, from the language model in `base_dir`; see `fit` for the metrics and checkpoints.
+
+    If torchrun started several processes, all of them train it together, in a `distributed.process_group`.
 
     The seed is that of the head's initial weights, the order of the data, and dropout. With `has_all_accuracies`, all
     splits are classified before and after a training of at least one epoch, not the test split alone.
@@ -163,12 +187,14 @@ def finetune_classify(
     recipe = new_recipe(params, model, task.max_steps, runtime.training_dtype(params.dtype))
     kept_step = fit(task, recipe, checkpoints, on_metrics)
 
+    task.use_model(distributed.full_model(task.loss_module, on_all=True))
+    result.model = task.model
     if params.trainable == "lora":
-        merge_lora(model)
-    logits = task.texts[2].predict()  # [n, classes]
+        merge_lora(task.model)
+    logits = task.logits(2)  # [n, classes]
     result.curve, result.truncated = task.curve, task.truncated
     result.kept_epoch = int(task.epochs.position(kept_step)["epoch"])
-    result.before, result.after = task.before, task.predict(logits)
+    result.before, result.after = task.before, task.predicted(logits)
     result.probabilities = logits.softmax(-1).tolist()
     if task.has_all_accuracies:
         before = {f"before_{name}_accuracy": value for name, value in task.accuracy_before.items()}

@@ -9,11 +9,12 @@ one process, nothing of this has an effect.
 from __future__ import annotations
 
 import contextlib
+import copy
 import json
 import math
 import os
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -21,7 +22,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.distributed_c10d import PrefixStore, Store
-from torch.distributed.fsdp import FSDPModule, fully_shard
+from torch.distributed.fsdp import FSDPModule, fully_shard, register_fsdp_forward_method
 from torch.distributed.rendezvous import rendezvous
 from torch.distributed.tensor import DTensor, Replicate, distribute_tensor
 from torch.nn.parallel import DistributedDataParallel
@@ -29,6 +30,10 @@ from torch.nn.parallel import DistributedDataParallel
 from gpt2core import runtime
 from gpt2core.errors import UserError
 from gpt2core.model import GPT
+
+T = TypeVar("T")
+R = TypeVar("R")
+Model = TypeVar("Model", bound=nn.Module)
 
 
 def rank() -> int:
@@ -56,7 +61,7 @@ def process_group() -> Iterator[None]:
         local_rank, n_gpus = int(os.environ["LOCAL_RANK"]), torch.cuda.device_count()
         if local_rank >= n_gpus:
             raise UserError(
-                f"pretrain.launcher starts more processes on this machine than its {n_gpus} GPUs; "
+                f"the launcher starts more processes on this machine than its {n_gpus} GPUs; "
                 f"allowed: --nproc-per-node={n_gpus} or fewer"
             )
         torch.cuda.set_device(local_rank)
@@ -90,33 +95,48 @@ def _store_of_this_start(store: Store) -> Store:
 
 
 class LossSum(nn.Module):
-    """A model whose forward pass returns the summed loss, since DDP and FSDP work in the forward pass."""
+    """A model with a forward pass that returns the summed loss, since DDP and FSDP work in the forward pass.
 
-    def __init__(self, model: GPT):
+    `loss` computes it, by this model, from the tensors of a batch.
+    """
+
+    def __init__(self, model: nn.Module, loss: Callable[..., Tensor]):
         super().__init__()
-        self.model = model
+        self.model, self.loss = model, loss
+        self.empty_model: tuple[nn.Module, ...] = ()  # of a sharded model: one without memory, for `full_model`
 
-    def forward(self, ids: Tensor, targets: Tensor) -> Tensor:
-        """See `GPT.loss`."""
-        return self.model.loss(ids, targets, reduction="sum")
+    def forward(self, *tensors: Tensor) -> Tensor:
+        """Return the loss in nats, summed over the targets: []."""
+        return self.loss(*tensors)
 
 
-def parallel_loss(model: GPT, sharding: str, device: torch.device) -> nn.Module:
-    """Return the model's loss as a module whose gradients are the sum over all processes.
+def parallel_loss(model: nn.Module, loss: Callable[..., Tensor], sharding: str, device: torch.device) -> nn.Module:
+    """Return a model's loss as a module whose gradients are the sum over all processes; see `LossSum`.
 
     The model, with the same weights in every process, is changed in place: create its optimizers after this.
     """
-    loss = LossSum(model)
+    module = LossSum(model, loss)
     if world_size() == 1:
-        return loss.to(device)
+        return module.to(device)
     if sharding == "none":
         ids = [device.index] if device.type == "cuda" else None
-        return DistributedDataParallel(loss.to(device), device_ids=ids, gradient_as_bucket_view=True)
+        return DistributedDataParallel(module.to(device), device_ids=ids, gradient_as_bucket_view=True)
+    module.empty_model = (_without_memory(model),)
     mesh = init_device_mesh(device.type, (world_size(),))
-    for block in model.transformer.h:
+    for block in model.transformer.h:  # type: ignore[union-attr]
         fully_shard(block, mesh=mesh)
-    fully_shard(loss, mesh=mesh)  # embeddings and head together
-    return loss
+        register_fsdp_forward_method(block, "forward_at")
+    fully_shard(module, mesh=mesh)  # embeddings and head together
+    return module
+
+
+def _without_memory(model: Model) -> Model:
+    """Return a copy of the model whose tensors are on the meta device; tied weights stay tied."""
+    tensors: dict[int, Any] = {
+        id(parameter): nn.Parameter(parameter.to("meta"), parameter.requires_grad) for parameter in model.parameters()
+    }
+    tensors |= {id(buffer): buffer.to("meta") for buffer in model.buffers()}
+    return copy.deepcopy(model, tensors)
 
 
 def sync_gradients(loss: nn.Module, is_last: bool) -> None:
@@ -154,18 +174,25 @@ def all_reduce_sum_(tensor: Tensor) -> Tensor:
     return tensor
 
 
-def broadcast_object(value: Any) -> Any:
-    """Return the value that the first process has, values of JSON, in all processes.
+def broadcast_object(value: Any, source: int = 0) -> Any:
+    """Return the value that process `source` has, values of JSON, in all processes.
 
     torch's own function for objects unpickles what it receives.
     """
     if world_size() == 1:
         return value
-    text = json.dumps(value).encode() if rank() == 0 else b""
+    text = json.dumps(value).encode() if rank() == source else b""
     length = int(all_reduce_sum(len(text)))
     data = torch.frombuffer(bytearray(text), dtype=torch.uint8) if text else torch.empty(length, dtype=torch.uint8)
-    dist.broadcast(data, 0)
+    dist.broadcast(data, source)
     return json.loads(data.numpy().tobytes())
+
+
+def each_part(rows: Sequence[T], function: Callable[[Sequence[T]], list[R]]) -> list[R]:
+    """Return `function(rows)`, values of JSON, of which each process computes a part; all have the same model."""
+    n, size = len(rows), world_size()
+    part = function(rows[n * rank() // size : n * (rank() + 1) // size])
+    return [value for source in range(size) for value in broadcast_object(part, source)]
 
 
 def full_tensor(tensor: Tensor) -> Tensor:
@@ -204,25 +231,25 @@ def scatter_from_rank0(tensor: Tensor | None, like: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def full_model(model: GPT) -> GPT:
-    """Return the model, or if it is sharded, a copy with all its weights in the first process.
+def full_model(loss_module: nn.Module, *, on_all: bool = False) -> Any:
+    """Return the model of a `parallel_loss`, or if it is sharded, a copy with all its weights.
 
-    All processes must call this; the copies of the others are empty.
+    All processes must call this. Without `on_all`, the copies of all but the first process are empty.
     """
-    sharded = model.state_dict()
-    if not any(isinstance(tensor, DTensor) for tensor in sharded.values()):
-        return model
+    module = loss_module.module if isinstance(loss_module, DistributedDataParallel) else loss_module
+    assert isinstance(module, LossSum)
+    if not module.empty_model:
+        return module.model
     state = {}
-    for name, part in sharded.items():
+    for name, part in module.model.state_dict().items():
         tensor = full_tensor(part)
-        if rank() == 0:
+        if on_all or rank() == 0:
             state[name] = tensor
-    with torch.device("meta"):
-        copy = GPT(model.config)
-    copy.load_state_dict(state, assign=True, strict=rank() == 0)
-    if model.config.tie_word_embeddings:
-        copy.lm_head.weight = copy.transformer.wte.weight
-    return copy
+    model = copy.deepcopy(module.empty_model[0])
+    model.load_state_dict(state, assign=True, strict=bool(state))
+    if isinstance(model, GPT) and model.config.tie_word_embeddings:
+        model.lm_head.weight = model.transformer.wte.weight
+    return model
 
 
 def dropout_seed(seed: int, step: int) -> int:

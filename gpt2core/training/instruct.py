@@ -21,11 +21,12 @@ from gpt2core.model.lora import merge_lora
 from gpt2core.prompts import Prompt
 from gpt2core.tasks.instructions import Splits
 from gpt2core.tokenizer import Tokenizer
+from gpt2core.training import distributed
 from gpt2core.training.batches import IGNORE, Batch, Epochs, chunks, next_token_batch
 from gpt2core.training.checkpoints import CheckpointManager
 from gpt2core.training.task import Task
 from gpt2core.training.trainable import add_adapters, freeze_except, trainable_parameters
-from gpt2core.training.trainer import OnMetrics, fit, new_recipe
+from gpt2core.training.trainer import OnMetrics, fit, log_nothing, new_recipe
 
 Entry = Mapping[str, Any]  # the texts instruction, input, output
 COLUMNS = ("epoch", "examples", "train_loss", "val_loss")
@@ -97,27 +98,41 @@ class InstructTask(Task):
                 f"entries, {step_size} per step, has {self.max_steps} steps; lower it"
             )
         self.checkpoints: list[EvalResult] = []
+        device = model.transformer.wte.weight.device
+        self.loss_module = distributed.parallel_loss(model, self.loss_sum, params.sharding, device)
 
     def batch(self, step: int) -> list[Batch]:
-        """Return the entries of a step: ids [B, T], target positions [n], targets [n] each."""
-        micro_batches = chunks([self.train[i] for i in self.epochs.rows(step)], self.params.batch_size)
-        return [next_token_batch(examples, self.tokenizer.eot_id) for examples in micro_batches]
+        """Return the entries of a step: ids [B, T], target positions [n], targets [n] each.
+
+        Where there are more processes than entries, a batch has one token without a target.
+        """
+        rows = self.epochs.rows(step)
+        nothing = Example([self.tokenizer.eot_id], [IGNORE])
+        return [
+            next_token_batch([self.train[rows[i]] for i in part] or [nothing], self.tokenizer.eot_id)
+            for part in distributed.local_slices(len(rows), self.params.batch_size)
+        ]
 
     def loss(self, batch: Batch) -> Tensor:
-        return batch_loss(self.model, batch)
+        return self.loss_module(*batch.tensors)
+
+    def loss_sum(self, ids: Tensor, target_positions: Tensor, targets: Tensor) -> Tensor:
+        """Return the loss of a batch; see `GPT.loss`."""
+        return self.model.loss(ids, targets, target_positions, reduction="sum")
 
     def is_evaluated(self, step: int) -> bool:
         return self.epochs.is_end(step) or step in self.params.checkpoint_steps
 
     def evaluate(self, step: int) -> dict[str, float]:
-        metrics = {"val_loss": self.mean_loss(self.val)}
-        if self.epochs.is_end(step):
-            self.curve.append({**self.epochs.position(step), "train_loss": self.mean_train_loss(), **metrics})
-        # Without early stopping, the last evaluation is that of the merged model.
-        is_last = step == self.max_steps and not self.params.patience_evals
-        if step in self.params.checkpoint_steps and not is_last:
-            self.checkpoints.append(self.eval_result(step, metrics["val_loss"]))
-            metrics["test_loss"] = self.checkpoints[-1].test_loss
+        with self.full_model():
+            metrics = {"val_loss": self.mean_loss(self.val)}
+            if self.epochs.is_end(step):
+                self.curve.append({**self.epochs.position(step), "train_loss": self.mean_train_loss(), **metrics})
+            # Without early stopping, the last evaluation is that of the merged model.
+            is_last = step == self.max_steps and not self.params.patience_evals
+            if step in self.params.checkpoint_steps and not is_last:
+                self.checkpoints.append(self.eval_result(step, metrics["val_loss"]))
+                metrics["test_loss"] = self.checkpoints[-1].test_loss
         return metrics
 
     def counts_for_patience(self, step: int) -> bool:
@@ -126,22 +141,28 @@ class InstructTask(Task):
 
     def evaluate_base(self) -> bool:
         if not self.checkpoints:  # another seed's training may have evaluated the same base
-            self.checkpoints = [self.eval_result(0, self.mean_loss(self.val))]
+            with self.full_model():
+                self.checkpoints = [self.eval_result(0, self.mean_loss(self.val))]
         return True
 
     def eval_result(self, step: int, val_loss: float) -> EvalResult:
         """Return the evaluation on the test entries: losses and responses."""
-        test_loss = self.mean_loss(self.test)
-        nats = entry_nats(self.model, self.test, self.tokenizer.eot_id) if self.params.is_tabled else []
+        test_loss, nats = self.mean_loss(self.test), []
+        if self.params.is_tabled:
+            nats = distributed.each_part(self.test, lambda part: entry_nats(self.model, part, self.tokenizer.eot_id))
         # Keys and values of 32 responses of 1558M take 7 GB, the memory that quantized weights save.
         batch_size = 8 if self.params.frozen_dtype else 32
         max_new_tokens = self.params.max_new_tokens
-        responses = respond(self.model, self.tokenizer, self.test_entries, max_new_tokens, batch_size, self.form)
-        return EvalResult(step, val_loss, test_loss, responses, nats)
+
+        def answers(entries: Sequence[Entry]) -> list[str]:
+            return respond(self.model, self.tokenizer, entries, max_new_tokens, batch_size, self.form)
+
+        return EvalResult(step, val_loss, test_loss, distributed.each_part(self.test_entries, answers), nats)
 
     def mean_loss(self, examples: Sequence[Example]) -> float:
         """Return the mean loss of all targets of the examples, in nats."""
-        return mean_loss(self.model, examples, self.tokenizer.eot_id)
+        sums = distributed.each_part(examples, lambda part: [loss_sum(self.model, part, self.tokenizer.eot_id)])
+        return sum(nats for nats, _ in sums) / max(1, sum(n_targets for _, n_targets in sums))
 
     def examples(self, entries: Sequence[Entry], mask_prompt: bool) -> list[Example]:
         """Return the examples of some entries."""
@@ -160,14 +181,15 @@ def finetune_instruct(
     seed: int,
     base_dir: Path,
     splits: Splits,
-    on_metrics: OnMetrics = lambda metrics, step: None,
+    on_metrics: OnMetrics = log_nothing,
     checkpoints: CheckpointManager | None = None,
     before: EvalResult | None = None,
 ) -> Instructed:
     """Fine-tune on instructions, and respond to the test entries before, after, and after `params.checkpoint_steps`.
 
     The seed is that of LoRA's initial weights, the order of the data, and dropout. `before` is the evaluation of the
-    same base by another seed's training; see `fit` for `on_metrics` and `checkpoints`.
+    same base by another seed's training; see `fit` for `on_metrics` and `checkpoints`. If torchrun started several
+    processes, all of them train it together, in a `distributed.process_group`.
 
     Raises:
         UserError: a prompt fills the context, a checkpoint step is never reached, or a step's loss is not finite.
@@ -187,6 +209,8 @@ def finetune_instruct(
     recipe = new_recipe(params, model, task.max_steps, runtime.training_dtype(params.dtype))
     kept_step = fit(task, recipe, checkpoints, on_metrics)
 
+    task.use_model(distributed.full_model(task.loss_module, on_all=True))
+    result.model = model = task.model
     if params.trainable == "lora":
         result.adapter = Adapter(
             adapter_tensors(model), params.lora_rank, params.lora_alpha, params.lora_dropout, params.lora_targets
@@ -241,14 +265,20 @@ def entry_nats(model: GPT, examples: Sequence[Example], pad_id: int) -> list[flo
     return [round(mean_loss(model, [example], pad_id) * example.n_target_tokens, 6) for example in examples]
 
 
-@torch.inference_mode()
 def mean_loss(model: GPT, examples: Sequence[Example], pad_id: int, batch_size: int = 16) -> float:
     """Return the mean loss of all targets of the examples, in nats."""
+    nats, n_targets = loss_sum(model, examples, pad_id, batch_size)
+    return nats / max(1, n_targets)
+
+
+@torch.inference_mode()
+def loss_sum(model: GPT, examples: Sequence[Example], pad_id: int, batch_size: int = 16) -> tuple[float, int]:
+    """Return the loss of the examples in nats, summed over their targets, and the number of targets."""
     model.eval()
     device = model.transformer.wte.weight.device
-    loss_sum, n_targets = 0.0, 0
+    nats, n_targets = 0.0, 0
     for rows in chunks(sorted(examples, key=lambda example: len(example.ids)), batch_size):
         batch = next_token_batch(rows, pad_id)
-        loss_sum += batch_loss(model, batch.to(device)).item()
+        nats += batch_loss(model, batch.to(device)).item()
         n_targets += batch.n_targets
-    return loss_sum / max(1, n_targets)
+    return nats, n_targets

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -24,7 +25,7 @@ from gpt2core.training.batches import Batch, WindowSampler
 from gpt2core.training.checkpoints import CheckpointManager
 from gpt2core.training.task import Step, Task
 from gpt2core.training.trainable import freeze_except
-from gpt2core.training.trainer import OnMetrics, fit, new_recipe
+from gpt2core.training.trainer import OnMetrics, fit, log_nothing, new_recipe
 
 COLUMNS = (
     "tokens", "step", "train_loss", "val_loss", "val_perplexity", "val_bits_per_byte", "lr", "grad_norm",
@@ -108,7 +109,7 @@ class PretrainTask(Task):
             {"tokens": self.tokens_seen, "step": step, "train_loss": self.mean_train_loss(), **metrics,
              "lr": self.last.lr, "grad_norm": self.last.grad_norm}
         )  # fmt: skip
-        full_model = distributed.full_model(self.model)
+        full_model = distributed.full_model(self.loss_module)
         if distributed.rank() == 0:
             self.samples.append({"tokens": self.tokens_seen, "text": self.sample(full_model)})
         return metrics
@@ -150,7 +151,7 @@ def pretrain(
     seed: int,
     corpora: Sequence[Corpus],
     tokenizer: Tokenizer,
-    on_metrics: OnMetrics = lambda metrics, step: None,
+    on_metrics: OnMetrics = log_nothing,
     base: GPT | None = None,
 ) -> Pretrained:
     """Train a model; if torchrun started several processes, all of them train it together.
@@ -170,7 +171,8 @@ def pretrain(
     if problem := params.undivided(distributed.world_size()):
         raise UserError(problem)
     model = new_model(params, tokenizer.vocab_size, seed, base)
-    loss_module = distributed.parallel_loss(model, params.sharding, runtime.device())
+    loss = functools.partial(model.loss, reduction="sum")
+    loss_module = distributed.parallel_loss(model, loss, params.sharding, runtime.device())
     result = Pretrained(model)
     tokens_seen = first_step = 0
     for (name, of_phase), corpus in zip(_phases(params), corpora, strict=True):
@@ -183,7 +185,7 @@ def pretrain(
         result.curve += [{**row, "step": first_step + row["step"]} for row in task.curve]
         result.samples += task.samples
         tokens_seen, first_step = task.tokens_seen, first_step + task.max_steps
-    result.model = distributed.full_model(model).eval()
+    result.model = distributed.full_model(loss_module).eval()
     if result.samples and result.kept_row is not result.curve[-1]:
         result.samples.append(next(row for row in result.samples if row["tokens"] == result.kept_row["tokens"]))
     return result

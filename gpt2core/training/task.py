@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor, nn
 
+from gpt2core.training import distributed
 from gpt2core.training.batches import Batch
 
 
@@ -68,6 +70,20 @@ class Task(ABC):
     def counts_for_patience(self, step: int) -> bool:
         """Return whether the evaluation after `step` steps counts for early stopping: those that add to `curve` do."""
         return True
+
+    def use_model(self, model: Any) -> None:
+        """Replace `model` by one with the same weights."""
+        self.model = model
+
+    @contextlib.contextmanager
+    def full_model(self) -> Iterator[None]:
+        """Let `model` have all weights, also where they are sharded, until the block ends."""
+        sharded = self.model
+        self.use_model(distributed.full_model(self.loss_module, on_all=True))
+        try:
+            yield
+        finally:
+            self.use_model(sharded)
 
     def evaluate_base(self) -> bool:
         """Evaluate the model before the first step; return whether that took long enough to be saved."""

@@ -30,6 +30,10 @@ from gpt2core.training.task import Step, Task
 OnMetrics = Callable[[dict[str, float], int], None]  # metrics by name, and their step
 
 
+def log_nothing(metrics: dict[str, float], step: int) -> None:
+    """Log nothing."""
+
+
 @dataclass(frozen=True)
 class Recipe:
     """How a task's parameters are updated."""
@@ -58,7 +62,7 @@ def fit(
     task: Task,
     recipe: Recipe,
     checkpoints: CheckpointManager | None = None,
-    on_metrics: OnMetrics = lambda metrics, step: None,
+    on_metrics: OnMetrics = log_nothing,
 ) -> int:
     """Train a task up to its last step, or until its validation loss has stopped falling.
 

@@ -3,6 +3,7 @@ first process writes what came out."""
 
 from __future__ import annotations
 
+import functools
 import json
 import sys
 from pathlib import Path
@@ -38,7 +39,8 @@ def run(sharding: str, recipe: str, out: Path) -> dict[str, Any]:
     )  # fmt: skip
     model = GPT(config).double()  # in float32 AdamW makes much of the noise in gradients that should be zero
     model.transformer.activation_checkpointing = recipe == "checkpointing"
-    loss = distributed.parallel_loss(model, sharding, torch.device("cpu"))
+    loss_of_batch = functools.partial(model.loss, reduction="sum")
+    loss = distributed.parallel_loss(model, loss_of_batch, sharding, torch.device("cpu"))
     if recipe == "muon":
         optimizers = muon_and_adamw(model, muon_lr=0.02, lr=0.01, weight_decay=0.1, beta1=0.9, beta2=0.95)
     else:
@@ -53,7 +55,7 @@ def run(sharding: str, recipe: str, out: Path) -> dict[str, Any]:
 
     def on_pause(step: int) -> None:
         pauses.append(step)
-        distributed.full_model(model)
+        distributed.full_model(loss)
 
     # That one process wants a pause must stop them all.
     wants_pause = distributed.rank() == distributed.world_size() - 1
@@ -65,7 +67,7 @@ def run(sharding: str, recipe: str, out: Path) -> dict[str, Any]:
         on_step=steps.append,
     )  # fmt: skip
     held = sum(len((p.to_local() if isinstance(p, DTensor) else p).flatten()) for p in model.parameters())
-    whole = distributed.full_model(model)
+    whole = distributed.full_model(loss)
     if distributed.rank() == 0:
         safetensors.torch.save_file({name: p.detach() for name, p in whole.named_parameters()}, out)
     figures = [[done.loss, done.grad_norm, done.n_targets] for done in steps]
