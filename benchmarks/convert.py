@@ -1,10 +1,10 @@
-"""Converting OpenAI's checkpoint to a model directory, beside TensorFlow's loader on the same files.
+"""Conversion of OpenAI's checkpoint to a model directory, compared with TensorFlow's loader on the same files.
 
     python -m benchmarks.convert [--size 124M] [--rounds 7] [--checkpoint DIR] [--alone]
 
-Both are whole processes, from start to end, in turn. The checkpoint is a generated one of OpenAI's format and size (in
-memory: the page cache holds it). TensorFlow's program imports it and reads every variable, and writes nothing; ours
-verifies every checksum and writes the model directory. Anonymous memory leaves out mapped files.
+Both sides are complete processes and take turns. The checkpoint is generated, in OpenAI's format and size, and the page
+cache holds it. TensorFlow's program imports it and reads every variable, but writes nothing. gpt2core verifies every
+checksum and writes the model directory. Anonymous memory does not include mapped files.
 """
 
 from __future__ import annotations

@@ -1,11 +1,11 @@
-"""The memory that fine-tuning takes: all weights, and LoRA over a base in float32, bfloat16, int8 and nf4.
+"""Memory of fine-tuning all weights, and of LoRA over a base in float32, bfloat16, int8, and nf4.
 
     python -m benchmarks.lora [--size 355M] [--model DIR] [--kinds all float32 bfloat16 int8 nf4]
                               [--batch-size 2] [--tokens 100] [--steps 2]
 
-Each kind is a process of its own that reads the model directory, takes some steps on random ids with AdamW, and ends. A
-generated directory has random weights of OpenAI's sizes. Anonymous memory leaves out mapped files: the embeddings are
-read from the file where it lies, 4 bytes a weight.
+Each kind runs in a process of its own, which reads the model directory, takes some steps on random ids with AdamW, and
+ends. A generated directory has random weights of OpenAI's sizes. Anonymous memory does not include mapped files, such
+as the embeddings, which are read from the file itself (4 bytes per weight).
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         model_dir = arguments.model or generated(arguments.size, Path(folder))
         n_bytes = sum(path.stat().st_size for path in model_dir.glob("*.safetensors"))
-        print(f"{n_bytes / GB:.2f} GB of weights, {arguments.batch_size} × {arguments.tokens} tokens a step")
+        print(f"{n_bytes / GB:.2f} GB of weights, {arguments.batch_size} × {arguments.tokens} tokens per step")
         for kind in arguments.kinds:
             worker = [sys.executable, "-m", "benchmarks.lora", "--worker", kind, "--model", model_dir]
             sizes = [

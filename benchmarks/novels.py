@@ -1,14 +1,14 @@
-"""The 23 novels in half an hour: the profile `novels` beside nanoGPT's model, optimizer and schedule.
+"""The 23 novels in half an hour: the profile `novels` compared with nanoGPT's model, optimizer, and schedule.
 
 python -m benchmarks.novels [--minutes 30] [--side all]
-python -m benchmarks.novels --only-time                           on a quiet machine, then
+python -m benchmarks.novels --only-time                           on an idle machine, then
 python -m benchmarks.novels --side ours --steps 4600              on a busy one
 
-nanoGPT is given the tokens of the profile's tokenizer, which is a part of our recipe, and once those of GPT-2's, which
-its own scripts make. All are measured in bits per byte of the two novels that are held out, of which every token is
-predicted, with at least half a context before it. A side has so many steps as fit into its minutes: first its start
-(compiling is part of it) and a step are timed, then it trains. Reading and tokenising, and the evaluation at the end,
-do not count. Without internet: set GPT2CORE_MIRROR.
+nanoGPT is trained with the tokens of the profile's tokenizer, which is part of our recipe, and with GPT-2's tokens,
+which its own scripts produce. All results are in bits per byte of the two held-out novels. Every token of these is
+predicted, with at least half a context before it. The number of steps of a side is computed from the time of its start
+(including compilation) and of a step, which are measured first. Reading, tokenizing, and the final evaluation do not
+count. Without internet, set GPT2CORE_MIRROR.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ from gpt2core.training.pretrain import Corpus, pretrain
 
 PROFILE = Path(__file__).parent.parent / "profiles" / "novels.yaml"
 TIMED_STEPS = 20
-# nanoGPT's settings for a CPU, also with our context and tokens a step, or on GPT-2's tokens; compiled, as by default.
+# nanoGPT's settings for a CPU, also with our context and tokens per step, or on GPT-2's tokens; compiled by default.
 PEER = {"n_layer": 4, "n_head": 4, "n_embd": 128}
 PEERS = {  # context, windows of a batch, tokenizer (None: the profile's)
     "nanogpt": (64, 12, None),
@@ -48,7 +48,7 @@ PEERS = {  # context, windows of a batch, tokenizer (None: the profile's)
 }
 VOCAB_MULTIPLE = 64  # to which nanoGPT pads a vocabulary: 50,257 to 50,304
 
-Train = Callable[[int], torch.nn.Module]  # of so many steps
+Train = Callable[[int], torch.nn.Module]  # of a number of steps
 Data = tuple[Shard, Shard, Tokenizer]  # training, validation
 
 
@@ -152,7 +152,7 @@ def run_side(
 @click.option("--minutes", default=30.0, show_default=True, help="Training time of a side.")
 @click.option("--side", type=click.Choice(["all", *SIDES]), default="all", show_default=True)
 @click.option("--only-time", is_flag=True, help="Time the steps, and train no further.")
-@click.option("--steps", type=click.IntRange(min=1), help="Train so many steps, timed before, instead of timing them.")
+@click.option("--steps", type=click.IntRange(min=1), help="Train this number of steps; do not time them.")
 @click.option("--folder", type=click.Path(path_type=Path), help="Keeps the tokens for the next time.")
 @click.option("--out", type=click.Path(path_type=Path), help="Writes the figures as JSON.")
 def main(minutes: float, side: str, only_time: bool, steps: int | None, folder: Path | None, out: Path | None) -> None:

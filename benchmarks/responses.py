@@ -1,17 +1,18 @@
-"""Greedy responses to the instructions' test set: all together as the stage gives them, beside transformers one by one.
+"""Greedy responses to the instructions' test set, in batches as in the stage, compared with transformers one by one.
 
     python -m benchmarks.responses MIRROR [--size 124M] [--rounds 3] [--dtypes float32 int8]
 
-The 110 entries, prompt and split are those of profiles/gpt2-124m.yaml. Weights are random and never say
-`<|endoftext|>`: each response gets the length of its reference and the one token more that would end it, so both sides
-make the same number of tokens, and in float32 the same tokens. The lengths are used as an end of text would be, when it
-has come: prompts are batched as in the stage, by their own lengths alone.
+The 110 entries, the prompt, and the split are those of profiles/gpt2-124m.yaml. The weights are random and never
+generate `<|endoftext|>`: each response has the length of its reference plus one token, as if that token had ended it.
+Therefore both sides generate the same number of tokens, and in float32 the same tokens. Prompts are batched as in the
+stage, by their own lengths alone.
 
-Every round answers all prompts our ways, and by transformers a part of them: after all rounds it has answered each
-once. So what else the machine does meets all alike, and nothing is extrapolated. Encoding the prompts is not counted.
-What a part of a round took is told on standard error when it has ended.
+In every round, gpt2core answers all prompts in each of its ways, and transformers answers a part of them; after all
+rounds, it has answered each prompt once. Other work on the machine therefore affects all sides alike, and nothing is
+extrapolated. Encoding the prompts is not counted. Standard error shows the time of each part of a round.
 
-CPU seconds are all threads' together: with one thread, and others at work on the machine, they are the better figure.
+The CPU seconds are the sum over all threads; with one thread, they are more reliable than the wall time if other work
+runs on the machine.
 """
 
 from __future__ import annotations

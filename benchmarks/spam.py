@@ -1,12 +1,13 @@
-"""Real SMS spam from a base of one's own: each recipe's accuracy over seeds, beside TF-IDF on the same splits.
+"""Accuracy on real SMS spam from your own base, for each recipe over seeds, compared with TF-IDF on the same splits.
 
     python -m benchmarks.spam MIRROR --base models/pretrained --profile novels
     python -m benchmarks.spam MIRROR --size 124M --seeds 1 2 3 --set epochs=3 --set lr=0.0003      (random weights)
 
-The SMS Spam Collection without repeats of a text, balanced, split anew by each seed. A recipe is the profile's section
-`finetune_classify` with what --set changes, `,` between the values of one --set making a recipe of each. Figures are
-test accuracies in percent: mean, standard deviation and the mean's 95% interval (Student's), and the median seconds of
-a seed, from the first step to the last prediction. Recipes are compared on test texts: a table of what was tried.
+The SMS Spam Collection without duplicates, balanced, with another split for each seed. A recipe is the profile's
+section `finetune_classify` with the changes of --set; several values of one --set, separated by `,`, make several
+recipes. The results are test accuracies in percent: mean, standard deviation, and the 95% interval of the mean
+(Student's), and the median time of a seed, from the first step to the last prediction. The recipes are compared on test
+texts, so this is a table of what was tried, not a choice.
 """
 
 from __future__ import annotations

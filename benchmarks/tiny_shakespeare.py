@@ -1,11 +1,11 @@
-"""Tiny Shakespeare by characters, in nanoGPT's settings for a CPU: as good in a quarter of the steps.
+"""Tiny Shakespeare by characters, with nanoGPT's settings for a CPU: the same loss in a quarter of the steps.
 
 python -m benchmarks.tiny_shakespeare MIRROR [--seeds 3] [--side both]
 
-Both sides have the same model (4 blocks, 4 heads, width 128, context 64), batch (12 windows, 768 tokens) and split (the
-first nine tenths of the text train), and no dropout. nanoGPT trains 2,000 steps by its recipe, this project 500 by
-`RECIPE`. The loss is that of the whole validation split, cut into windows of 64 that do not overlap; each character but
-the first is predicted once. Ours has the biases that GPT-2 has, and a 66th token for the end of a text.
+Both sides have the same model (4 blocks, 4 heads, width 128, context 64), batch (12 windows, 768 tokens), and split
+(the first nine tenths of the text are for training), and no dropout. nanoGPT trains 2,000 steps by its recipe, gpt2core
+500 by `RECIPE`. The loss is that of the complete validation split, cut into windows of 64 that do not overlap; each
+character except the first is predicted once. gpt2core has GPT-2's biases, and a 66th token for the end of a text.
 """
 
 from __future__ import annotations
@@ -107,7 +107,7 @@ def main(mirror: Path, seeds: int, side: str) -> None:
         step_ms = 1000 * statistics.median(step_s for _, step_s in trained)
         print(
             f"{name:<8} {steps:>5,} steps, {steps * BATCH_SIZE * CONTEXT:>9,} tokens: "
-            f"{statistics.mean(losses):.4f} ({', '.join(f'{loss:.4f}' for loss in losses)}), {step_ms:.0f} ms a step"
+            f"{statistics.mean(losses):.4f} ({', '.join(f'{loss:.4f}' for loss in losses)}), {step_ms:.0f} ms per step"
         )
 
 

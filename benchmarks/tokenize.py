@@ -1,11 +1,12 @@
-"""Tokenising: its speed beside tiktoken's in one process, and the memory that it takes of a large corpus.
+"""Speed of tokenizing, compared with tiktoken in one process, and its memory for a large corpus.
 
 python -m benchmarks.tokenize speed MIRROR     the novels of a mirror, repeated to 200 MB
 python -m benchmarks.tokenize memory           a generated corpus of 2 GB
 
-Speed counts all that the stage does: starting processes, counting documents, encoding, joining. tiktoken's is its
-`encode_ordinary` alone, with its own pattern for GPT-2, on texts that are in memory. Memory is the sum of RssAnon over
-all processes, plus once what they share (the largest RssFile + RssShmem of one of them), sampled every 50 ms.
+The speed includes all that the stage does: starting processes, counting documents, encoding, joining. tiktoken's is
+that of `encode_ordinary` alone, with its own pattern for GPT-2, on texts in memory. The memory is the sum of RssAnon
+over all processes, plus what they share, counted once (the largest RssFile + RssShmem of a process), sampled every
+50 ms.
 """
 
 from __future__ import annotations
@@ -43,7 +44,7 @@ def main() -> None:
 @click.option("--megabytes", default=200, show_default=True)
 @click.option("--rounds", default=3, show_default=True)
 def speed(mirror: Path, megabytes: int, rounds: int) -> None:
-    """MB/s of text, both sides in turn, median and range; and by processor time, which neighbours change less."""
+    """Print MB/s of text, both sides in turn, median and range; also by CPU time, which other work affects less."""
     with tempfile.TemporaryDirectory() as name:
         root = _project(Path(name))
         corpus = root / "raw" / "corpus"
@@ -99,7 +100,7 @@ def memory(megabytes: int, shuffle: bool, drop_duplicates: bool) -> None:
 
 
 def _project(root: Path) -> Path:
-    os.environ["DVC_ROOT"] = str(root)  # where unfinished work lies
+    os.environ["DVC_ROOT"] = str(root)  # where unfinished work is kept
     return root
 
 

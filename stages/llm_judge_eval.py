@@ -1,9 +1,9 @@
 """Stage llm-judge-eval: score the responses of the instruction-tuned model from 0 to 100.
 
-Reads data/responses/ of finetune-instruct; writes metrics/llm_judge_eval.json and metrics/plots/judge_scores.csv.
-The judge is `judge.kind` of params.yaml: the reference metric chrF++, or a language model behind a server or in a
-directory, whose replies are kept in .judge-replies/; or several of them. The seeds and checkpoints of the fine-tuning,
-where there are several, and the benchmarks of `evaluate.tasks` stand beside it.
+It reads data/responses/ of finetune-instruct, and writes metrics/llm_judge_eval.json and
+metrics/plots/judge_scores.csv. The judge is `judge.kind` of params.yaml: the reference metric chrF++, a language model
+of a server or in a directory, whose replies are kept in .judge-replies/, or several of these. If there are several
+seeds or checkpoints of the fine-tuning, or benchmarks in `evaluate.tasks`, their results are in the same file.
 """
 
 from __future__ import annotations

@@ -1,14 +1,11 @@
 """Check the language of docs, comments, docstrings, and messages: words that the project replaces by plain ones.
 
-python tools/prose.py              # fails if a file has more findings than tools/prose_baseline.json allows
-python tools/prose.py FILE...      # print the findings in these files
-python tools/prose.py --update     # lower the baseline after a cleanup; it never rises
+python tools/prose.py [FILE...]     # fails if these files (default: all of the project) have findings
 """
 
 from __future__ import annotations
 
 import io
-import json
 import re
 import subprocess
 import tokenize
@@ -19,7 +16,6 @@ from typing import NamedTuple
 import click
 
 ROOT = Path(__file__).parents[1]
-BASELINE = Path(__file__).with_name("prose_baseline.json")
 CHECKED = ("*.md", "gpt2core/*.py", "stages/*.py", "scripts/*.py", "benchmarks/*.py", "tools/*.py", "params.yaml")
 NOT_CHECKED = ("tools/prose.py",)  # it names the words
 UNITS = "token|byte|step|run|second|minute|weight|batch|epoch|entry|row|message|document|word|line|core|process|task"
@@ -69,46 +65,24 @@ class Finding(NamedTuple):
 
 @click.command()
 @click.argument("paths", nargs=-1, type=click.Path(exists=True, dir_okay=False, path_type=Path))
-@click.option("--update", is_flag=True, help="Lower the baseline to the present findings.")
-def main(paths: tuple[Path, ...], update: bool) -> None:
+def main(paths: tuple[Path, ...]) -> None:
     """Check the language of docs, comments, docstrings, and messages."""
-    if paths:
-        for path in paths:
-            for finding in findings(path.resolve()):
-                click.echo(finding)
-        return
-    present = {name: each for name in checked_files() if (each := findings(ROOT / name))}
-    allowed = read_baseline()
-    if update:
-        lowered = {name: min(len(each), allowed.get(name, 0)) for name, each in present.items()}
-        BASELINE.write_text(json.dumps({n: c for n, c in lowered.items() if c}, indent=1) + "\n", encoding="utf-8")
-        allowed = read_baseline()
-    worse = [name for name, each in present.items() if len(each) > allowed.get(name, 0)]
-    for name in worse:
-        click.echo(f"{name}: {len(present[name])} findings, {allowed.get(name, 0)} allowed")
-        for finding in present[name]:
-            click.echo(f"  {finding}")
-    if worse:
-        raise click.ClickException(f"{len(worse)} files have new findings; replace the words")
-    stale = [name for name, count in allowed.items() if count > len(present.get(name, ()))]
-    if stale:
-        raise click.ClickException(f"the baseline can be lower for {', '.join(stale)}: python tools/prose.py --update")
-    click.echo(f"no new findings; {sum(allowed.values())} old ones in {len(allowed)} files")
+    found = [finding for path in paths or checked_files() for finding in findings(path.resolve())]
+    for finding in found:
+        click.echo(finding)
+    if found:
+        raise click.ClickException(f"{len(found)} findings; replace the words")
+    click.echo("no findings")
 
 
-def checked_files() -> list[str]:
+def checked_files() -> list[Path]:
     """Return the tracked files whose language is checked."""
     listed = subprocess.run(
         ["git", "ls-files", "--cached", "--others", "--exclude-standard", *CHECKED],
         cwd=ROOT, capture_output=True, text=True, check=True,
     )  # fmt: skip
     names = (name for name in listed.stdout.splitlines() if name not in NOT_CHECKED)
-    return sorted(name for name in names if (ROOT / name).exists() and not (ROOT / name).is_symlink())
-
-
-def read_baseline() -> dict[str, int]:
-    """Return how many findings each file may have."""
-    return json.loads(BASELINE.read_text(encoding="utf-8"))
+    return sorted(ROOT / name for name in names if (ROOT / name).exists() and not (ROOT / name).is_symlink())
 
 
 def findings(path: Path) -> list[Finding]:
