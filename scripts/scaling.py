@@ -14,6 +14,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from gpt2core.config.presets import PRESETS
+from gpt2core.model.loss import CHUNK_LOGITS
 
 V, T = 50_257, 1024
 STEP_TOKENS = 1 << 19  # per update, for every size and number of GPUs; as many as for GPT-3's 124M
@@ -22,7 +23,6 @@ MFU = 0.4  # fraction of a GPU's peak while it computes; see `PUBLISHED`
 SIZES = ("124M", "355M", "774M", "1558M")
 GPU_COUNTS = (1, 2, 4, 8, 16, 32, 64)
 FREE = 0.1  # fraction of a GPU's memory that is left to CUDA, NCCL, and gaps between tensors
-CHUNK_LOGITS = 1 << 24  # gpt2core/model/loss.py
 GB = 1e9
 
 
@@ -116,11 +116,12 @@ class Plan:
     gpu: GPU
     n: int
     sharding: str
+    step_tokens: int = STEP_TOKENS
 
     @property
     def batch_size(self) -> int:
         """Windows of a micro-batch, a power of two; 0 if not even one fits."""
-        windows = STEP_TOKENS // T // self.n
+        windows = self.step_tokens // T // self.n
         fitting = (1 << i for i in range(windows.bit_length()))
         limit = (1 - FREE) * self.gpu.memory_bytes
         return max((b for b in fitting if self.size.memory_bytes(b, self.n, self.sharding) <= limit), default=0)
@@ -128,7 +129,7 @@ class Plan:
     @property
     def n_micro(self) -> int:
         """Micro-batches of a step in each process."""
-        return STEP_TOKENS // T // self.n // self.batch_size
+        return self.step_tokens // T // self.n // self.batch_size
 
     @property
     def memory_bytes(self) -> float:
@@ -137,7 +138,7 @@ class Plan:
     @property
     def compute_s(self) -> float:
         """Seconds of computation per step."""
-        return STEP_TOKENS * self.size.token_flops / (self.n * MFU * self.gpu.peak_flops)
+        return self.step_tokens * self.size.token_flops / (self.n * MFU * self.gpu.peak_flops)
 
     @property
     def communication_s(self) -> float:
@@ -164,7 +165,7 @@ class Plan:
 
     @property
     def tokens_s(self) -> float:
-        return STEP_TOKENS / self.step_s
+        return self.step_tokens / self.step_s
 
 
 @dataclass(frozen=True)

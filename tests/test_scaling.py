@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 import subprocess
 from pathlib import Path
@@ -16,6 +17,8 @@ from gpt2core.model import GPT, GPTConfig
 from gpt2core.params import load_params, read_values
 from scripts import scaling
 from scripts.scaling import Size
+from tools import cluster_simulation
+from tools.cluster_simulation import Cluster
 
 ROOT = Path(__file__).parent.parent
 PAGE = (ROOT / "docs" / "scaling.md").read_text()
@@ -118,6 +121,26 @@ def test_the_launchers_are_ones_that_the_params_allow(tmp_path: Path) -> None:
         path = tmp_path / "params.yaml"
         path.write_text(yaml.safe_dump(params | {"pretrain": params["pretrain"] | changes}))
         assert load_params(path).pretrain.launcher == changes["launcher"]
+
+
+@pytest.mark.parametrize("size", ["124M", "1558M"])
+def test_the_tables_of_failures_are_the_simulations(size: str) -> None:
+    assert "\n".join(cluster_simulation.table(Size(size))) in PAGE
+
+
+@pytest.mark.parametrize("interval_s", [60.0, 1000.0, 4000.0])
+def test_the_simulation_loses_the_expected_time(interval_s: float) -> None:
+    """With X exponential of mean M, E[floor((X - r) / a)] over X > r is exp(-r / M) / (exp(a / M) - 1)."""
+    cluster = Cluster(mtbf_s=20_000.0, save_s=20.0, restart_s=300.0)
+    M, a = cluster.mtbf_s, interval_s + cluster.save_s
+    expected = 1 - interval_s * math.exp(-cluster.restart_s / M) / (M * math.expm1(a / M))
+    assert cluster.lost_share(interval_s, n_failures=200_000) == pytest.approx(expected, rel=0.01)
+
+
+def test_the_best_interval_is_youngs() -> None:
+    """Where saving takes little of the time between failures."""
+    cluster = Cluster(mtbf_s=1e6, save_s=10.0)
+    assert cluster.best_s == pytest.approx(cluster.young_s, rel=0.25)
 
 
 def kubernetes() -> list[dict[str, Any]]:
