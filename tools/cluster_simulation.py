@@ -4,7 +4,7 @@
 
 A GPU, its network, or its machine fails at random times, each GPU once in `GPU_MTBF_H` hours on average. Then all
 processes restart from the last checkpoint and repeat the steps after it. While the first process saves a checkpoint,
-the others wait. The simulated training is long, so that the shares of time are accurate, even if the real one rarely fails.
+the others wait. The simulated training is long, so that the shares of time are accurate.
 
 The interval today is that of gpt2core/training/resume.py. The best one is the shortest time in the simulation. Young's
 formula (1974, "A First Order Approximation to the Optimum Checkpoint Interval") is √(2 · save · time between failures).
