@@ -49,6 +49,8 @@ def test_the_profiles_that_the_readme_names_exist() -> None:
         "novels",
         "novels-continued",
         "shakespeare-124m",
+        "fineweb-124m",
+        "fineweb-124m-rehearsal",
         "gpt2-124m",
         "gpt2-355m",
         "gpt2-355m-five-epochs",
@@ -184,5 +186,5 @@ def test_make_passes_name_and_force_on() -> None:
 
 @pytest.mark.parametrize("name", PROFILES)
 def test_small_profiles_are_portable_and_large_ones_native(name: str) -> None:
-    is_large = name.startswith(("novels", "gpt2-", "shakespeare-124m"))
+    is_large = name.startswith(("novels", "gpt2-", "shakespeare-124m", "fineweb-124m"))
     assert load_params(ROOT / f"profiles/{name}.yaml").numerics == ("native" if is_large else "portable")
