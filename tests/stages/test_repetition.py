@@ -214,4 +214,5 @@ def test_everything_comes_back_from_a_remote(
 def outs(root: Path) -> list[Path]:
     """The files of all outputs that DVC keeps."""
     folders = [root / name for name in ("data/raw", "data/tokens", "data/openai", "data/responses", "models")]
-    return [path for folder in folders for path in sorted(folder.rglob("*")) if path.is_file()]
+    files = (path for folder in folders for path in sorted(folder.rglob("*")) if path.is_file())
+    return [path for path in files if path.parent.name != "none"]  # models/none is in Git
