@@ -38,6 +38,7 @@ from benchmarks.machine import GB, GPT2_VOCABULARY, best_time_s, spread, timed
 from gpt2core import runtime
 from gpt2core.config.presets import PRESETS
 from gpt2core.model import GPT, GPTConfig
+from gpt2core.training.compiling import compiled_blocks
 from gpt2core.training.optimizers import adamw
 
 SIDES = ("transformers", "nanogpt", "gpt2core")
@@ -213,6 +214,7 @@ def product_flops(dtype: str, device: torch.device) -> float:
 
 
 Ask = Callable[[Callable[[], float]], float]
+_compiled = contextlib.ExitStack()  # what is compiled until the process ends
 _step: Step  # in a worker
 _with_batch_size: Callable[[int], Step]  # in a worker: the same model and optimizer with other batches
 
@@ -332,9 +334,11 @@ def nanogpt_side(work: Work) -> tuple[nn.Module, Loss]:
 
 
 def our_side(work: Work) -> tuple[nn.Module, Loss]:
+    """As the stage trains: the blocks and the loss compiled, and freed memory used again."""
     model = GPT(work.config)
+    runtime.reuse_memory()
     if work.compile:
-        model.transformer.compile()
+        _compiled.enter_context(compiled_blocks(model))
     return model, lambda ids, targets: model.loss(ids, targets, reduction="sum") / targets.numel()
 
 

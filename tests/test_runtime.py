@@ -194,3 +194,26 @@ def test_a_stage_for_one_process_refuses_torchrun(stage: str) -> None:
     )  # fmt: skip
     assert done.returncode == 1
     assert done.stderr.count("\n") == 1 and "torchrun started 2 processes" in done.stderr
+
+
+def test_freed_memory_is_used_again() -> None:
+    """Each page that Linux gives to a process is a page fault."""
+    code = """
+import resource, sys, torch
+from gpt2core import runtime
+if sys.argv[1] == "reuse":
+    runtime.reuse_memory()
+def faults():
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    for _ in range(4):
+        torch.zeros(16, 1 << 20)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+faults()
+print(faults())
+"""
+    again, plain = (
+        int(subprocess.run([sys.executable, "-c", code, mode], capture_output=True, text=True, check=True).stdout)
+        for mode in ("reuse", "plain")
+    )
+    assert plain > 1000
+    assert again < plain / 50

@@ -119,8 +119,10 @@ class GPT(nn.Module):
     """The language model: logits for the token after each position.
 
     `n_tokens` is the number of tokens that its tokenizer has. The vocabulary may be padded beyond it; these ids are
-    never generated.
+    never generated. While `is_loss_compiled`, `torch.compile` may compile a part of the loss.
     """
+
+    is_loss_compiled = False
 
     def __init__(self, config: GPTConfig):
         super().__init__()
@@ -159,7 +161,9 @@ class GPT(nn.Module):
         hidden = self.transformer(ids).flatten(0, 1)  # [B * T, C]
         if target_positions is not None:
             hidden = hidden[target_positions]  # [n, C]
-        loss_sum = linear_cross_entropy(hidden, self.lm_head.weight, targets.flatten())
+        loss_sum = linear_cross_entropy(
+            hidden, self.lm_head.weight, targets.flatten(), is_compiled=self.is_loss_compiled
+        )
         return loss_sum / targets.numel() if reduction == "mean" else loss_sum
 
 

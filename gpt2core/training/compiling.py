@@ -1,4 +1,4 @@
-"""`torch.compile` for the forward and backward passes of a training alone.
+"""`torch.compile` for the forward and backward passes of a training alone: of the blocks, and of the loss.
 
 A compiled forward pass is an attribute of the block, which hides that of its class: no parameter changes its name, and
 one compilation serves all blocks.
@@ -12,7 +12,7 @@ from collections.abc import Iterator
 import torch
 from torch import nn
 
-from gpt2core.model.gpt import Block
+from gpt2core.model.gpt import GPT, Block
 
 
 @contextlib.contextmanager
@@ -21,11 +21,16 @@ def compiled_blocks(model: nn.Module, is_enabled: bool = True) -> Iterator[None]
     blocks = _blocks(model) if is_enabled else []
     for block in blocks:
         block.forward = torch.compile(block.forward)  # type: ignore[method-assign]
+    language_models = [module for module in model.modules() if isinstance(module, GPT) and is_enabled]
+    for module in language_models:
+        module.is_loss_compiled = True
     try:
         yield
     finally:
         for block in blocks:
             del block.forward
+        for module in language_models:
+            del module.is_loss_compiled
 
 
 @contextlib.contextmanager

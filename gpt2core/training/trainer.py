@@ -82,6 +82,8 @@ def fit(
         UserError: the loss or the gradient of a step is not finite; no checkpoint has the weights after it.
     """
     device = next(task.model.parameters()).device
+    if device.type == "cpu":
+        runtime.reuse_memory()
     stopping = EarlyStopping(task.model, recipe.patience_evals)
     resume = ResumableTraining(
         checkpoints, task.model, recipe.optimizers, task.max_steps,

@@ -26,7 +26,7 @@ def inputs(dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor
 def test_value_and_gradients_are_pytorchs(rows: int, multiple: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(loss, "CHUNK_LOGITS", rows * V + 3)
     ours, theirs = inputs(torch.float64), inputs(torch.float64)
-    value = loss._LinearCrossEntropy.apply(*ours, torch.float64, multiple) / 7
+    value = loss._LinearCrossEntropy.apply(*ours, torch.float64, multiple, False) / 7
     expected = F.cross_entropy(F.linear(*theirs[:2]), theirs[2], reduction="sum") / 7
     assert value.item() == pytest.approx(expected.item(), rel=1e-12)
     value.backward()
@@ -55,6 +55,48 @@ def test_autocast_is_pytorchs_autocast() -> None:
     assert {tensor.dtype for tensor in results[0]} == {torch.float32}
     for got, expected in zip(*results, strict=True):
         torch.testing.assert_close(got, expected, rtol=2e-2, atol=2e-2)
+
+
+@pytest.mark.parametrize("rows", [8, 16, 64])
+def test_the_gradient_of_the_head_in_parts(rows: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    def gradient() -> torch.Tensor:
+        hidden, weight, targets = inputs(torch.float32)
+        with torch.autocast("cpu", torch.bfloat16):
+            linear_cross_entropy(hidden, weight, targets).backward()
+        return weight.grad
+
+    whole = gradient()
+    monkeypatch.setattr(loss, "CPU_GRADIENT_ROWS", rows)
+    torch.testing.assert_close(gradient(), whole, rtol=1e-2, atol=1e-2)
+
+
+@pytest.mark.parametrize("n_added", [0, 3])
+def test_the_fused_form_is_the_same(n_added: int) -> None:
+    """Not compiled here: `tests/training/test_pretrain.py` trains a compiled model."""
+    logits = torch.randn(N, V + n_added).mul_(5).to(torch.bfloat16)
+    target = torch.randint(V, (N, 1))
+    ours, theirs = logits.clone(), logits.clone()
+    total = loss._cross_entropy_fused_(ours, target, V)
+    torch.testing.assert_close(total, loss.cross_entropy_(theirs, target, V, wants_gradient=True))
+    torch.testing.assert_close(ours, theirs, rtol=1e-2, atol=1e-3)
+    unchanged = logits.clone()
+    assert loss.cross_entropy_(unchanged, target, V, wants_gradient=False).item() == pytest.approx(total.item())
+    assert torch.equal(unchanged, logits)
+
+
+@pytest.mark.slow
+def test_a_compiled_loss_in_bfloat16(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(loss, "CHUNK_LOGITS", 20 * V)  # a second, shorter chunk
+
+    def step(is_compiled: bool) -> list[torch.Tensor]:
+        hidden, weight, targets = inputs(torch.float32)
+        with torch.autocast("cpu", torch.bfloat16):
+            value = linear_cross_entropy(hidden, weight, targets, is_compiled=is_compiled)
+        value.backward()
+        return [value.detach(), hidden.grad, weight.grad]
+
+    for ours, theirs in zip(step(True), step(False), strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-2, atol=1e-2)
 
 
 def test_frozen_parts_get_no_gradient_and_nothing_is_kept_without() -> None:
