@@ -120,7 +120,10 @@ def parallel_loss(model: nn.Module, loss: Callable[..., Tensor], sharding: str, 
         return module.to(device)
     if sharding == "none":
         ids = [device.index] if device.type == "cuda" else None
-        return DistributedDataParallel(module.to(device), device_ids=ids, gradient_as_bucket_view=True)
+        return DistributedDataParallel(
+            module.to(device), device_ids=ids, gradient_as_bucket_view=True,
+            broadcast_buffers=False,  # quantized weights, which do not change
+        )  # fmt: skip
     module.empty_model = (_without_memory(model),)
     mesh = init_device_mesh(device.type, (world_size(),))
     for block in model.transformer.h:  # type: ignore[union-attr]

@@ -38,8 +38,10 @@ CASES: dict[str, dict[str, Any]] = {  # 31 training texts in steps of 6: the las
     "instruct": {"trainable": "all"},
     "instruct-checkpointed": {"trainable": "blocks", "activation_checkpointing": True, "checkpoint_steps": [4]},
     "instruct-lora": LORA,
+    "instruct-int8": LORA | {"lora_base_dtype": "int8"},
 }
 SHARDINGS = ("none", "full")
+WAYS = [(case, sharding) for case in CASES for sharding in SHARDINGS if (case, sharding) != ("instruct-int8", "full")]
 
 
 def write_base(folder: Path) -> None:
@@ -71,13 +73,14 @@ def main(base: Path, folder: Path) -> None:
     torch.set_num_threads(1)
     found = {}
     with distributed.process_group():
-        for case in CASES:
-            for sharding in SHARDINGS if distributed.world_size() > 1 else ("none",):
-                name = f"{case}-{sharding}"
-                found[name], model = run(base, case, sharding)
-                if distributed.rank() == 0:
-                    state = {key: value.detach().contiguous() for key, value in model.named_parameters()}
-                    safetensors.torch.save_file(state, folder / f"{name}.safetensors")
+        for case, sharding in WAYS:
+            if sharding == "full" and distributed.world_size() == 1:
+                continue
+            name = f"{case}-{sharding}"
+            found[name], model = run(base, case, sharding)
+            if distributed.rank() == 0:
+                state = {key: value.detach().contiguous() for key, value in model.named_parameters()}
+                safetensors.torch.save_file(state, folder / f"{name}.safetensors")
         (folder / f"{distributed.rank()}.json").write_text(json.dumps(found))
 
 

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import safetensors.torch
 
-from tests.training.finetune_worker import CASES, SHARDINGS, write_base
+from tests.training.finetune_worker import WAYS, write_base
 
 ROOT = Path(__file__).parents[2]
 TORCHRUN = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2")
@@ -44,8 +44,7 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("sharding", SHARDINGS)
-@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize(("case", "sharding"), WAYS)
 def test_two_processes_fine_tune_as_one(folders: dict[str, Path], case: str, sharding: str) -> None:
     alone = json.loads((folders["one"] / "0.json").read_text())[f"{case}-none"]
     assert alone["curve"][-1]["train_loss"] < alone["curve"][0]["train_loss"]
