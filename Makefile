@@ -45,8 +45,9 @@ test: $(READY)  ## every test that is not slow
 test-durations: $(READY)  ## the slowest 20 tests of make test
 	pytest -m "not slow" $(ON_ALL_CORES) --durations=20 --quiet
 
+# One process more than cores: many slow tests wait for a server, a killed process, or DVC.
 test-slow: $(READY)  ## the slow tests alone
-	pytest -m slow $(ON_ALL_CORES)
+	pytest -m slow $(ON_ALL_CORES) --numprocesses $$(($$(getconf _NPROCESSORS_ONLN) + 1))
 
 test-all: test test-slow  ## everything
 
