@@ -208,8 +208,7 @@ def faults():
     for _ in range(4):
         torch.zeros(16, 1 << 20)
     return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
-faults()
-print(faults())
+print([faults() for _ in range(5)][-1])
 """
     again, plain = (
         int(subprocess.run([sys.executable, "-c", code, mode], capture_output=True, text=True, check=True).stdout)

@@ -170,7 +170,7 @@ def test_the_kubernetes_manifest() -> None:
 
 
 def test_the_slurm_script() -> None:
-    (script,) = fenced("bash")
+    (script,) = (block for block in fenced("bash") if "#SBATCH" in block)
     subprocess.run(["bash", "-n"], input=script, text=True, check=True)
     options = dict(re.findall(r"^#SBATCH --([a-z-]+)=(\S+)$", script, re.MULTILINE))
     launcher = yaml.safe_load(fenced("yaml")[1])["pretrain"]["launcher"]

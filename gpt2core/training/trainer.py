@@ -82,8 +82,6 @@ def fit(
         UserError: the loss or the gradient of a step is not finite; no checkpoint has the weights after it.
     """
     device = next(task.model.parameters()).device
-    if device.type == "cpu":
-        runtime.reuse_memory()
     stopping = EarlyStopping(task.model, recipe.patience_evals)
     resume = ResumableTraining(
         checkpoints, task.model, recipe.optimizers, task.max_steps,
@@ -163,6 +161,8 @@ def _gradients(task: Task, dtype: torch.dtype) -> Iterator[Backward]:
     """Yield what adds the gradients of a micro-batch; with `numerics: portable`, it computes each batch in halves."""
     parameters = [parameter for parameter in task.model.parameters() if parameter.requires_grad]
     device_type = parameters[0].device.type
+    if device_type == "cpu":
+        runtime.reuse_memory()
 
     def backward(batch: Batch, n_targets: int) -> Tensor:
         """Add the gradients of a micro-batch of a step with `n_targets` targets; return its share of the mean loss."""
