@@ -79,7 +79,17 @@ def git_revision(root: Path | None = None) -> str | None:
     if (revision := git("rev-parse", "HEAD", cwd=root)) is None:
         return None
     changed = git("status", "--porcelain", "--untracked-files=no", "--", ".", ":!dvc.lock", ":!metrics", cwd=root)
-    return f"{revision}-dirty" if changed else revision
+    return f"{revision}-dirty" if changed or _params_changed(root or Path.cwd()) else revision
+
+
+def _params_changed(root: Path) -> bool:
+    """Return whether params.yaml differs from the commit's, by its content.
+
+    Git compares size and time first. Both can be equal after `dvc exp run --temp -S lr=2`, which writes the file twice.
+    """
+    path = root / "params.yaml"
+    committed = git("show", "HEAD:./params.yaml", cwd=root, strip=False)
+    return committed is not None and path.exists() and path.read_text(encoding="utf-8") != committed
 
 
 def git(*arguments: str, cwd: Path | None = None, strip: bool = True) -> str | None:

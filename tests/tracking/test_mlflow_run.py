@@ -517,6 +517,25 @@ def test_the_git_revision_says_whether_more_than_results_changed(fresh_root):
     assert pipeline_run.git_revision() == f"{head}-dirty"
 
 
+def test_params_of_the_same_size_and_time_are_dirty(fresh_root: Path) -> None:
+    def git(*arguments: str) -> None:
+        who = ("-c", "user.name=t", "-c", "user.email=t@example.org")
+        subprocess.run(["git", *who, *arguments], cwd=fresh_root, check=True, capture_output=True)
+
+    path = fresh_root / "params.yaml"
+    path.write_text("lr: 1\n")
+    os.utime(path, (1e9, 1e9))
+    git("init")
+    git("config", "core.trustctime", "false")  # a test cannot set the time of the last change of a file's status
+    git("add", ".")
+    git("commit", "-m", "first")
+    assert not pipeline_run.git_revision().endswith("-dirty")
+    path.write_text("lr: 2\n")
+    os.utime(path, (1e9, 1e9))
+    assert pipeline_run.git("status", "--porcelain") == ""
+    assert pipeline_run.git_revision().endswith("-dirty")
+
+
 @pytest.mark.slow
 def test_twelve_processes_on_a_fresh_store_share_one_parent_and_lose_nothing(fresh_root):
     (fresh_root / "stage.py").write_text(STAGE)
