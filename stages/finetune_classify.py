@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,12 +18,11 @@ from gpt2core.metric_files import write_metrics
 from gpt2core.params import load_params
 from gpt2core.runtime import stage_main
 from gpt2core.tasks import labeled_texts
-from gpt2core.tasks.labeled_texts import Message, Splits
+from gpt2core.tasks.labeled_texts import Message
 from gpt2core.tracking import StageRun, track_stage
 from gpt2core.training import distributed
-from gpt2core.training.checkpoints import NO_CHECKPOINTS, StageCheckpoints, stage_checkpoints
-from gpt2core.training.classify import COLUMNS, Classified, finetune_classify
-from gpt2core.training.trainer import OnMetrics, log_nothing
+from gpt2core.training.checkpoints import StageCheckpoints, stage_checkpoints
+from gpt2core.training.classify import COLUMNS, finetune_seeds
 
 MODEL = Path("models/classifier")
 MESSAGES = Path("data/raw/classification.jsonl")
@@ -40,7 +39,7 @@ def main() -> None:
     base = Path("models") / section.base
     with distributed.process_group():
         if runtime.rank():  # of several processes the first one saves checkpoints and writes the outputs
-            deque(_trainings(section, messages, base), maxlen=0)
+            deque(finetune_seeds(section, messages, base), maxlen=0)
             return
         if section.position != "last":
             logger.info(
@@ -65,7 +64,7 @@ def _train_and_write(
     curve: list[dict[str, Any]] = []
     kept_epochs: dict[str, int] = {}
     kept_model: dict[str, float] = {}
-    for seed, splits, result in _trainings(section, messages, base, run.log_metrics, checkpoints):
+    for seed, splits, result in finetune_seeds(section, messages, base, run.log_metrics, checkpoints):
         results.add(seed, splits.train, splits.test, result.before, result.after, result.probabilities)
         curve += add_seed_column(seed, result.curve)
         kept_epochs[str(seed)] = result.kept_epoch
@@ -91,27 +90,6 @@ def _train_and_write(
     run.describe(MODEL / CARD)
     run.finish(metrics)
     run.log_model("classifier", MODEL, metrics)
-
-
-def _trainings(
-    section: FinetuneClassify,
-    messages: Sequence[Message],
-    base: Path,
-    on_metrics: OnMetrics = log_nothing,
-    checkpoints: StageCheckpoints = NO_CHECKPOINTS,
-) -> Iterator[tuple[int, Splits, Classified]]:
-    """Train with each seed; yield it, its splits, and the result. One curve is logged, the first seed's."""
-    labels = labeled_texts.classes(messages)
-    for seed in section.seeds:
-        is_first = seed == section.seeds[0]
-        splits = labeled_texts.split(
-            messages, section.val_fraction, section.test_fraction, seed,
-            balance=section.balance, drop_duplicates=section.drop_duplicates,
-        )  # fmt: skip
-        yield seed, splits, finetune_classify(
-            section, seed, base, labels, splits, on_metrics if is_first else log_nothing,
-            checkpoints.training(f"seed-{seed}"), has_all_accuracies=is_first,
-        )  # fmt: skip
 
 
 if __name__ == "__main__":

@@ -8,7 +8,6 @@ cannot depend on a param: with `trainable: lora` it has the adapter, else a line
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from gpt2core import config, files, numerics, runtime
@@ -22,13 +21,11 @@ from gpt2core.params import load_params
 from gpt2core.prompts import PROMPTS, chat_template
 from gpt2core.runtime import stage_main
 from gpt2core.tasks import instructions
-from gpt2core.tasks.instructions import Splits
 from gpt2core.tracking import track_stage
 from gpt2core.training import distributed
-from gpt2core.training.checkpoints import NO_CHECKPOINTS, StageCheckpoints, stage_checkpoints
-from gpt2core.training.instruct import COLUMNS, EvalResult, Instructed, finetune_instruct
-from gpt2core.training.instruct_seeds import InstructSeeds
-from gpt2core.training.trainer import OnMetrics, log_nothing
+from gpt2core.training.checkpoints import stage_checkpoints
+from gpt2core.training.instruct import COLUMNS
+from gpt2core.training.instruct_seeds import InstructSeeds, finetune_seeds
 
 MODEL = Path("models/instruct")
 ENTRIES = Path("data/raw/instructions.json")
@@ -50,7 +47,7 @@ def main() -> None:
         splits = instructions.split(entries, section.val_fraction, section.test_fraction, top.seed)
     with distributed.process_group():
         if runtime.rank():  # of several processes the first one saves checkpoints and writes the outputs
-            deque(_trainings(section, seeds, base, splits), maxlen=0)
+            deque(finetune_seeds(section, seeds, base, splits), maxlen=0)
             return
         key_params = {**top.model_dump(), "finetune_instruct": section.model_dump()}
         with (
@@ -61,7 +58,7 @@ def main() -> None:
             ) as run,
         ):  # fmt: skip
             results = InstructSeeds(section, splits)
-            for seed, result in _trainings(section, seeds, base, splits, run.log_metrics, checkpoints):
+            for seed, result in finetune_seeds(section, seeds, base, splits, run.log_metrics, checkpoints):
                 results.add(seed, result)
                 if seed == seeds[0]:
                     template = chat_template(PROMPTS[section.prompt])
@@ -79,26 +76,6 @@ def main() -> None:
             run.describe(MODEL / CARD)
             run.finish(results.metrics)
             run.log_model("instruct", MODEL, results.metrics)
-
-
-def _trainings(
-    section: FinetuneInstruct,
-    seeds: Sequence[int],
-    base: Path,
-    splits: Splits,
-    on_metrics: OnMetrics = log_nothing,
-    checkpoints: StageCheckpoints = NO_CHECKPOINTS,
-) -> Iterator[tuple[int, Instructed]]:
-    """Train with each seed; yield it and the result. One curve is logged, the first seed's."""
-    before: EvalResult | None = None  # the evaluation of the base
-    for seed in seeds:
-        training = checkpoints.training(f"seed-{seed}")
-        result = finetune_instruct(
-            section, seed, base, splits, on_metrics if seed == seeds[0] else log_nothing, training, before
-        )
-        before = result.before
-        yield seed, result
-        del result
 
 
 if __name__ == "__main__":

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -18,12 +18,12 @@ from gpt2core.config.finetune_classify import FinetuneClassify
 from gpt2core.inference.classify import Texts, encode
 from gpt2core.model import GPT, GPTClassifier
 from gpt2core.model.lora import merge_lora
-from gpt2core.tasks.labeled_texts import Splits
+from gpt2core.tasks.labeled_texts import Message, Splits, classes, split
 from gpt2core.tokenizer import Tokenizer
 from gpt2core.training import distributed
 from gpt2core.training.batches import Batch, Epochs
 from gpt2core.training.cached_features import CachedFeatures
-from gpt2core.training.checkpoints import CheckpointManager
+from gpt2core.training.checkpoints import NO_CHECKPOINTS, CheckpointManager, StageCheckpoints
 from gpt2core.training.task import Task
 from gpt2core.training.trainable import add_adapters, freeze_except, frozen_blocks, trainable_parameters
 from gpt2core.training.trainer import OnMetrics, fit, log_nothing, new_recipe
@@ -200,6 +200,27 @@ def finetune_classify(
         before = {f"before_{name}_accuracy": value for name, value in task.accuracy_before.items()}
         result.accuracy = before | {f"{name}_accuracy": value for name, value in task.accuracies().items()}
     return result
+
+
+def finetune_seeds(
+    params: FinetuneClassify,
+    messages: Sequence[Message],
+    base_dir: Path,
+    on_metrics: OnMetrics = log_nothing,
+    checkpoints: StageCheckpoints = NO_CHECKPOINTS,
+) -> Iterator[tuple[int, Splits, Classified]]:
+    """Fine-tune with each of `params.seeds`; yield it, its splits, and the result; one curve is logged."""
+    labels = classes(messages)
+    for seed in params.seeds:
+        is_first = seed == params.seeds[0]
+        splits = split(
+            messages, params.val_fraction, params.test_fraction, seed,
+            balance=params.balance, drop_duplicates=params.drop_duplicates,
+        )  # fmt: skip
+        yield seed, splits, finetune_classify(
+            params, seed, base_dir, labels, splits, on_metrics if is_first else log_nothing,
+            checkpoints.training(f"seed-{seed}"), has_all_accuracies=is_first,
+        )  # fmt: skip
 
 
 def new_classifier(

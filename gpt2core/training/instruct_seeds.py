@@ -3,13 +3,36 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from gpt2core import files
 from gpt2core.config.finetune_instruct import FinetuneInstruct
 from gpt2core.tasks.instructions import Splits
-from gpt2core.training.instruct import EvalResult, Instructed
+from gpt2core.training.checkpoints import NO_CHECKPOINTS, StageCheckpoints
+from gpt2core.training.instruct import EvalResult, Instructed, finetune_instruct
+from gpt2core.training.trainer import OnMetrics, log_nothing
+
+
+def finetune_seeds(
+    params: FinetuneInstruct,
+    seeds: Sequence[int],
+    base_dir: Path,
+    splits: Splits,
+    on_metrics: OnMetrics = log_nothing,
+    checkpoints: StageCheckpoints = NO_CHECKPOINTS,
+) -> Iterator[tuple[int, Instructed]]:
+    """Fine-tune with each seed; yield it and the result. Only the curve of the first one is logged."""
+    before: EvalResult | None = None  # the evaluation of the base
+    for seed in seeds:
+        training = checkpoints.training(f"seed-{seed}")
+        result = finetune_instruct(
+            params, seed, base_dir, splits, on_metrics if seed == seeds[0] else log_nothing, training, before
+        )
+        before = result.before
+        yield seed, result
+        del result  # its model makes room for the next one's
 
 
 class InstructSeeds:
