@@ -1,9 +1,10 @@
 """Write a checkpoint in OpenAI's format with random weights, to try the conversion without the network.
 
-    python scripts/make_random_checkpoint.py 124M OUT_DIR [--bpe DIR] [--seed N]
+    python scripts/make_random_checkpoint.py 124M OUT_DIR [--bpe DIR] [--seed N] [--width C]
 
-The seven files have OpenAI's names, sizes, and shapes; 124M takes 0.5 GB on disk and 0.4 GB of memory. Without --bpe,
-the vocabulary is generated, too. Needs no TensorFlow. The same arguments give the same bytes.
+The seven files have OpenAI's names, sizes, and shapes; 124M takes 0.5 GB on disk and 0.4 GB of memory. With --width,
+the depth, the heads, and the vocabulary are OpenAI's, and the hidden size is C. Without --bpe, the vocabulary is
+generated, too. Needs no TensorFlow. The same arguments give the same bytes.
 """
 
 from __future__ import annotations
@@ -77,8 +78,10 @@ def main() -> None:
     parser.add_argument("out_dir", type=Path, help="becomes OpenAI's directory; replaced if it is there")
     parser.add_argument("--bpe", type=Path, help="a directory with encoder.json and vocab.bpe (GPT-2's)")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--width", type=int, help="hidden size, a multiple of the number of heads")
     arguments = parser.parse_args()
-    config = GPTConfig(vocab_size=VOCAB_SIZE, **PRESETS[arguments.size])
+    width = {"n_embd": arguments.width} if arguments.width else {}
+    config = GPTConfig(vocab_size=VOCAB_SIZE, **PRESETS[arguments.size] | width)
     make(config, arguments.out_dir, arguments.bpe, arguments.seed)
 
 
