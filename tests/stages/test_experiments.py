@@ -16,7 +16,7 @@ from tests.stages.conftest import Project, clone
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200)]  # the fixtures count, too
 
-LEARNING_RATES = (0.001, 0.002, 0.003)
+LEARNING_RATES = (0.001, 0.003)
 TEMPORARY_RATE = 0.004
 # What follows pretraining in the experiments: less of each.
 SMALL = {
@@ -39,7 +39,7 @@ SAYS_WHERE = '\nimport gpt2core\nprint("imported from", gpt2core.__file__)\n'
 def project(
     tiny_twins: tuple[Project, Project], tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[tuple[Project, dict[str, str]]]:
-    """The three experiments of a queue and a temporary one, run; with what each of them wrote, by its learning rate."""
+    """The two experiments of a queue and a temporary one, run; with what each of them wrote, by its learning rate."""
     folder = tmp_path_factory.mktemp("experiments")
     project = tiny_twins[1].copy_to(folder / "project")
     project.env = project.env | {"GPT2CORE_TRACKING": "on"}
