@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-import subprocess
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -109,20 +107,6 @@ def test_plans_fill_a_step_and_fit() -> None:
                 assert plan.batch_size * plan.n_micro * plan.n * scaling.T == scaling.STEP_TOKENS
 
 
-def test_the_launchers_are_ones_that_the_params_allow(tmp_path: Path) -> None:
-    blocks = [yaml.safe_load(block)["pretrain"] for block in fenced("yaml") if block.startswith("pretrain:")]
-    assert len(blocks) == 2
-    job = next(document for document in kubernetes() if document["kind"] == "Job")
-    (in_pod,) = re.findall(r"exec (torchrun .*) -m stages", container(job)["args"][0].replace("\\\n", ""))
-    assert f"`{re.sub(' +', ' ', in_pod)}`" in PAGE, "pod 0 and the others run the same"
-    params = read_values(ROOT / "profiles/gpt2-124m.yaml")
-    params["pretrain"]["batch_size"] = 512
-    for changes in [*blocks, {"launcher": in_pod}]:
-        path = tmp_path / "params.yaml"
-        path.write_text(yaml.safe_dump(params | {"pretrain": params["pretrain"] | changes}))
-        assert load_params(path).pretrain.launcher == changes["launcher"]
-
-
 @pytest.mark.parametrize("size", ["124M", "1558M"])
 def test_the_tables_of_failures_are_the_simulations(size: str) -> None:
     assert "\n".join(cluster_simulation.table(Size(size))) in PAGE
@@ -143,37 +127,12 @@ def test_the_best_interval_is_youngs() -> None:
     assert cluster.best_s == pytest.approx(cluster.young_s, rel=0.25)
 
 
-def kubernetes() -> list[dict[str, Any]]:
-    (manifest,) = (block for block in fenced("yaml") if block.startswith("apiVersion"))
-    return list(yaml.safe_load_all(manifest))
-
-
-def container(job: dict[str, Any]) -> dict[str, Any]:
-    return job["spec"]["template"]["spec"]["containers"][0]
-
-
-def test_the_kubernetes_manifest() -> None:
-    service, job = kubernetes()
-    assert (service["kind"], job["kind"], job["spec"]["completionMode"]) == ("Service", "Job", "Indexed")
-    pod = job["spec"]["template"]["spec"]
-    assert service["spec"]["clusterIP"] == "None"
-    assert service["spec"]["selector"] == {"job-name": job["metadata"]["name"]}
-    # The first pod's name in DNS is JOB-0.SERVICE, where the pods' subdomain is the service's name.
-    assert pod["subdomain"] == service["metadata"]["name"]
-    script = container(job)["args"][0]
-    assert f"--rdzv-endpoint={job['metadata']['name']}-0.{pod['subdomain']}:" in script
-    assert f"--nnodes={job['spec']['completions']} " in script
-    assert job["spec"]["parallelism"] == job["spec"]["completions"]
-    assert f"--nproc-per-node={container(job)['resources']['limits']['nvidia.com/gpu']} " in script
-    assert {mount["name"] for mount in container(job)["volumeMounts"]} == {volume["name"] for volume in pod["volumes"]}
-    subprocess.run(["bash", "-n"], input=script, text=True, check=True)
-
-
-def test_the_slurm_script() -> None:
-    (script,) = (block for block in fenced("bash") if "#SBATCH" in block)
-    subprocess.run(["bash", "-n"], input=script, text=True, check=True)
-    options = dict(re.findall(r"^#SBATCH --([a-z-]+)=(\S+)$", script, re.MULTILINE))
-    launcher = yaml.safe_load(fenced("yaml")[1])["pretrain"]["launcher"]
-    assert f"--nnodes={options['nodes']} " in launcher
-    assert f"--nproc-per-node={options['gpus-per-node']} " in launcher
-    assert re.findall(r"\$(\w+)", launcher) == re.findall(r"^export (\w+)=.*SLURM_JOB_NODELIST", script, re.MULTILINE)
+def test_the_launchers_are_ones_that_the_params_allow(tmp_path: Path) -> None:
+    blocks = [yaml.safe_load(block)["pretrain"] for block in fenced("yaml") if block.startswith("pretrain:")]
+    assert len(blocks) == 2
+    params = read_values(ROOT / "profiles/gpt2-124m.yaml")
+    params["pretrain"]["batch_size"] = 512
+    for changes in blocks:
+        path = tmp_path / "params.yaml"
+        path.write_text(yaml.safe_dump(params | {"pretrain": params["pretrain"] | changes}))
+        assert load_params(path).pretrain.launcher == changes["launcher"]
