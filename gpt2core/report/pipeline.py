@@ -16,6 +16,7 @@ from gpt2core.log import logger
 from gpt2core.report import results
 from gpt2core.report.inside import language_model_pictures, script_data, temperature_table
 from gpt2core.report.page import Picture, Table, picture, render
+from gpt2core.report.stage_status import outdated_stages
 from gpt2core.tracking.find_runs import LOCAL_PAGE, FoundRun, find_runs
 from gpt2core.tracking.plots.stages import FOLDER as PLOTS
 from gpt2core.tracking.plots.stages import JUDGE_BASELINES, read_rows, stage_figures
@@ -23,6 +24,13 @@ from gpt2core.tracking.plots.stages import JUDGE_BASELINES, read_rows, stage_fig
 METRICS = ("tokenize", *results.NAMES)
 MAX_ANSWERS = 10
 MAX_SAMPLES = 8
+
+
+# The stage whose results a section shows.
+STAGE_OF = {
+    "text": "tokenize", "pretraining": "pretrain", "inside": "pretrain", "classifier": "finetune-classify",
+    "instructions": "finetune-instruct", "judge": "llm-judge-eval",
+}  # fmt: skip
 
 
 class Text(NamedTuple):
@@ -33,6 +41,15 @@ class Text(NamedTuple):
     open: bool = False
 
 
+class Bar(NamedTuple):
+    """A bar of a chart: `share` of the full width, from 0 to 1."""
+
+    name: str
+    value: str
+    share: float
+    is_ours: bool = False
+
+
 @dataclass
 class Section:
     """A part of the report."""
@@ -40,6 +57,8 @@ class Section:
     id: str
     title: str
     lead: str = ""
+    outdated: str = ""  # why the results are not those of the present files
+    bars: list[Bar] = field(default_factory=list)
     tables: list[Table] = field(default_factory=list)
     pictures: list[Picture] = field(default_factory=list)
     texts: list[Text] = field(default_factory=list)
@@ -64,6 +83,9 @@ def report_page(root: Path) -> str:
     )  # fmt: skip
     progress = runtime.progress(builders, what="report", unit="section")
     sections = [section for build in progress if (section := build(root, metrics))]
+    outdated = outdated_stages(root)
+    for section in sections:
+        section.outdated = outdated.get(STAGE_OF.get(section.id, ""), "")
     return render(
         "report.html",
         title="gpt2core: results of the pipeline",
@@ -81,13 +103,25 @@ def _corpus_and_model(root: Path) -> str:
 
 def _results(root: Path, metrics: Mapping[str, Any]) -> Section:
     missing = [name.replace("_", "-") for name in METRICS if name not in metrics]
-    lead = f"Not made yet: {', '.join(missing)} (dvc repro)." if missing else ""
+    lead = f"Not run yet: {', '.join(missing)} (dvc repro)." if missing else ""
     return Section(
         "results",
         "Results",
         lead,
-        [Table(("stage", "metric", "value"), [*results.headlines(metrics)], n_text_columns=2)],
+        bars=_bits_per_byte(metrics.get("pretrain", {})),
+        tables=[Table(("stage", "metric", "value"), [*results.headlines(metrics)], n_text_columns=2)],
     )
+
+
+def _bits_per_byte(metrics: Mapping[str, Any]) -> list[Bar]:
+    """Return the model next to the entropy of its corpus, if that is known, and a trigram model."""
+    named = (
+        ("entropy of the corpus", "bits_per_byte_floor"), ("this model", "bits_per_byte"),
+        ("trigram model", "trigram_bits_per_byte"),
+    )  # fmt: skip
+    found = {name: metrics[key] for name, key in named if metrics.get(key) is not None}
+    most = max(found.values(), default=0.0)
+    return [Bar(name, f"{value:.4f}", value / most, name == "this model") for name, value in found.items()]
 
 
 def _corpus(root: Path, metrics: Mapping[str, Any]) -> Section | None:

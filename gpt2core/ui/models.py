@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import functools
+import re
 from collections.abc import Iterable
 from pathlib import Path
 from typing import NamedTuple
 
 from gpt2core import runtime
 from gpt2core.checkpoint.chat_template import instruction_prompt, prompt_of
+from gpt2core.checkpoint.model_card import CARD
 from gpt2core.checkpoint.model_dir import (
     load_with_tokenizer,
     read_described,
@@ -23,6 +25,8 @@ from gpt2core.prompts import Prompt
 from gpt2core.tokenizer import Tokenizer, has_tokenizer
 
 MAX_LOADED = 3  # models in memory: one for each tab with its own kind of model
+MAX_NOTE = 500  # characters
+EMBEDDED_NOTE = "It has read short tales about a few people, places, and things, and knows nothing else."
 KINDS = LANGUAGE_MODEL, INSTRUCT, CLASSIFIER = "language model", "instruct", "classifier"
 
 
@@ -93,6 +97,16 @@ class Models:
         """Return the prompt that a model was tuned with; Alpaca's if unknown."""
         path, _ = self._key(name)
         return instruction_prompt(path)
+
+    def note(self, name: str) -> str:
+        """Return how a model was made, from its model card, and what a model of the embedded data knows."""
+        try:
+            card = (self.by_name[name].path / CARD).read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError):
+            return ""
+        match = re.search(r"^# .*\n\n((?:.+\n)+)", card, re.MULTILINE)
+        made = match[1].replace("`", "").strip()[:MAX_NOTE] if match else ""
+        return f"{made} {EMBEDDED_NOTE}" if "the corpus embedded" in made else made
 
     def _key(self, name: str) -> tuple[Path, int]:
         """Return a model's directory and its modification time."""

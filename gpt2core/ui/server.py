@@ -96,7 +96,8 @@ class _Routes:
             "respond": [name for name, kind in kinds.items() if kind == INSTRUCT],
             "inside": list(kinds),
         }
-        return HTMLResponse(render("ui.html", title="gpt2core", names=names, package="gpt2core.ui"))
+        notes = {name: self.models.note(name) for name in kinds}
+        return HTMLResponse(render("ui.html", title="gpt2core", names=names, notes=notes, package="gpt2core.ui"))
 
     def generate(self, request: Generate) -> StreamingResponse:
         options = request.model_dump(include={field.name for field in dataclasses.fields(Sampling)})

@@ -74,7 +74,7 @@ def test_the_page_draws_what_is_chosen(page: Path, inspections) -> None:
     assert [i for i, b in enumerate(buttons) if b.get("aria-pressed") == "true"] == [t, T + layer * H + head]
     row = inspection.attention[layer, head, t]
     best = int(row.argmax())
-    expected = f"{inspection.tokens[t]} looks at {inspection.tokens[best]}: "
+    expected = f"{inspection.tokens[t]} attends to {inspection.tokens[best]}: "
     said = re.search(re.escape(expected) + r"(\d+)%", shown.text)
     assert said and abs(int(said[1]) - 100 * float(row[best])) <= 1
     assert f"What comes after token {t + 1}, {inspection.tokens[t]}" in shown.text

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from gpt2core import prompts
+from gpt2core.checkpoint.model_card import ModelCard, write_model_card
 from gpt2core.checkpoint.model_dir import save_model
 from gpt2core.model import GPT, GPTClassifier
 from gpt2core.ui.models import Models, find_models
@@ -22,6 +23,8 @@ def models_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("models")
     config, tokenizer = config_and_tokenizer()
     save_model(folder / "pretrained", GPT(config), tokenizer)
+    card = ModelCard("A pretrained GPT-2", "Pretrained from random weights on the corpus `embedded`.")
+    write_model_card(folder / "pretrained", card)
     save_model(folder / "instruct", GPT(config), tokenizer, chat_template=prompts.chat_template())
     save_model(folder / "classifier", GPTClassifier(config, ("ham", "spam")), tokenizer)
     save_model(folder / "other/deep", GPT(config), tokenizer)

@@ -43,11 +43,11 @@ def submit(page: Tab, name: str, **fields: str | float) -> None:
     assert page.run("[...document.querySelectorAll('[role=tabpanel]')].filter(p => !p.hidden).map(p => p.id)") == [name]
     for field, value in fields.items():
         page.run(f"document.querySelector('#{name} [name={field}]').value = {value!r}")
-    page.run(f"document.querySelector('#{name} form button').click()")
+    page.run(f"document.querySelector('#{name} form .buttons button').click()")
 
 
 def wait_for_end(page: Tab, name: str) -> None:
-    page.wait(f"!document.querySelector('#{name} form button').disabled")
+    page.wait(f"!document.querySelector('#{name} form .buttons button').disabled")
 
 
 def text_of(page: Tab, selector: str) -> str:
@@ -99,6 +99,79 @@ def test_a_mistake_is_shown_and_goes_away(page: Tab) -> None:
     assert page.run("document.querySelector('#generate .error').hidden")
 
 
+def press_enter(page: Tab, selector: str) -> None:
+    page.run(
+        f"document.querySelector('{selector}').dispatchEvent("
+        "new KeyboardEvent('keydown', {key: 'Enter', ctrlKey: true, bubbles: true}))"
+    )
+
+
+def test_two_settings_are_compared_side_by_side(page: Tab) -> None:
+    page.run("document.querySelector('#generate .compare').click()")
+    assert page.run("[...document.querySelectorAll('#generate .side')].map(side => side.hidden)") == [False, False]
+    page.run("document.querySelectorAll('#generate [name=max_new_tokens]')[1].value = 3")
+    page.run("document.querySelectorAll('#generate [name=model]')[1].selectedIndex = 1")
+    submit(page, "generate", prompt="The lamp", max_new_tokens=5)
+    wait_for_end(page, "generate")
+    shown = page.run("[...document.querySelectorAll('#generate .status')].map(line => line.textContent.split(',')[0])")
+    assert shown == ["5 tokens", "3 tokens"]
+    texts = page.run("[...document.querySelectorAll('#generate .text')].map(text => text.textContent)")
+    assert all(text.startswith("The lamp") for text in texts)
+    tops = page.run("[...document.querySelectorAll('#generate .side')].map(side => side.getBoundingClientRect().top)")
+    assert (tops[0] == tops[1]) == (page.run("innerWidth") > 600)  # on a phone, one below the other
+    page.run("document.querySelector('#generate .compare').click()")
+    assert page.run("document.querySelectorAll('#generate .side')[1].hidden")
+
+
+def test_the_history_brings_a_prompt_and_its_settings_back(page: Tab) -> None:
+    submit(page, "generate", prompt="The first lamp", max_new_tokens=2, seed=7)
+    wait_for_end(page, "generate")
+    submit(page, "generate", prompt="The second lamp", max_new_tokens=3, seed=8)
+    wait_for_end(page, "generate")
+    entries = page.run("[...document.querySelectorAll('#generate .history li p')].map(text => text.textContent)")
+    assert [text[:12] for text in entries] == ["The second l", "The first la"]
+    page.run("document.querySelectorAll('#generate .history button')[1].click()")
+    fields = ["prompt", "max_new_tokens", "seed", "top_k"]
+    shown = page.run(f"{fields}.map(name => document.querySelector(`#generate [name=${{name}}]`).value)")
+    assert shown == ["The first lamp", "2", "7", ""]
+
+
+def test_examples_fill_the_form_and_ctrl_enter_sends_it(page: Tab) -> None:
+    page.run("document.querySelectorAll('#generate .examples button')[1].click()")
+    assert page.run("document.querySelector('#generate [name=prompt]').value") == "One day, Mira"
+    page.run("document.querySelector('#generate [name=max_new_tokens]').value = 2")
+    press_enter(page, "#generate [name=prompt]")
+    wait_for_end(page, "generate")
+    assert text_of(page, "#generate .text").startswith("One day, Mira")
+
+
+def test_a_text_is_copied_or_selected(page: Tab) -> None:
+    assert page.run("document.querySelector('#generate .copy').disabled")
+    submit(page, "generate", prompt="The lamp", max_new_tokens=2)
+    wait_for_end(page, "generate")
+    page.run("document.querySelector('#generate .copy').click()")
+    page.wait("['Copied', 'Selected'].includes(document.querySelector('#generate .copy').textContent)")
+    text = page.run("document.querySelector('#generate .text').textContent")
+    if page.run("document.querySelector('#generate .copy').textContent") == "Selected":
+        assert page.run("getSelection().toString()").split() == text.split()
+
+
+def test_settings_are_collapsed_and_open_at_a_wrong_value(page: Tab) -> None:
+    settings = "document.querySelector('#generate .settings')"
+    assert not page.run(f"{settings}.open")
+    submit(page, "generate", max_new_tokens=0)
+    page.wait(f"{settings}.open")
+    assert page.run("document.querySelector('#generate [name=max_new_tokens]').validationMessage")
+    explained = page.run(f"[...{settings}.querySelectorAll('.controls > div')].map(div => div.children[1].textContent)")
+    assert len(explained) == 8 and all(explained)
+
+
+def test_a_model_of_the_embedded_data_says_what_it_knows(page: Tab) -> None:
+    assert "knows nothing else" in text_of(page, "#generate .note")
+    page.run("const select = document.querySelector('#generate select'); select.selectedIndex = 1; select.onchange()")
+    assert text_of(page, "#generate .note") == ""  # a model without a card
+
+
 def test_classify_has_a_row_for_each_line(page: Tab) -> None:
     submit(page, "classify", texts="The <b>lamp</b>\n\n  lit  ")
     wait_for_end(page, "classify")
@@ -115,7 +188,9 @@ def test_respond_answers(page: Tab) -> None:
     submit(page, "respond", instruction="Where is the lamp?", max_new_tokens=12)
     wait_for_end(page, "respond")
     assert "token" in text_of(page, "#respond .status")
-    assert page.run("document.querySelectorAll('#respond option').length") == 1  # only what follows instructions
+    assert (
+        page.run("document.querySelectorAll('#respond .side:first-child option').length") == 1
+    )  # only what follows instructions
 
 
 def test_look_inside_shows_the_inspection_and_its_choices_work(page: Tab) -> None:

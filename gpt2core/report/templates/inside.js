@@ -1,4 +1,4 @@
-// Draws one inspection: tokens, all heads, one head large, and what each layer would say next. Fetches nothing.
+// Draws one inspection: tokens, all heads, one enlarged head, and the next token by layer. Fetches nothing.
 (() => {
   "use strict";
   const data = JSON.parse(document.getElementById("inspection").textContent);
@@ -35,7 +35,7 @@
   // All heads
   const grid = find(".heads");
   grid.style.gridTemplateColumns = `repeat(${H}, minmax(.75rem, ${Math.max(1.5, Math.min(7, 42 / H))}rem))`;
-  const colour = scale.map((hex) => [1, 3, 5].map((at) => parseInt(hex.slice(at, at + 2), 16)));
+  const color = scale.map((hex) => [1, 3, 5].map((at) => parseInt(hex.slice(at, at + 2), 16)));
   const heads = [];
   for (let layer = 0; layer < L; layer++) {
     for (let head = 0; head < H; head++) {
@@ -47,14 +47,25 @@
       const context = canvas.getContext("2d");
       const image = context.createImageData(T, T);
       for (let t = 0; t < T; t++) {
-        for (let s = 0; s <= t; s++) image.data.set([...colour[rootOf(layer, head, t, s)], 255], 4 * (t * T + s));
+        for (let s = 0; s <= t; s++) image.data.set([...color[rootOf(layer, head, t, s)], 255], 4 * (t * T + s));
       }
       context.putImageData(image, 0, 0);
       button.append(canvas);
       button.onclick = () => choose({ layer, head });
+      button.onkeydown = (event) => moveBy(event, layer, head);
       grid.append(button);
       heads.push(button);
     }
+  }
+
+  // The grid is one stop of the Tab key; the arrow keys move in it.
+  function moveBy(event, layer, head) {
+    const [down, right] = { ArrowDown: [1, 0], ArrowUp: [-1, 0], ArrowRight: [0, 1], ArrowLeft: [0, -1] }[event.key] ?? [0, 0];
+    const next = { layer: layer + down, head: head + right };
+    if (!(down || right) || !(next.layer in [...Array(L)]) || !(next.head in [...Array(H)])) return;
+    event.preventDefault();
+    choose(next);
+    heads[next.layer * H + next.head].focus();
   }
 
   // One head
@@ -99,7 +110,7 @@
     });
   }
   const say = (t, s) => {
-    find("output").textContent = `${tokens[t]} looks at ${tokens[s]}: ${percent(weightOf(chosen.layer, chosen.head, t, s))}`;
+    find("output").textContent = `${tokens[t]} attends to ${tokens[s]}: ${percent(weightOf(chosen.layer, chosen.head, t, s))}`;
   };
   const cellAt = (event) => {
     const box = large.getBoundingClientRect();
@@ -117,7 +128,7 @@
     if (cell) { choose({ t: cell[0] }); say(...cell); }
   };
 
-  // What each layer would say next, the last one first
+  // The next token by layer, the last layer first
   function drawLens() {
     const box = find(".lens");
     if (!data.lens && !data.classes) return;
@@ -140,8 +151,9 @@
       table.append(row(["if the model ended at", ...data.labels], "th"));
       for (const layer of layers) table.append(row([nameOf(layer), ...data.classes[layer].map(percent)], "td"));
     }
-    const scroll = make("div");
-    scroll.className = "scroll";
+    const scroll = Object.assign(make("div"), { className: "scroll", tabIndex: 0 }); // the keyboard can scroll it
+    scroll.setAttribute("role", "region");
+    scroll.setAttribute("aria-label", "next token by layer");
     scroll.append(table);
     box.append(scroll);
   }
@@ -149,12 +161,15 @@
   function choose(change) {
     chosen = { ...chosen, ...change };
     const { layer, head, t } = chosen;
-    heads.forEach((button, i) => button.setAttribute("aria-pressed", i === layer * H + head));
+    heads.forEach((button, i) => {
+      button.setAttribute("aria-pressed", i === layer * H + head);
+      button.tabIndex = i === layer * H + head ? 0 : -1;
+    });
     chips.forEach((chip, s) => {
       chip.setAttribute("aria-pressed", s === t);
       const loss = data.loss_nats?.[s];
       const seen = s <= t ? rootOf(layer, head, t, s) / 255 : 0;
-      chip.style.background = `rgb(var(--warm) / ${(0.75 * seen).toFixed(3)})`;
+      chip.style.background = `rgb(var(--warm) / ${(0.45 * seen).toFixed(3)})`;
       chip.style.borderBottom = loss ? `3px solid rgb(var(--warm) / ${(loss / worst).toFixed(3)})` : "";
     });
     find(".chosen").textContent = `Layer ${layer + 1}, head ${head + 1}`;

@@ -1,4 +1,4 @@
-// The four forms. They speak to this page's own server and to nobody else.
+// The four forms. They send requests to the server of this page only.
 (() => {
   "use strict";
   const tabs = [...document.querySelectorAll("[role=tab]")];
@@ -28,13 +28,12 @@
   addEventListener("hashchange", () => show(location.hash.slice(1)));
   show(location.hash.slice(1));
 
-  // An empty number is left to the server's default.
-  function values(form) {
-    const fields = [...new FormData(form)].map(([name, value]) => {
-      const is_number = form.elements[name].type === "number";
-      return [name, is_number ? (value === "" ? undefined : Number(value)) : value];
-    });
-    return Object.fromEntries(fields);
+  // The values of the fields in an element; an empty number is left to the server's default.
+  function values(element) {
+    const fields = [...element.querySelectorAll("[name]")].filter((field) => !field.closest("fieldset:disabled"));
+    return Object.fromEntries(fields.map(({ name, type, value }) => {
+      return [name, type === "number" ? (value === "" ? undefined : Number(value)) : value];
+    }));
   }
 
   async function ask(path, question, signal) {
@@ -50,16 +49,17 @@
     if (answer.ok) return answer;
     const text = await answer.text();
     let said = text;
-    try { said = JSON.parse(text).error ?? text; } catch { /* it is no JSON: a failure of the server */ }
+    try { said = JSON.parse(text).error ?? text; } catch { /* not JSON: the server failed */ }
     throw new Error(said);
   }
 
-  // One question at a time in a tab; `work` is given its values and a signal that the stop button sets off.
+  // One request at a time per tab; `work` gets the form's values and a signal that the stop button sets off.
   function onSubmit(id, work) {
     const section = document.getElementById(id), form = section.querySelector("form");
     if (!form) return;
     const find = (selector) => section.querySelector(selector);
-    const button = form.querySelector("button"), stop = form.querySelector(".stop");
+    const button = form.querySelector(".buttons button"), stop = form.querySelector(".stop");
+    const status = (text) => section.querySelectorAll(".status").forEach((line) => { line.textContent = text; });
     form.onsubmit = async (event) => {
       event.preventDefault();
       if (button.disabled) return;
@@ -67,11 +67,13 @@
       button.disabled = true;
       if (stop) Object.assign(stop, { disabled: false, onclick: () => control.abort() });
       find(".error").hidden = true;
-      find(".status").textContent = "…";
+      status("…");
       try {
-        find(".status").textContent = await work(values(form), find, control.signal);
+        const text = await work(values(form), find, control.signal);
+        if (text !== undefined) status(text);
       } catch (error) {
-        find(".status").textContent = error.name === "AbortError" ? "Stopped." : "";
+        control.abort(); // of two sides, one failed
+        status(error.name === "AbortError" ? "Stopped." : "");
         if (error.name !== "AbortError") Object.assign(find(".error"), { textContent: error.message, hidden: false });
       } finally {
         button.disabled = false;
@@ -81,6 +83,53 @@
     form.addEventListener("keydown", (event) => {
       if (event.key === "Enter" && (event.ctrlKey || event.metaKey)) form.requestSubmit();
     });
+    // An invalid setting must be visible to be corrected.
+    form.addEventListener("invalid", (event) => event.target.closest("details")?.setAttribute("open", ""), true);
+    for (const chip of form.querySelectorAll("[data-fill]")) {
+      chip.onclick = () => fill(form, JSON.parse(chip.dataset.fill));
+    }
+  }
+
+  const fill = (element, fields) => {
+    for (const [name, value] of Object.entries(fields)) {
+      const field = element.querySelector(`[name="${name}"]`);
+      if (field) Object.assign(field, { value: value ?? "" }).dispatchEvent(new Event("change", { bubbles: true }));
+    }
+  };
+
+  // What the chosen model is.
+  const notes = JSON.parse(document.getElementById("notes").textContent);
+  for (const select of document.querySelectorAll("select[name=model]")) {
+    const note = select.closest("fieldset, form").querySelector(".note");
+    select.onchange = () => { note.textContent = notes[select.value] ?? ""; };
+    select.onchange();
+  }
+
+  // Two sides: the second one is enabled by a check box, and starts with the settings of the first one.
+  for (const box of document.querySelectorAll(".compare")) {
+    const sides = box.closest("form").querySelector(".sides"), [first, second] = sides.children;
+    box.onchange = () => {
+      sides.classList.toggle("compared", box.checked);
+      Object.assign(second, { hidden: !box.checked, disabled: !box.checked });
+      if (!box.checked) return;
+      fill(second, values(first));
+      second.querySelector(".settings").open = first.querySelector(".settings").open = true;
+    };
+    box.onchange(); // a browser may keep the check mark when the page is loaded again
+  }
+
+  for (const button of document.querySelectorAll(".copy")) {
+    button.onclick = async () => {
+      const text = button.parentElement.querySelector(".text");
+      try {
+        await navigator.clipboard.writeText(text.textContent);
+        button.textContent = "Copied";
+      } catch { // the browser forbids it: select the text, for Ctrl+C
+        getSelection().selectAllChildren(text);
+        button.textContent = "Selected";
+      }
+      setTimeout(() => { button.textContent = "Copy"; }, 1500);
+    };
   }
 
   // Lines of JSON as they come.
@@ -96,28 +145,64 @@
     }
   }
 
-  async function write(path, question, given, find, signal) {
-    const text = find(".text"), written = make("span");
+  // Write a text into a side while it is generated.
+  async function write(path, question, given, side, signal) {
+    const text = side.querySelector(".text"), written = make("span"), status = side.querySelector(".status");
     text.replaceChildren(Object.assign(make("span", given), { className: "given" }), written);
+    side.querySelector(".copy").disabled = false;
     let end = null;
     for await (const line of lines(await ask(path, question, signal))) {
       if (line.text !== undefined) written.append(line.text);
       else end = line;
     }
-    if (!end) throw new Error("The answer broke off: look at what `gpt2core ui` says in the terminal.");
-    const speed = end.seconds > 0 ? `, ${(end.tokens / end.seconds).toFixed(0)} a second` : "";
-    return `${end.tokens} token${end.tokens === 1 ? "" : "s"}${speed}`;
+    if (!end) throw new Error("The answer is incomplete: see the messages of `gpt2core ui` in the terminal.");
+    const speed = end.seconds > 0 ? `, ${(end.tokens / end.seconds).toFixed(0)} per second` : "";
+    status.textContent = `${end.tokens} token${end.tokens === 1 ? "" : "s"}${speed}`;
   }
 
-  onSubmit("generate", (question, find, signal) => write("api/generate", question, question.prompt, find, signal));
-  onSubmit("respond", (question, find, signal) => write("api/respond", question, "", find, signal));
+  // One request per side, both at the same time; then an entry of the history.
+  async function writeSides(id, given, signal) {
+    const section = document.getElementById(id), form = section.querySelector("form");
+    const sides = [...form.querySelectorAll(".side:not([hidden])")];
+    const shared = values(form);
+    const questions = sides.map((side) => ({ ...shared, ...values(side) }));
+    await Promise.all(sides.map((side, i) => write(`api/${id}`, questions[i], given(shared), side, signal)));
+    remember(section, questions, sides.map((side) => side.querySelector(".text").textContent));
+  }
+
+  const MAX_REMEMBERED = 50;
+  function remember(section, questions, texts) {
+    const list = section.querySelector(".history ol"), form = section.querySelector("form"), entry = make("li");
+    questions.forEach((question, i) => {
+      const { model, prompt, instruction, input, ...settings } = question;
+      const named = Object.entries(settings).filter(([, value]) => value !== undefined && value !== "");
+      entry.append(Object.assign(make("span", `${model}: ${named.map(([name, value]) => `${name} ${value}`).join(", ")}`), { className: "soft" }));
+      entry.append(make("p", prompt === undefined ? `${instruction}\n${texts[i]}` : texts[i]));
+    });
+    const again = Object.assign(make("button", "Use these settings"), { type: "button", className: "chip" });
+    again.onclick = () => {
+      const box = form.querySelector(".compare");
+      box.checked = questions.length > 1;
+      box.onchange();
+      fill(form, questions[0]);
+      form.querySelectorAll(".side:not([hidden])").forEach((side, i) => fill(side, questions[i]));
+      form.scrollIntoView();
+    };
+    entry.append(again);
+    list.prepend(entry);
+    if (list.children.length > MAX_REMEMBERED) list.lastChild.remove();
+    list.parentElement.hidden = false;
+  }
+
+  onSubmit("generate", (_, find, signal) => writeSides("generate", ({ prompt }) => prompt, signal));
+  onSubmit("respond", (_, find, signal) => writeSides("respond", () => "", signal));
 
   onSubmit("classify", async ({ model, texts }, find) => {
     const rows = texts.split("\n").map((text) => text.trim()).filter(Boolean);
-    if (!rows.length) throw new Error("There is no text: write one a line.");
+    if (!rows.length) throw new Error("There is no text: write one per line.");
     const { labels, probabilities } = await (await ask("api/classify", { model, texts: rows })).json();
     const table = make("table"), head = make("tr");
-    // Of many classes a column for each would be too wide: the likeliest one's probability alone.
+    // Many classes would need a wide table: only the probability of the most probable one is shown.
     const shown = labels.length > 8 ? ["probability"] : labels;
     head.append(...["text", "class", ...shown].map((name) => make("th", name)));
     table.append(head);
