@@ -1,0 +1,215 @@
+"""Where training checkpoints are stored: a folder of this machine, or one that `GPT2CORE_CHECKPOINTS` names.
+
+A `Storage` is a folder. One process at a time has it, and that process may write to it. `LocalFolder` is on a disk, of
+this machine or shared; `object_store.ObjectStore` is on an object store.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import shutil
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock, Timeout
+
+from gpt2core import config, files, runtime
+from gpt2core.errors import UserError
+from gpt2core.redact import secret_in_url
+
+VARIABLE = "GPT2CORE_CHECKPOINTS"
+SAVING = "saving.tmp"
+
+
+class StoreError(OSError):
+    """An object store that cannot be reached, or refuses a request. An object that is missing is another error."""
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A file of a storage."""
+
+    n_bytes: int
+    modified_s: float  # seconds since 1970
+
+
+class Storage(ABC):
+    """A folder of checkpoints. Files appear in it complete or not at all.
+
+    Attributes:
+        location: the root, as `open_storage` takes it, and this folder below it.
+        scratch: a folder on a disk of this machine, for files that are written before they are stored.
+        is_shared: whether other machines may use it.
+        expiry: when the folder of a killed process becomes free, for messages.
+    """
+
+    location: tuple[str, str]
+    scratch: Path
+    is_shared = False
+    expiry = ""
+
+    @property
+    def temporary(self) -> Path:
+        """Return the path of a file that this process writes before it is stored; it creates the folder."""
+        self.scratch.mkdir(parents=True, exist_ok=True)
+        return self.scratch / f"{runtime.rank()}.{SAVING}"
+
+    def __str__(self) -> str:
+        return "/".join(filter(None, self.location))
+
+    @abstractmethod
+    def child(self, name: str) -> Storage:
+        """Return a folder in this one."""
+
+    @abstractmethod
+    def entries(self) -> dict[str, Entry]:
+        """Return all files in this folder and below, by their names relative to it."""
+
+    @abstractmethod
+    def put(self, path: Path, name: str) -> None:
+        """Store a file of `scratch`, which may then be missing from there."""
+
+    @abstractmethod
+    def fetch(self, name: str) -> AbstractContextManager[Path]:
+        """Provide a file for reading as one of this machine. Raises FileNotFoundError if it is missing."""
+
+    @abstractmethod
+    def remove(self, name: str) -> None:
+        """Remove a file, unless it is missing."""
+
+    @abstractmethod
+    def delete(self) -> None:
+        """Remove the folder, with its lock."""
+
+    @abstractmethod
+    def guard(self) -> AbstractContextManager[object]:
+        """Exclude other processes while this one removes and locks folders in this folder."""
+
+    @abstractmethod
+    def acquire(self, *, wait: bool) -> bool:
+        """Reserve the folder for this process; return whether it is reserved, which without `wait` may be false."""
+
+    @abstractmethod
+    def release(self) -> None:
+        """Let other processes have the folder."""
+
+    @abstractmethod
+    def check(self) -> None:
+        """Check that the folder is still reserved for this process. Raises UserError if it is not."""
+
+    @property
+    @abstractmethod
+    def is_lost(self) -> bool:
+        """Whether another process has taken the folder over."""
+
+    def read_json(self, name: str) -> dict[str, Any]:
+        """Return the content of a JSON file; an empty dict if it is missing or damaged."""
+        try:
+            with self.fetch(name) as path:
+                return dict(json.loads(path.read_text(encoding="utf-8")))
+        except (FileNotFoundError, ValueError, TypeError):
+            return {}
+
+    def write_json(self, name: str, value: Any) -> None:
+        """Store a JSON file."""
+        temporary = self.temporary
+        files.write_json(temporary, value)
+        self.put(temporary, name)
+
+
+class LocalFolder(Storage):
+    """A folder of a file system. A file lock next to it reserves it, until its process ends for any reason.
+
+    Files are renamed without fsync: if a power cut damages the newest checkpoint, its checksum differs, and the one
+    before it has been on the disk for long.
+    """
+
+    def __init__(self, root: Path, name: str = "", is_shared: bool = False):
+        self.location, self.is_shared = (str(root), name), is_shared
+        self.scratch = root / name
+        self._lock_path = self.scratch.with_name(f"{self.scratch.name}.lock")
+        self._lock: FileLock | None = None
+
+    def child(self, name: str) -> LocalFolder:
+        root, own = self.location
+        return LocalFolder(Path(root), f"{own}/{name}" if own else name, self.is_shared)
+
+    def entries(self) -> dict[str, Entry]:
+        found = {}
+        for folder, _, names in os.walk(self.scratch):  # unlike `Path.rglob`, it works while others write and remove
+            for path in (Path(folder, name) for name in names):
+                with contextlib.suppress(FileNotFoundError):
+                    stat = path.stat()
+                    found[path.relative_to(self.scratch).as_posix()] = Entry(stat.st_size, stat.st_mtime)
+        return found
+
+    def put(self, path: Path, name: str) -> None:
+        path.replace(self.scratch / name)
+
+    @contextlib.contextmanager
+    def fetch(self, name: str) -> Iterator[Path]:
+        yield self.scratch / name
+
+    def remove(self, name: str) -> None:
+        (self.scratch / name).unlink(missing_ok=True)
+
+    def delete(self) -> None:
+        shutil.rmtree(self.scratch, ignore_errors=True)
+        self._lock_path.unlink(missing_ok=True)  # a process that waits for it notices this, and creates a new one
+
+    def guard(self) -> AbstractContextManager[object]:
+        return files.lock(self.scratch / "states.lock")
+
+    def acquire(self, *, wait: bool) -> bool:
+        self._lock = self._lock or files.lock(self._lock_path)
+        with contextlib.suppress(Timeout):
+            self._lock.acquire(timeout=-1 if wait else 0)
+        return self._lock.is_locked
+
+    def release(self) -> None:
+        if self._lock:
+            self._lock.release()
+
+    def check(self) -> None:
+        """Do nothing: no process can take over a lock."""
+
+    @property
+    def is_lost(self) -> bool:
+        return False
+
+
+def checkpoint_root() -> Storage:
+    """Return the folder of all training checkpoints: the one that `GPT2CORE_CHECKPOINTS` names, or `.checkpoints`.
+
+    Raises:
+        UserError: the variable names a folder that does not exist, a URL with a secret, or an unknown file system.
+    """
+    value = os.environ.get(VARIABLE, "")
+    if secret := secret_in_url(value):
+        raise UserError(
+            f"{VARIABLE} contains {secret}; set credentials in variables of their own (AWS_ACCESS_KEY_ID, …)"
+        )
+    if not value:
+        return LocalFolder(config.checkpoints_dir())
+    return open_storage(value if "://" in value else str(config.project_root() / Path(value).expanduser()))
+
+
+def open_storage(root: str, name: str = "") -> Storage:
+    """Return the folder `name` below a root, which is a path or a URL.
+
+    Raises:
+        UserError: the path is not a folder, or the URL cannot be opened.
+    """
+    if "://" in root:
+        from gpt2core.training.object_store import ObjectStore
+
+        return ObjectStore.open(root.rstrip("/"), name)
+    if not Path(root).is_dir():
+        raise UserError(f"{VARIABLE}: {root} is not a folder; create it (mkdir -p), or mount its disk")
+    return LocalFolder(Path(root).resolve(), name, is_shared=True)
