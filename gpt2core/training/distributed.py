@@ -13,7 +13,7 @@ import copy
 import json
 import math
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, TypeVar
 
 import numpy as np
@@ -24,7 +24,7 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.distributed_c10d import PrefixStore, Store
 from torch.distributed.fsdp import FSDPModule, fully_shard, register_fsdp_forward_method
 from torch.distributed.rendezvous import rendezvous
-from torch.distributed.tensor import DTensor, Replicate, distribute_tensor
+from torch.distributed.tensor import DTensor, Replicate
 from torch.nn.parallel import DistributedDataParallel
 
 from gpt2core import runtime
@@ -211,26 +211,26 @@ def shard_like(tensor: Tensor, like: Tensor) -> Tensor:
     return replicated.redistribute(placements=like.placements)
 
 
-def gather_to_rank0(tensor: Tensor) -> Tensor:
-    """Return the full tensor in the first process, on the CPU if it was sharded; an empty tensor in the others."""
-    if rank():
-        full_tensor(tensor)
-        return torch.empty(0)
-    return tensor.full_tensor().cpu() if isinstance(tensor, DTensor) else tensor
+def local_part(tensor: Tensor) -> Tensor:
+    """Return the part of a tensor that this process has: all of it, unless it is sharded."""
+    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
 
 
-def scatter_from_rank0(tensor: Tensor | None, like: Tensor) -> Tensor:
-    """Return the part of this process of a full tensor that only the first process has; all of it if unsharded."""
-    if world_size() == 1:
-        assert tensor is not None
-        return tensor
-    full = torch.empty(like.shape, dtype=like.dtype, device=like.device)
-    if tensor is not None:
-        full.copy_(tensor)
-    if isinstance(like, DTensor):
-        return distribute_tensor(full, like.device_mesh, like.placements)
-    dist.broadcast(full, 0)
-    return full
+def from_local_part(part: Tensor, like: Tensor) -> Tensor:
+    """Return the tensor, sharded like `like`, of which this process has `part`, on the device of `like`."""
+    assert isinstance(like, DTensor)
+    return DTensor.from_local(
+        part.to(like.device), like.device_mesh, like.placements, run_check=False, shape=like.shape, stride=like.stride()
+    )
+
+
+def layout(tensors: Mapping[str, Tensor]) -> dict[str, dict[str, Any]]:
+    """Return the full shape and the placements of each sharded tensor, as values of JSON."""
+    return {
+        name: {"shape": list(tensor.shape), "placements": [str(placement) for placement in tensor.placements]}
+        for name, tensor in tensors.items()
+        if isinstance(tensor, DTensor)
+    }
 
 
 @torch.no_grad()

@@ -37,7 +37,7 @@ class ResumableTraining:
 
     Args:
         checkpoints: where they are kept; None: nowhere, and signals are left as they are. Of several processes, the
-            first one has them, and all do the same at the same step.
+            first one passes them, and all do the same at the same step.
         model: its trainable weights are saved; frozen ones are those of the base.
         optimizers: their state is saved; the params make their groups.
         max_steps: the last checkpoint needs no optimizers.
@@ -56,10 +56,10 @@ class ResumableTraining:
         name: str = "training",
         best: Mapping[str, Tensor] | None = None,
     ):
-        self.checkpoints, self.model, self.optimizers, self.name = checkpoints, model, optimizers, name
+        self.checkpoints = CheckpointManager.join(checkpoints)
+        self.model, self.optimizers, self.name = model, optimizers, name
         self.max_steps, self.extra_state, self.best = max_steps, extra_state, best or {}
         self.step = 0  # of the newest checkpoint
-        self._is_kept = distributed.all_reduce_sum(checkpoints is not None) > 0
         self._fixed_interval_s = save_interval_s()
         self._interval_s = SAVE_INTERVAL_S if self._fixed_interval_s is None else self._fixed_interval_s
         self._saved_s = time.monotonic()
@@ -69,16 +69,16 @@ class ResumableTraining:
     def restore(self) -> dict[str, Any]:
         """Restore model, optimizers, and random generators from the newest checkpoint; return its extra state."""
         newest = self.checkpoints.newest() if self.checkpoints else None
-        self.step, extra_state = distributed.broadcast_object((newest.step, newest.extra_state) if newest else (0, {}))
+        if newest is None:
+            return {}
+        self.step = newest.step
         if self.step:
             load_state(newest, self.model, self.optimizers)
             for key, tensor in self.best.items():
-                saved = newest.tensors[f"best.{key}"] if newest else None
-                tensor.copy_(distributed.scatter_from_rank0(saved, tensor))
-        if newest:
-            when = datetime.fromtimestamp(newest.saved_s).strftime("%Y-%m-%d %H:%M:%S")
-            logger.info(f"{self.name}: resumed at step {newest.step} of {self.max_steps} (checkpoint of {when})")
-        return extra_state
+                distributed.local_part(tensor).copy_(newest.tensors[f"best.{key}"])
+        when = datetime.fromtimestamp(newest.saved_s).strftime("%Y-%m-%d %H:%M:%S")
+        logger.info(f"{self.name}: resumed at step {newest.step} of {self.max_steps} (checkpoint of {when})")
+        return newest.extra_state
 
     def save_extra_state(self) -> None:
         """Save what was computed before the first step."""
@@ -87,9 +87,9 @@ class ResumableTraining:
 
     def is_due(self, step: int) -> bool:
         """Return whether the loop should pause, for a checkpoint or to stop."""
-        if not self._is_kept or step <= self.step:
+        if self.checkpoints is None or step <= self.step:
             return False
-        is_due = time.monotonic() - self._saved_s >= self._interval_s
+        is_due = time.monotonic() - self._saved_s >= self._interval_s or self.checkpoints.folder.is_lost
         return is_due or step == self.max_steps or self._signal is not None
 
     def on_pause(self, step: int, is_last: bool = False) -> None:
@@ -98,29 +98,27 @@ class ResumableTraining:
         Raises:
             KeyboardInterrupt: after Ctrl-C; Terminated: after SIGTERM.
         """
-        if not self._is_kept:
+        if self.checkpoints is None:
             return
         if is_last:
             self.max_steps = step
         if distributed.all_reduce_sum(self.is_due(step)):
-            self._save(step)
+            self._save(self.checkpoints, step)
         self._end_if_signaled()
 
-    def _save(self, step: int) -> None:
+    def _save(self, checkpoints: CheckpointManager, step: int) -> None:
         start_s = time.monotonic()
         optimizers = () if step == self.max_steps else self.optimizers
         tensors = state_tensors(self.model, optimizers)
-        tensors |= {f"best.{key}": distributed.gather_to_rank0(tensor) for key, tensor in self.best.items()}
-        if distributed.all_reduce_sum(
-            self.checkpoints is not None and self.checkpoints.save(step, tensors, self.extra_state())
-        ):
+        tensors |= {f"best.{key}": tensor for key, tensor in self.best.items()}
+        if checkpoints.save(step, tensors, self.extra_state()):
             self.step = step
         self._saved_s = time.monotonic()
         if self._fixed_interval_s is None:
             self._interval_s = max(SAVE_INTERVAL_S, (self._saved_s - start_s) / MAX_SAVING_SHARE)
 
     def __enter__(self) -> ResumableTraining:
-        if self._is_kept and threading.current_thread() is threading.main_thread():
+        if self.checkpoints and threading.current_thread() is threading.main_thread():
             self._handlers = {number: signal.signal(number, self._stop) for number in SIGNALS}
         return self
 
@@ -128,7 +126,7 @@ class ResumableTraining:
         for number, handler in self._handlers.items():
             signal.signal(number, handler)
         self._handlers = {}
-        if self._is_kept and not error:
+        if self.checkpoints and not error:
             self._end_if_signaled()  # after the last pause
 
     def _end_if_signaled(self) -> None:
@@ -147,48 +145,38 @@ class ResumableTraining:
 
 
 def state_tensors(model: nn.Module, optimizers: Sequence[torch.optim.Optimizer]) -> dict[str, Tensor]:
-    """Return trainable weights, and the state of the optimizers and of the random generators, by name.
-
-    Sharded tensors are gathered in the first process; all processes must call this.
-    """
+    """Return trainable weights, and the state of the optimizers and of the random generators, by name."""
     tensors = {f"model.{name}": p.detach() for name, p in model.named_parameters() if p.requires_grad}
     for number, optimizer in enumerate(optimizers):
         for index, values in optimizer.state_dict()["state"].items():
             for name, value in values.items():
                 assert isinstance(value, Tensor), f"{type(optimizer).__name__}: {name} is no tensor"
                 tensors[f"optimizer.{number}.{index}.{name}"] = value
-    tensors = {name: distributed.gather_to_rank0(tensor) for name, tensor in tensors.items()}
     tensors["random.cpu"] = torch.get_rng_state()
     if torch.cuda.is_initialized():
         tensors["random.cuda"] = torch.cuda.get_rng_state()
-    return {name: tensor.contiguous() for name, tensor in tensors.items()}
+    return tensors
 
 
 @torch.no_grad()
-def load_state(state: Checkpoint | None, model: nn.Module, optimizers: Sequence[torch.optim.Optimizer]) -> None:
-    """Load what `state_tensors` returned; the last checkpoint has no optimizers and leaves them unchanged.
-
-    Of several processes, the first one has the checkpoint, and the others get their parts from it.
-    """
-    tensors = state.tensors if state else {}
-    shapes = distributed.broadcast_object({name: list(tensor.shape) for name, tensor in tensors.items()})
+def load_state(state: Checkpoint, model: nn.Module, optimizers: Sequence[torch.optim.Optimizer]) -> None:
+    """Load what `state_tensors` returned; the last checkpoint has no optimizers and leaves them unchanged."""
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
-            parameter.copy_(distributed.scatter_from_rank0(tensors.get(f"model.{name}"), parameter))
+            distributed.local_part(parameter).copy_(state.tensors[f"model.{name}"])
     for number, optimizer in enumerate(optimizers):
         parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
         values: dict[int, dict[str, Tensor]] = {}
-        for key, shape in shapes.items():
+        for key, tensor in state.tensors.items():
             if key.startswith(f"optimizer.{number}."):
-                _, _, index, name = key.split(".", 3)
-                parameter = parameters[int(index)]
-                like = parameter if list(parameter.shape) == shape else torch.empty(shape)  # AdamW's number of steps
-                values.setdefault(int(index), {})[name] = distributed.scatter_from_rank0(tensors.get(key), like).clone()
+                index, name = key.split(".", 3)[2:]
+                is_sharded = key in state.sharded
+                value = distributed.from_local_part(tensor, parameters[int(index)]) if is_sharded else tensor
+                values.setdefault(int(index), {})[name] = value.clone()
         optimizer.load_state_dict({"state": values, "param_groups": optimizer.state_dict()["param_groups"]})
-    if state:
-        torch.set_rng_state(tensors["random.cpu"])
-        if "random.cuda" in tensors:
-            torch.cuda.set_rng_state(tensors["random.cuda"])
+    torch.set_rng_state(state.tensors["random.cpu"])
+    if "random.cuda" in state.tensors and torch.cuda.is_available():  # it may continue on another machine
+        torch.cuda.set_rng_state(state.tensors["random.cuda"])
 
 
 def save_interval_s() -> float | None:

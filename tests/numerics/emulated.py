@@ -38,6 +38,7 @@ from gpt2core.training.checkpoints import CheckpointManager, fingerprint  # noqa
 from gpt2core.training.classify import finetune_classify  # noqa: E402
 from gpt2core.training.instruct import finetune_instruct  # noqa: E402
 from gpt2core.training.pretrain import Corpus, Pretrained, pretrain  # noqa: E402
+from gpt2core.training.storage import LocalFolder  # noqa: E402
 
 ROOT = Path(__file__).parents[2]
 STEPS = 4  # of each training
@@ -132,7 +133,7 @@ def main() -> None:
         Shard(np.concatenate(documents[part]), tokenizer.vocab_size, len(tales[part]), sum(map(len, tales[part])))
         for part in (slice(8, None), slice(0, 8))
     )
-    states = CheckpointManager(arguments.states) if arguments.states else None
+    states = CheckpointManager(LocalFolder(arguments.states)) if arguments.states else None
     try:
         result = pretrained(params, shards, tokenizer, states, arguments.stop_after)
     except Stopped:

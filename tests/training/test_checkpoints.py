@@ -22,6 +22,7 @@ import torch
 from gpt2core import files, numerics, runtime, stage_code
 from gpt2core.training import checkpoints as states_module
 from gpt2core.training.checkpoints import CheckpointManager, digest, fingerprint, prune, stage_checkpoints
+from gpt2core.training.storage import LocalFolder
 
 ROOT = Path(__file__).parents[2]
 DAY_S = 86400
@@ -36,7 +37,7 @@ def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.fixture
 def kept(tmp_path: Path) -> CheckpointManager:
-    return CheckpointManager(tmp_path / "training")
+    return CheckpointManager(LocalFolder(tmp_path / "training"))
 
 
 def tensors(step: int) -> dict[str, torch.Tensor]:
@@ -44,7 +45,7 @@ def tensors(step: int) -> dict[str, torch.Tensor]:
 
 
 def files_of(states: CheckpointManager) -> list[Path]:
-    return sorted(states.folder.iterdir())
+    return sorted(states.folder.scratch.iterdir())
 
 
 # -- A state ---------------------------------------------------------------------------------------------------------
@@ -91,7 +92,7 @@ DAMAGES = {
     "cut": lambda path: os.truncate(path, path.stat().st_size - 1),
     "emptied": lambda path: os.truncate(path, 0),
     "longer": lambda path: path.write_bytes(path.read_bytes() + b"\0"),
-    "another's bytes": lambda path: shutil.copy(files_of(CheckpointManager(path.parent))[0], path),
+    "another's bytes": lambda path: shutil.copy(files_of(CheckpointManager(LocalFolder(path.parent)))[0], path),
 }
 
 
@@ -142,8 +143,9 @@ WRITER = """
 import sys, torch
 from pathlib import Path
 from gpt2core.training.checkpoints import CheckpointManager
+from gpt2core.training.storage import LocalFolder
 
-states = CheckpointManager(Path(sys.argv[1]))
+states = CheckpointManager(LocalFolder(Path(sys.argv[1])))
 for step in range(1, 100_000):
     states.save(step, {"weight": torch.full((300, 1000), float(step))}, {"step": step})
     print(step, flush=True)
@@ -162,7 +164,7 @@ def start(code: str, *arguments: object, **env: str) -> subprocess.Popen[str]:
 def test_a_killed_writer_leaves_a_whole_state(kept: CheckpointManager) -> None:
     draw = random.Random(7)
     for _ in range(4):
-        writer = start(WRITER, kept.folder)
+        writer = start(WRITER, kept.folder.scratch)
         assert writer.stdout
         for _ in range(draw.randrange(1, 20)):
             printed = int(writer.stdout.readline())
@@ -173,7 +175,7 @@ def test_a_killed_writer_leaves_a_whole_state(kept: CheckpointManager) -> None:
         assert state is not None
         assert printed <= state.step == state.extra_state["step"]
         assert torch.equal(state.tensors["weight"], torch.full((300, 1000), float(state.step)))
-        shutil.rmtree(kept.folder)
+        shutil.rmtree(kept.folder.scratch)
 
 
 # -- A stage's folder ------------------------------------------------------------------------------------------------
@@ -231,7 +233,7 @@ def test_the_folder_says_where_the_stage_runs(project: Path, monkeypatch: pytest
         with stage_checkpoints("pretrain", {}, []) as stage:
             assert stage.folder is not None
             stage.training("pretrain").save(1, tensors(1), {})  # type: ignore[union-attr]
-        assert json.loads((stage.folder / "environment.json").read_text()) == here
+        assert json.loads((stage.folder.scratch / "environment.json").read_text()) == here
 
 
 # -- The key ---------------------------------------------------------------------------------------------------------
@@ -407,7 +409,7 @@ def test_old_states_are_pruned_by_age(tmp_path: Path) -> None:
         (tmp_path / other).mkdir()
         os.utime(tmp_path / other, (0, 0))
     (made[2].with_name(f"{made[2].name}.lock")).touch()
-    prune(tmp_path, keep=made[0])
+    prune(LocalFolder(tmp_path), keep=LocalFolder(tmp_path, made[0].name))
     left = {path.name for path in tmp_path.iterdir()}
     assert left == {made[n].name for n in (0, 1, 3, 5)} | {"tokenize", "downloads", "pretrain-own"}
 
@@ -416,14 +418,14 @@ def test_old_states_are_pruned_by_size_finished_and_oldest_first(tmp_path: Path)
     ages = [(9, False), (3, False), (0.1, True), (0.2, True), (2.5, False), (1, False)]
     made = [folder_of_states(tmp_path, n, age, 100, finished) for n, (age, finished) in enumerate(ages)]
     for max_bytes, left in {600: (0, 1, 2, 3, 4, 5), 599: (0, 1, 2, 4, 5), 350: (0, 4, 5), 0: (0, 5)}.items():
-        prune(tmp_path, keep=made[0], max_bytes=max_bytes)
+        prune(LocalFolder(tmp_path), keep=LocalFolder(tmp_path, made[0].name), max_bytes=max_bytes)
         assert sorted(tmp_path.iterdir()) == [made[n] for n in left]
 
 
 def test_states_that_a_process_has_are_not_pruned(project: Path) -> None:
     with stage_checkpoints("pretrain", {}, []) as stage:
         stage.training("pretrain").save(1, tensors(1), {})  # type: ignore[union-attr]
-        prune(project / ".checkpoints", keep=Path("none"), max_bytes=0)
+        prune(LocalFolder(project / ".checkpoints"), keep=LocalFolder(project), max_bytes=0)
         assert stage.training("pretrain").newest() is not None  # type: ignore[union-attr]
-    prune(project / ".checkpoints", keep=Path("none"), max_bytes=0)
+    prune(LocalFolder(project / ".checkpoints"), keep=LocalFolder(project), max_bytes=0)
     assert folders(project) == []

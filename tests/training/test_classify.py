@@ -16,6 +16,7 @@ from gpt2core.tasks.labeled_texts import Splits
 from gpt2core.tokenizer.train import train_bpe
 from gpt2core.training.checkpoints import CheckpointManager
 from gpt2core.training.classify import Classified, finetune_classify
+from gpt2core.training.storage import LocalFolder
 
 CLASSES = ("sport", "trade", "weather")
 WORDS = {"sport": "goal", "trade": "price", "weather": "rain"}
@@ -77,7 +78,7 @@ def test_an_early_stopping_that_is_killed_goes_on_to_the_same_bytes(
 ) -> None:
     whole = tuned(base, patience_evals=2)
     monkeypatch.setenv("GPT2CORE_SAVE_INTERVAL_S", "0")  # a state after every step
-    states = CheckpointManager(tmp_path / "training")
+    states = CheckpointManager(LocalFolder(tmp_path / "training"))
     end = 5 * len(whole.curve)
     best = 5 * whole.kept_epoch
     for kill_at in (3, best, best + 1, best + 7, end - 1, end):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -259,7 +260,10 @@ def wait_for_state(stage: Stage, step: int) -> None:
     """Until the stage has saved a state of this step or a later one."""
     end_s = time.monotonic() + 300
     while time.monotonic() < end_s:
-        if any(int(path.name.split(".")[0]) >= step for path in stage.root.glob(".checkpoints/*/*/0*.safetensors")):
+        found = (path.name for path in stage.root.glob(".checkpoints/*/*/0*"))
+        if any(
+            int(name.split(".")[0]) >= step for name in found if re.fullmatch(r"\d+\.\w{64}\.(json|safetensors)", name)
+        ):
             return
         time.sleep(0.005)
     raise TimeoutError(f"no state of step {step}")

@@ -25,6 +25,7 @@ from gpt2core.training.batches import IGNORE, next_token_batch
 from gpt2core.training.checkpoints import CheckpointManager
 from gpt2core.training.classify import finetune_classify
 from gpt2core.training.instruct import Instructed, batch_loss, finetune_instruct, make_example
+from gpt2core.training.storage import LocalFolder
 
 ENTRIES = generate_instructions(0)
 TINY = Path(__file__).parents[2] / "profiles/tiny.yaml"
@@ -121,7 +122,7 @@ def test_killed_and_resumed_it_ends_with_the_same_bytes(
     changes = {**LORA, "lora_base_dtype": dtype, "lora_dropout": 0.2, "dropout": 0.1, "grad_accum_steps": 2}
     changes["checkpoint_steps"] = [3, 5]
     whole = run(base, **changes)
-    states = CheckpointManager(tmp_path / "states")
+    states = CheckpointManager(LocalFolder(tmp_path / "states"))
     monkeypatch.setenv("GPT2CORE_SAVE_INTERVAL_S", "0")
     save = CheckpointManager.save
 
@@ -240,7 +241,7 @@ def test_a_checkpoint_is_the_model_of_its_step_and_changes_nothing(
     monkeypatch.setattr(
         CheckpointManager, "save", lambda self, step, tensors, notes: saved.update({step: _copy(tensors)}) or True
     )
-    result = run(base, CheckpointManager(tmp_path), **changes, checkpoint_steps=[2, 12])
+    result = run(base, CheckpointManager(LocalFolder(tmp_path)), **changes, checkpoint_steps=[2, 12])
     assert all(torch.equal(tensor, weights(result)[name]) for name, tensor in weights(without).items())
     assert result.curve == without.curve
     assert [row.step for row in result.checkpoints] == [0, 2, 12]  # the last one once

@@ -25,6 +25,7 @@ from gpt2core.training.checkpoints import Checkpoint, CheckpointManager
 from gpt2core.training.optimizers import adamw, muon_and_adamw
 from gpt2core.training.resume import ResumableTraining, load_state, state_tensors
 from gpt2core.training.schedules import new_schedule
+from gpt2core.training.storage import LocalFolder
 from gpt2core.training.task import Step, Task
 from gpt2core.training.trainer import Recipe, fit
 
@@ -118,11 +119,11 @@ def signal_at(step: int, *numbers: int) -> Callable[[Step], None]:
 def states(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> CheckpointManager:
     """Where a state is saved after every step, or with `GPT2CORE_SAVE_INTERVAL_S` unset from time to time."""
     monkeypatch.setenv("GPT2CORE_SAVE_INTERVAL_S", "0")
-    return CheckpointManager(tmp_path / "training")
+    return CheckpointManager(LocalFolder(tmp_path / "training"))
 
 
 def saved_steps(states: CheckpointManager) -> list[int]:
-    return sorted(int(path.name.split(".")[0]) for path in states.folder.glob("*")) if states.folder.exists() else []
+    return sorted(int(name.split(".")[0]) for name in states.folder.entries())
 
 
 @pytest.mark.parametrize("recipe", ["muon", "a part"])
