@@ -20,7 +20,6 @@ import json
 import os
 import platform
 import re
-import shutil
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -229,7 +228,7 @@ class StageCheckpoints:
             return None
         if self.run_file and self.run_file.exists():  # another machine continues this run
             with contextlib.suppress(OSError):
-                self.folder.put(self.run_file, RUN_FILE)
+                self.folder.write(RUN_FILE, files.read_text(self.run_file))
         return CheckpointManager(self.folder.child(name))
 
     @property
@@ -344,9 +343,8 @@ def _prepare(root: Storage, folder: Storage, known: Mapping[str, Any]) -> None:
     folder.write_json("key.json", known)
     folder.write_json("environment.json", runtime.environment())
     folder.write_json("holder.json", {"pid": os.getpid(), "host": platform.node()})
-    run_file = folder.scratch / RUN_FILE
-    with contextlib.suppress(FileNotFoundError, shutil.SameFileError), folder.fetch(RUN_FILE) as path:
-        shutil.copyfile(path, run_file)
+    with contextlib.suppress(FileNotFoundError):
+        files.write_text(folder.scratch / RUN_FILE, folder.read(RUN_FILE).decode())
 
 
 def _finish(folder: Storage) -> None:

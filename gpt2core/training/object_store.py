@@ -88,6 +88,14 @@ class ObjectStore(Storage):
         finally:
             temporary.unlink(missing_ok=True)
 
+    def read(self, name: str) -> bytes:
+        with self._errors():
+            return bytes(self._fs.cat_file(f"{self._url}/{name}"))
+
+    def write(self, name: str, text: str) -> None:
+        with self._errors():
+            self._fs.pipe_file(f"{self._url}/{name}", text.encode())
+
     def remove(self, name: str) -> None:
         with contextlib.suppress(FileNotFoundError), self._errors():
             self._fs.rm_file(f"{self._url}/{name}")
@@ -142,11 +150,6 @@ class ObjectStore(Storage):
         """Create an object. Raises FileExistsError if there is one of this name."""
         with self._errors():
             self._fs.pipe_file(f"{self._url}/{name}", content, mode="create")
-
-    def read(self, name: str) -> bytes:
-        """Return an object. Raises FileNotFoundError if it is missing."""
-        with self._errors():
-            return bytes(self._fs.cat_file(f"{self._url}/{name}"))
 
     def modified_s(self, name: str) -> float:
         """Return when an object was written, by the store's clock. Raises FileNotFoundError if it is missing."""

@@ -10,6 +10,7 @@ import contextlib
 import json
 import os
 import shutil
+import uuid
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from contextlib import AbstractContextManager
@@ -19,12 +20,13 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
-from gpt2core import config, files, runtime
+from gpt2core import config, files
 from gpt2core.errors import UserError
 from gpt2core.redact import secret_in_url
 
 VARIABLE = "GPT2CORE_CHECKPOINTS"
 SAVING = "saving.tmp"
+PROCESS = uuid.uuid4().hex
 
 
 class StoreError(OSError):
@@ -58,7 +60,7 @@ class Storage(ABC):
     def temporary(self) -> Path:
         """Return the path of a file that this process writes before it is stored; it creates the folder."""
         self.scratch.mkdir(parents=True, exist_ok=True)
-        return self.scratch / f"{runtime.rank()}.{SAVING}"
+        return self.scratch / f"{PROCESS}.{SAVING}"
 
     def __str__(self) -> str:
         return "/".join(filter(None, self.location))
@@ -78,6 +80,14 @@ class Storage(ABC):
     @abstractmethod
     def fetch(self, name: str) -> AbstractContextManager[Path]:
         """Provide a file for reading as one of this machine. Raises FileNotFoundError if it is missing."""
+
+    @abstractmethod
+    def read(self, name: str) -> bytes:
+        """Return a small file. Raises FileNotFoundError if it is missing."""
+
+    @abstractmethod
+    def write(self, name: str, text: str) -> None:
+        """Store a small file."""
 
     @abstractmethod
     def remove(self, name: str) -> None:
@@ -111,16 +121,13 @@ class Storage(ABC):
     def read_json(self, name: str) -> dict[str, Any]:
         """Return the content of a JSON file; an empty dict if it is missing or damaged."""
         try:
-            with self.fetch(name) as path:
-                return dict(json.loads(path.read_text(encoding="utf-8")))
+            return dict(json.loads(self.read(name)))
         except (FileNotFoundError, ValueError, TypeError):
             return {}
 
     def write_json(self, name: str, value: Any) -> None:
         """Store a JSON file."""
-        temporary = self.temporary
-        files.write_json(temporary, value)
-        self.put(temporary, name)
+        self.write(name, json.dumps(value, indent=2) + "\n")
 
 
 class LocalFolder(Storage):
@@ -155,6 +162,12 @@ class LocalFolder(Storage):
     @contextlib.contextmanager
     def fetch(self, name: str) -> Iterator[Path]:
         yield self.scratch / name
+
+    def read(self, name: str) -> bytes:
+        return (self.scratch / name).read_bytes()
+
+    def write(self, name: str, text: str) -> None:
+        files.write_text(self.scratch / name, text)
 
     def remove(self, name: str) -> None:
         (self.scratch / name).unlink(missing_ok=True)

@@ -172,6 +172,24 @@ def test_of_two_writers_one_stops_and_writes_nothing_more(
     assert newest_step() == 4, "the process that stopped has removed the other's checkpoints"
 
 
+def test_one_that_waits_on_the_same_machine_leaves_the_files_of_the_first_alone(
+    s3: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Both write temporary files into the same folder."""
+    on_machine(monkeypatch, tmp_path, s3)
+    with stage_checkpoints("pretrain", {}, []) as stage:
+        assert stage.folder is not None
+        temporary = stage.folder.temporary
+        temporary.write_bytes(b"what the first process is saving")
+        monkeypatch.setattr(storage, "PROCESS", "second")
+        second = ObjectStore.open(s3, stage.folder.location[1])
+        assert not second.acquire(wait=False)
+        assert second.read_json("holder.json")["pid"] == os.getpid()
+        assert second.temporary != temporary
+        assert list(temporary.parent.iterdir()) == [temporary]
+        assert temporary.read_bytes() == b"what the first process is saving"
+
+
 def start(out: Path, folder: Path, stop_step: int) -> subprocess.Popen[str]:
     folder.mkdir()
     command = [sys.executable, "-m", "tests.training.store_worker", str(out), str(stop_step)]
@@ -196,7 +214,8 @@ def test_killed_it_is_continued_by_another_machine_with_the_same_bytes(
         assert said.startswith(f"process {first.pid} is already running this training; waiting until it ends, or until")
         first.kill()
         first.communicate(timeout=60)
-        (name,) = (name for name in ObjectStore.open(s3).entries() if re.search(r"\.lease/\d+$", name))
+        numbers = (name for name in ObjectStore.open(s3).entries() if re.search(r"\.lease/\d+$", name))
+        name = max(numbers, key=lambda name: int(name.rpartition("/")[2]))
         record = json.loads(ObjectStore.open(s3).read(name))
         ObjectStore.open(s3)._fs.pipe_file(f"{s3}/{name}", json.dumps(record | {"seconds": -10}).encode())  # it expires
         _, said = second.communicate(timeout=300)
@@ -283,6 +302,7 @@ def test_without_s3fs_the_error_names_the_extra(tmp_path: Path, monkeypatch: pyt
 def test_old_checkpoints_are_removed_unless_a_process_has_them(
     s3: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(lease, "LEASE_S", 1e9)  # this test may take long
     on_machine(monkeypatch, tmp_path / "first", s3)
     old = stop_after(1, {"lr": 1}).folder
     assert old is not None
