@@ -1,4 +1,4 @@
-"""Training checkpoints of a stage, in `<stage>-<key>/` of the folder that `storage.checkpoint_root` returns.
+"""Training checkpoints of a stage, in `<stage>-<key>/` of the folder that `object_store.checkpoint_root` returns.
 
 The folder is outside every DVC output, since DVC deletes outputs before a run. The key is a hash of everything that
 decides the bytes of the result: a checkpoint is resumed only if all of it matches. One process at a time has the
@@ -35,7 +35,8 @@ from gpt2core import files, numerics, runtime, stage_code
 from gpt2core.errors import UserError
 from gpt2core.log import logger
 from gpt2core.training import distributed
-from gpt2core.training.storage import SAVING, VARIABLE, Entry, Storage, StoreError, checkpoint_root, open_storage
+from gpt2core.training.object_store import VARIABLE, checkpoint_root, open_storage
+from gpt2core.training.storage import SAVING, Entry, Storage, StoreError
 
 T = TypeVar("T")
 
@@ -401,12 +402,12 @@ def _remove(folder: Storage) -> bool:
 
 def _report_differences(root: Storage, known: Mapping[str, Any]) -> None:
     """Report why the training starts at step 0, if checkpoints of the same params exist."""
-    files_ = root.entries()
-    for key in fnmatch.filter(files_, f"{known['stage']}-*/key.json"):
+    paths = root.entries()
+    for key in fnmatch.filter(paths, f"{known['stage']}-*/key.json"):
         other = root.child(key.partition("/")[0])
         theirs = other.read_json("key.json")
         has_same_params = _differing(theirs.get("params", {}), known["params"]) <= {"launcher"}
-        if has_same_params and _checkpoints_in(other) and key.replace("key.json", "finished") not in files_:
+        if has_same_params and _checkpoints_in(other) and key.replace("key.json", "finished") not in paths:
             names = sorted(_differing(theirs, known))
             listed = ", ".join(names[:4]) + (", …" if len(names) > 4 else "")
             logger.info(f"starts at step 0: the checkpoints in {other} differ in {listed}")

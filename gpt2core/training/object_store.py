@@ -1,6 +1,7 @@
 """Training checkpoints on an object store, through fsspec: `s3://`, and others that can create an object exclusively.
 
 Credentials come from the environment (`AWS_ACCESS_KEY_ID`, `AWS_ENDPOINT_URL`, …) and are in no message.
+`checkpoint_root` opens what `GPT2CORE_CHECKPOINTS` names.
 """
 
 from __future__ import annotations
@@ -16,10 +17,11 @@ from typing import Any
 
 from gpt2core import config, files
 from gpt2core.errors import UserError
-from gpt2core.redact import redacted, without_secret
+from gpt2core.redact import redacted, secret_in_url, without_secret
 from gpt2core.training.lease import LEASE_S, Lease
-from gpt2core.training.storage import VARIABLE, Entry, LocalFolder, Storage, StoreError
+from gpt2core.training.storage import Entry, LocalFolder, Storage, StoreError
 
+VARIABLE = "GPT2CORE_CHECKPOINTS"
 SECRETS = ("AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN", "AWS_ACCESS_KEY_ID")
 
 
@@ -175,3 +177,32 @@ def _owner() -> str:
     if not path.exists():
         files.write_text(path, uuid.uuid4().hex)
     return f"{platform.node()}/{files.read_text(path)}"
+
+
+def checkpoint_root() -> Storage:
+    """Return the folder of all training checkpoints: the one that `GPT2CORE_CHECKPOINTS` names, or `.checkpoints`.
+
+    Raises:
+        UserError: the variable names a folder that does not exist, a URL with a secret, or an unknown file system.
+    """
+    value = os.environ.get(VARIABLE, "")
+    if secret := secret_in_url(value):
+        raise UserError(
+            f"{VARIABLE} contains {secret}; set credentials in variables of their own (AWS_ACCESS_KEY_ID, …)"
+        )
+    if not value:
+        return LocalFolder(config.checkpoints_dir())
+    return open_storage(value if "://" in value else str(config.project_root() / Path(value).expanduser()))
+
+
+def open_storage(root: str, name: str = "") -> Storage:
+    """Return the folder `name` below a root, which is a path or a URL.
+
+    Raises:
+        UserError: the path is not a folder, or the URL cannot be opened.
+    """
+    if "://" in root:
+        return ObjectStore.open(root.rstrip("/"), name)
+    if not Path(root).is_dir():
+        raise UserError(f"{VARIABLE}: {root} is not a folder; create it (mkdir -p), or mount its disk")
+    return LocalFolder(Path(root).resolve(), name, is_shared=True)

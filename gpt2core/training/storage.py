@@ -1,7 +1,6 @@
-"""Where training checkpoints are stored: a folder of this machine, or one that `GPT2CORE_CHECKPOINTS` names.
+"""Where training checkpoints are stored: a folder that one process at a time has, and may write to.
 
-A `Storage` is a folder. One process at a time has it, and that process may write to it. `LocalFolder` is on a disk, of
-this machine or shared; `object_store.ObjectStore` is on an object store.
+`LocalFolder` is on a disk, of this machine or shared; `object_store.ObjectStore` is on an object store.
 """
 
 from __future__ import annotations
@@ -20,11 +19,8 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
-from gpt2core import config, files
-from gpt2core.errors import UserError
-from gpt2core.redact import secret_in_url
+from gpt2core import files
 
-VARIABLE = "GPT2CORE_CHECKPOINTS"
 SAVING = "saving.tmp"
 PROCESS = uuid.uuid4().hex
 
@@ -45,7 +41,7 @@ class Storage(ABC):
     """A folder of checkpoints. Files appear in it complete or not at all.
 
     Attributes:
-        location: the root, as `open_storage` takes it, and this folder below it.
+        location: the root, a path or a URL, and this folder below it; see `object_store.open_storage`.
         scratch: a folder on a disk of this machine, for files that are written before they are stored.
         is_shared: whether other machines may use it.
         expiry: when the folder of a killed process becomes free, for messages.
@@ -195,34 +191,3 @@ class LocalFolder(Storage):
     @property
     def is_lost(self) -> bool:
         return False
-
-
-def checkpoint_root() -> Storage:
-    """Return the folder of all training checkpoints: the one that `GPT2CORE_CHECKPOINTS` names, or `.checkpoints`.
-
-    Raises:
-        UserError: the variable names a folder that does not exist, a URL with a secret, or an unknown file system.
-    """
-    value = os.environ.get(VARIABLE, "")
-    if secret := secret_in_url(value):
-        raise UserError(
-            f"{VARIABLE} contains {secret}; set credentials in variables of their own (AWS_ACCESS_KEY_ID, …)"
-        )
-    if not value:
-        return LocalFolder(config.checkpoints_dir())
-    return open_storage(value if "://" in value else str(config.project_root() / Path(value).expanduser()))
-
-
-def open_storage(root: str, name: str = "") -> Storage:
-    """Return the folder `name` below a root, which is a path or a URL.
-
-    Raises:
-        UserError: the path is not a folder, or the URL cannot be opened.
-    """
-    if "://" in root:
-        from gpt2core.training.object_store import ObjectStore
-
-        return ObjectStore.open(root.rstrip("/"), name)
-    if not Path(root).is_dir():
-        raise UserError(f"{VARIABLE}: {root} is not a folder; create it (mkdir -p), or mount its disk")
-    return LocalFolder(Path(root).resolve(), name, is_shared=True)

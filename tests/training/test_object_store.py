@@ -19,7 +19,8 @@ import torch
 from gpt2core.errors import UserError
 from gpt2core.training import lease, storage
 from gpt2core.training.checkpoints import CheckpointManager, StageCheckpoints, prune, stage_checkpoints
-from gpt2core.training.object_store import ObjectStore
+from gpt2core.training.object_store import ObjectStore, checkpoint_root
+from gpt2core.training.task import Step
 from tests.training.conftest import SECRET
 from tests.training.test_checkpoints import DAY_S, changed_environment, tensors
 from tests.training.test_resume import MAX_STEPS, Training
@@ -172,6 +173,26 @@ def test_of_two_writers_one_stops_and_writes_nothing_more(
     assert newest_step() == 4, "the process that stopped has removed the other's checkpoints"
 
 
+def test_a_training_that_lost_its_lease_stops_at_the_next_step(
+    s3: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The thread that renews the lease notices it; the next checkpoint would be due in a minute."""
+    on_machine(monkeypatch, tmp_path, s3)
+    monkeypatch.delenv("GPT2CORE_SAVE_INTERVAL_S", raising=False)
+    steps: list[int] = []
+
+    def on_step(done: Step) -> None:
+        steps.append(done.step)
+        if done.step == 3:
+            assert isinstance(stage.folder, ObjectStore) and stage.folder._lease
+            stage.folder._lease.is_lost = True
+
+    with pytest.raises(UserError, match="has taken over"), stage_checkpoints("pretrain", {}, []) as stage:
+        Training(stage.training("pretrain")).run(on_step)
+    assert steps == [1, 2, 3] or steps == [1, 2, 3, 4]
+    assert stage.folder is not None and not [name for name in stage.folder.entries() if name.startswith("pretrain/")]
+
+
 def test_one_that_waits_on_the_same_machine_leaves_the_files_of_the_first_alone(
     s3: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -293,7 +314,7 @@ def test_without_s3fs_the_error_names_the_extra(tmp_path: Path, monkeypatch: pyt
     monkeypatch.delitem(importlib.import_module("fsspec.registry")._registry, "s3", raising=False)
     on_machine(monkeypatch, tmp_path, "s3://bucket/path")
     with pytest.raises(UserError, match=re.escape("pip install 'gpt2core[s3]'")):
-        storage.checkpoint_root()
+        checkpoint_root()
 
 
 # -- Old checkpoints -------------------------------------------------------------------------------------------------
@@ -323,4 +344,4 @@ def test_a_relative_folder_is_in_the_project(tmp_path: Path, monkeypatch: pytest
     (tmp_path / "shared").mkdir()
     monkeypatch.setenv("DVC_ROOT", str(tmp_path))
     monkeypatch.setenv("GPT2CORE_CHECKPOINTS", "shared")
-    assert storage.checkpoint_root().location == (str((tmp_path / "shared").resolve()), "")
+    assert checkpoint_root().location == (str((tmp_path / "shared").resolve()), "")
