@@ -188,9 +188,8 @@ def test_respond_answers(page: Tab) -> None:
     submit(page, "respond", instruction="Where is the lamp?", max_new_tokens=12)
     wait_for_end(page, "respond")
     assert "token" in text_of(page, "#respond .status")
-    assert (
-        page.run("document.querySelectorAll('#respond .side:first-child option').length") == 1
-    )  # only what follows instructions
+    options = page.run("document.querySelectorAll('#respond .side:first-child option').length")
+    assert options == 1  # only what follows instructions
 
 
 def test_look_inside_shows_the_inspection_and_its_choices_work(page: Tab) -> None:
