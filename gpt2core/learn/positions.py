@@ -18,17 +18,25 @@ class PositionalEncoding(nn.Module):
 
     PE[t, 2i] = sin(t / 10000^(2i / C)), PE[t, 2i + 1] = cos(t / 10000^(2i / C))
 
+    The signature is that of PyTorch's tutorial, whose inputs are [T, B, C] instead of [B, T, C]: set
+    `batch_first=False` for these. Nothing in a tensor says which layout it has, and with the wrong one the texts of a
+    batch get the positions.
+
     Args:
         d_model: C, even.
-        max_seq_len: maximum number of tokens of a text.
-        dropout: dropout probability of the sum.
+        dropout: dropout probability of the sum, while training.
+        max_len: maximum number of tokens of a text.
+        batch_first: whether inputs are [B, T, C], as in the course, or [T, B, C].
     """
 
-    def __init__(self, d_model: int, max_seq_len: int = 1024, dropout: float = 0.0):
+    def __init__(self, d_model: int, dropout: float = 0.1, max_len: int = 5000, batch_first: bool = True):
         super().__init__()
         if d_model % 2:
             raise UserError(f"d_model: {d_model} must be even: channels come in pairs of sine and cosine")
-        position = torch.arange(max_seq_len, dtype=torch.float64)[:, None]  # [T, 1]
+        if not 0 <= dropout < 1:
+            raise UserError(f"dropout: {dropout} must be from 0 up to 1; the maximum number of tokens is max_len")
+        self.batch_first = batch_first
+        position = torch.arange(max_len, dtype=torch.float64)[:, None]  # [T, 1]
         frequency = torch.exp(torch.arange(0, d_model, 2, dtype=torch.float64) * (-math.log(10_000) / d_model))  # [C/2]
         angle = position * frequency  # [T, C/2]
         encoding = torch.stack([angle.sin(), angle.cos()], dim=-1).flatten(1)  # [T, C/2, 2] -> [T, C]
@@ -36,9 +44,11 @@ class PositionalEncoding(nn.Module):
         self.dropout = nn.Dropout(dropout)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Add each position's wave: [B, T, C] -> [B, T, C]."""
-        check_length(x.size(1), len(self.encoding))
-        return self.dropout(x + self.encoding[: x.size(1)].to(x.dtype))
+        """Add each position's wave to [B, T, C], or to [T, B, C]; the shape stays."""
+        T = x.size(1 if self.batch_first else 0)
+        check_length(T, len(self.encoding))
+        waves = self.encoding[:T].to(x.dtype)  # [T, C]
+        return self.dropout(x + (waves if self.batch_first else waves[:, None]))
 
 
 class LearnedPositionalEncoding(nn.Module):
