@@ -47,7 +47,7 @@ ALLOWED: dict[str, set[str]] = {
         "tracking",
     },
     "doctor": {"params", "sources", "checkpoint", "tracking"},
-    "learn": {"checkpoint"},  # the written-out GPT opens model directories; nothing imports learn
+    "learn": {"checkpoint", "sources"},  # it opens model directories and OpenAI's files; nothing imports learn
     "ui": {"model", "tokenizer", "inference", "checkpoint", "training", "evaluation", "inspect", "report"},
     "cli": {
         "params",

@@ -20,17 +20,27 @@ MODULES = {
     ),
     "multi_head": ("MultiHeadAttention",),
     "dummy": ("DummyGPTModel",),
-    "residual": ("DeepNetwork", "gradient_sizes"),
+    "residual": ("DeepNetwork", "ExampleDeepNeuralNetwork", "gradient_sizes", "print_gradients"),
     "gpt": ("LayerNorm", "GELU", "FeedForward", "CausalSelfAttention", "TransformerBlock", "GPTModel"),
     "counts": ("gpt2_config", "parameter_counts", "forward_flops", "training_bytes", "kv_cache_bytes"),
-    "losses": ("softmax", "cross_entropy", "perplexity"),
+    "losses": ("softmax", "softmax_naive", "cross_entropy", "perplexity"),
     "optim": ("AdamW", "warmup_cosine", "clip_gradients", "train_step"),
     "training": ("small_config", "initialize", "train_small"),
     "sampling": ("greedy", "scale_by_temperature", "keep_top_k", "keep_top_p", "draw"),
-    "generation": ("generate_text_simple", "generate_by_sampling"),
+    "generation": (
+        "generate_text_simple", "generate_by_sampling", "generate", "text_to_token_ids", "token_ids_to_text",
+    ),
     "kv_cache": ("cached_attention", "cached_logits", "generate_with_cache"),
     "classify": ("last_token_logits", "classify_review"),
-    "instruct": ("instruction_example", "instruction_batch"),
+    "spam": ("create_balanced_dataset", "random_split", "SpamDataset"),
+    "instruct": (
+        "instruction_example", "instruction_batch", "format_input", "InstructionDataset", "custom_collate_fn",
+    ),
+    "simple_training": (
+        "calc_loss_batch", "calc_loss_loader", "calc_accuracy_loader", "evaluate_model", "generate_and_print_sample",
+        "train_model_simple", "train_classifier_simple",
+    ),
+    "openai_weights": ("download_and_load_gpt2", "load_weights_into_gpt"),
     "lora": ("LoRALayer", "LinearWithLoRA", "add_lora", "merge_lora"),
 }  # fmt: skip
 _HOME = {name: module for module, names in MODULES.items() for name in names}

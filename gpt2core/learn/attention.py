@@ -1,7 +1,7 @@
-"""Attention in five steps: dot products, raw weights, linear layers, the causal mask with dropout, several heads.
+"""Attention in six steps: dot products, raw weights, linear layers, the causal mask with dropout, heads, one product.
 
 All are softmax(q kᵀ / √D) v (Vaswani et al. 2017, section 3.2.1). Shapes: B batch (optional in the first three), T
-tokens, d_in and d_out channels.
+tokens, d_in and d_out channels, H heads, D = d_out / H head size.
 """
 
 from __future__ import annotations
@@ -10,6 +10,8 @@ import math
 
 import torch
 from torch import Tensor, nn
+
+from gpt2core.errors import UserError
 
 
 def simple_attention(x: Tensor) -> Tensor:
@@ -95,3 +97,39 @@ class MultiHeadAttentionWrapper(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Concatenate the heads' outputs: [B, T, d_in] -> [B, T, num_heads · d_out]."""
         return torch.cat([head(x) for head in self.heads], dim=-1)
+
+
+class MultiHeadAttention(CausalAttention):
+    """All heads by one matrix product: a view splits the channels into heads, and an output layer mixes them.
+
+    `gpt2core.learn.MultiHeadAttention` is the general form with queries, keys, and values from different texts.
+
+    Args:
+        d_in: channels of the input.
+        d_out: channels of the output.
+        context_length: maximum number of tokens of a text.
+        dropout: dropout probability of the attention weights.
+        num_heads: H, a divisor of `d_out`.
+        qkv_bias: whether queries, keys, and values have a bias.
+    """
+
+    def __init__(
+        self, d_in: int, d_out: int, context_length: int, dropout: float, num_heads: int, qkv_bias: bool = False
+    ):
+        if d_out % num_heads:
+            raise UserError(f"num_heads: {num_heads} heads do not divide the width d_out {d_out}")
+        super().__init__(d_in, d_out, context_length, dropout, qkv_bias)
+        self.num_heads = num_heads
+        self.out_proj = nn.Linear(d_out, d_out)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Mix the values of the tokens so far for each token and head: [B, T, d_in] -> [B, T, d_out]."""
+        T = x.size(1)
+        q, k, v = (
+            linear(x).unflatten(-1, (self.num_heads, -1)).transpose(1, 2)  # [B, H, T, D]
+            for linear in (self.W_query, self.W_key, self.W_value)
+        )
+        scores = q @ k.transpose(-2, -1) / math.sqrt(k.size(-1))  # [B, H, T, T]
+        weights = scores.masked_fill(self.mask[:T, :T], float("-inf")).softmax(dim=-1)  # [B, H, T, T]
+        mixed = self.dropout(weights) @ v  # [B, H, T, D]
+        return self.out_proj(mixed.transpose(1, 2).flatten(2))  # [B, T, H, D] -> [B, T, d_out]

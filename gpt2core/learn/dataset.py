@@ -18,6 +18,12 @@ class Encoder(Protocol):
     def encode(self, text: str, /) -> list[int]: ...
 
 
+class Codec(Encoder, Protocol):
+    """A tokenizer in both directions."""
+
+    def decode(self, ids: list[int], /) -> str: ...
+
+
 class GPTDatasetV1(Dataset[tuple[Tensor, Tensor]]):
     """Pairs of a window and the window shifted by one token.
 

@@ -14,6 +14,15 @@ def softmax(x: Tensor) -> Tensor:
     return exponentials / exponentials.sum(dim=-1, keepdim=True)
 
 
+def softmax_naive(x: Tensor) -> Tensor:
+    """Return e^x over their sum, along the first dimension; a value above 88 overflows float32, and the result is NaN.
+
+    >>> softmax_naive(torch.tensor([0.0, 89.0]))
+    tensor([0., nan])
+    """
+    return torch.exp(x) / torch.exp(x).sum(dim=0)
+
+
 def cross_entropy(logits: Tensor, targets: Tensor, ignore_index: int = -100) -> Tensor:
     """Return the mean of -ln p(target), in nats.
 

@@ -35,8 +35,23 @@ class DeepNetwork(nn.Module):
         return x
 
 
+class ExampleDeepNeuralNetwork(DeepNetwork):
+    """`DeepNetwork` under its usual name and arguments."""
+
+    def __init__(self, layer_sizes: Sequence[int], use_shortcut: bool):
+        super().__init__(layer_sizes, use_shortcut)
+
+
 def gradient_sizes(network: DeepNetwork, x: Tensor, target: Tensor) -> list[float]:
     """Return the mean absolute gradient of each layer's weight, from the first layer to the last."""
     weights = [parameter for parameter in network.parameters() if parameter.dim() == 2]  # not the biases
     gradients = torch.autograd.grad(F.mse_loss(network(x), target), weights)
     return [gradient.abs().mean().item() for gradient in gradients]
+
+
+def print_gradients(model: DeepNetwork, x: Tensor) -> None:
+    """Print the mean absolute gradient of each layer's weight, for a target of 0."""
+    with torch.no_grad():
+        target = torch.zeros_like(model(x))
+    for layer, size in enumerate(gradient_sizes(model, x, target)):
+        print(f"layers.{layer}.0.weight has gradient mean of {size}")
