@@ -19,8 +19,8 @@ class PositionalEncoding(nn.Module):
     PE[t, 2i] = sin(t / 10000^(2i / C)), PE[t, 2i + 1] = cos(t / 10000^(2i / C))
 
     The signature is that of PyTorch's tutorial, whose inputs are [T, B, C] instead of [B, T, C]: set
-    `batch_first=False` for these. Nothing in a tensor says which layout it has, and with the wrong one the texts of a
-    batch get the positions.
+    `batch_first=False` for these. A tensor does not tell which layout it has: with the wrong one, the texts of a batch
+    are numbered instead of their tokens.
 
     Args:
         d_model: C, even.
