@@ -407,6 +407,7 @@ def all_threads() -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1800)  # half a minute, and twenty times that on a busy machine
 @pytest.mark.usefixtures("all_threads")
 def test_the_losses_of_an_untrained_model(gpt2: tiktoken.Encoding, verdict: str, untrained: learn.GPTModel) -> None:
     torch.manual_seed(123)
@@ -415,6 +416,7 @@ def test_the_losses_of_an_untrained_model(gpt2: tiktoken.Encoding, verdict: str,
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1800)  # half a minute, and twenty times that on a busy machine
 @pytest.mark.usefixtures("all_threads")
 def test_the_first_step_of_training(gpt2: tiktoken.Encoding, verdict: str) -> None:
     """The book's machine rounds differently, and AdamW's first step enlarges that where a gradient is almost 0."""

@@ -16,6 +16,7 @@ import pytest
 
 from tests.conftest import ROOT
 
+pytestmark = pytest.mark.timeout(1600)  # two minutes, and more on a busy machine
 COURSE = ROOT / "examples/course"
 HERE = Path(__file__).parent / "course"
 SOLUTION = (HERE / "solution.py").read_text(encoding="utf-8")
@@ -106,7 +107,7 @@ def outcomes(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, st
     environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     done = subprocess.run(
         [sys.executable, HERE / "run.py", *folders.values()], cwd=tmp_path, env=environment, capture_output=True,
-        text=True, timeout=500,
+        text=True, timeout=1500,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     results = json.loads(done.stdout.splitlines()[-1])
