@@ -24,7 +24,10 @@ def test_a_notebook_has_the_chapters_code_and_nothing_of_the_page(path: Path) ->
     code = [cell.source for cell in made.cells if cell.cell_type == "code"]
     assert code == [block.code.rstrip("\n") for block in chapters.blocks(path)]
     text = "\n".join(cell.source for cell in made.cells if cell.cell_type == "markdown")
-    assert "<details" not in text and "</details>" not in text and "<!--" not in text
+    assert "<details" not in text and "</details>" not in text and "<!--" not in text and "\nOutput" not in text
+    cells = [cell for cell in made.cells if cell.cell_type == "code"]
+    shown = ["".join(output.text for output in cell.outputs) for cell in cells]
+    assert shown == [block.output for block in chapters.blocks(path)] and any(shown)
 
 
 @pytest.mark.slow
@@ -43,6 +46,7 @@ def test_the_same_page_makes_the_same_bytes(tmp_path: Path) -> None:
         notebooks.main(str(PAGES[0].parent), str(tmp_path / name))
     made = sorted((tmp_path / "a").glob("*.ipynb"))
     assert [path.stem for path in made] == sorted(path.stem for path in PAGES)
+    assert (tmp_path / "a" / "img" / "zipf.svg").is_file()  # what a notebook shows before it runs
     for path in made:
         assert path.read_bytes() == (tmp_path / "b" / path.name).read_bytes()
     with pytest.raises(UserError, match="holds no chapter"):

@@ -39,8 +39,8 @@ def chain(*names: str) -> tuple[Edge, ...]:
 
 FORWARD_PASS = Diagram(
     nodes={
-        "ids": Node("ids [B, T]", -0.6, 0), "places": Node("positions 0 to T - 1", 0.6, 0),
-        "tok": Node("token embedding [B, T, C]", -0.6, 1), "pos": Node("position embedding [T, C]", 0.6, 1),
+        "ids": Node("ids [B, T]", -0.55, 0), "places": Node("positions 0 to T - 1", 0.55, 0),
+        "tok": Node("token embedding [B, T, C]", -0.55, 1), "pos": Node("position embedding [T, C]", 0.55, 1),
         "sum": Node("+", 0, 2), "norm1": Node("layer norm", 0, 3), "att": Node("causal self-attention", 0, 4),
         "sum1": Node("+", 0, 5), "norm2": Node("layer norm", 0, 6), "ff": Node("feed-forward, C to 4C to C", 0, 7),
         "sum2": Node("+", 0, 8), "norm": Node("final norm", 0, 9), "head": Node("output layer, C to V", 0, 10),
@@ -57,21 +57,47 @@ FORWARD_PASS = Diagram(
 
 TRAINING_STEP = Diagram(
     nodes={
-        "batch": Node("batch: inputs and targets [B, T]", 0, 0), "forward": Node("forward: logits [B, T, V]", 0, 1),
-        "loss": Node("cross-entropy with the targets", 0, 2), "backward": Node("backward: a gradient a weight", 0, 3),
-        "clip": Node("clip all gradients to length 1", 0, 4), "rate": Node("learning rate of this step", 1.3, 4),
-        "adamw": Node("AdamW changes the weights", 0, 5), "clear": Node("forget the gradients", 0, 6),
+        "batch": Node("batch: inputs and targets [B, T]", 0, -0.15), "forward": Node("forward: logits [B, T, V]", 0, 1),
+        "loss": Node("cross-entropy with the targets", 0, 2), "backward": Node("backward: all gradients", 0, 3),
+        "clip": Node("clip the gradient to norm 1", -0.1, 4), "rate": Node("learning rate", 0.85, 4),
+        "adamw": Node("AdamW updates the parameters", 0, 5), "clear": Node("clear the gradients", 0, 6),
     },
     edges=(
         *chain("batch", "forward", "loss", "backward", "clip", "adamw", "clear"), Edge("rate", "adamw"),
         Edge("clear", "batch", bent=True),
     ),
     frame=("forward", "loss", "backward"),
-    title="once a micro-batch",
+    title="per micro-batch",
 )  # fmt: skip
 
-AROUND = -0.9  # x of the bent arrows
-DIAGRAMS = {"forward-pass": FORWARD_PASS, "training-step": TRAINING_STEP}
+ATTENTION = Diagram(
+    nodes={
+        "x": Node("token vectors x [T, C]", 0, 0), "q": Node("queries", -0.7, 1), "k": Node("keys", 0, 1),
+        "v": Node("values", 0.7, 1), "scores": Node("scores [T, T]", -0.35, 2),
+        "mask": Node("mask the future", -0.35, 3), "softmax": Node("softmax: weights", -0.35, 4),
+        "mix": Node("weighted sum of the values", 0, 5), "out": Node("output [T, D]", 0, 6),
+    },
+    edges=(
+        *chain("x", "q", "scores"), *chain("x", "k", "scores"), *chain("x", "v", "mix"),
+        *chain("scores", "mask", "softmax", "mix", "out"),
+    ),
+    frame=("q", "k", "v"),
+    title="three projections",
+)  # fmt: skip
+
+LORA = Diagram(
+    nodes={
+        "x": Node("input x, n numbers", 0, 0), "W": Node("weight W: frozen", -0.5, 1.5),
+        "A": Node("A: n to r numbers", 0.5, 1), "B": Node("B: r to m numbers", 0.5, 2), "sum": Node("+", 0, 3),
+        "y": Node("output, m numbers", 0, 4),
+    },
+    edges=(*chain("x", "W", "sum"), *chain("x", "A", "B", "sum"), *chain("sum", "y")),
+    frame=("A", "B"),
+    title="trained adapter",
+)  # fmt: skip
+
+AROUND = -0.88  # x of the bent arrows
+DIAGRAMS = {"forward-pass": FORWARD_PASS, "training-step": TRAINING_STEP, "attention": ATTENTION, "lora-adapter": LORA}
 
 
 def mermaid(diagram: Diagram) -> str:
@@ -111,36 +137,43 @@ def tikz(diagram: Diagram) -> str:
     return "\n".join(lines) + "\n"
 
 
+def corners(diagram: Diagram, edge: Edge) -> list[tuple[float, float]]:
+    """Return the corners of a bent arrow; one that goes down starts below its first box, so that no two touch."""
+    start, end = diagram.nodes[edge.start], diagram.nodes[edge.end]
+    if start.y < end.y:
+        return [(start.x, start.y + 0.5), (AROUND, start.y + 0.5), (AROUND, end.y)]
+    return [(AROUND, start.y), (AROUND, end.y)]
+
+
 def _around(diagram: Diagram, edge: Edge) -> str:
-    """Return the two corners of a bent arrow."""
-    if not edge.bent:
-        return ""
-    return "".join(f"({AROUND}, {diagram.nodes[name].y:g}) -- " for name in edge[:2])
+    return "".join(f"({x:g}, {y:g}) -- " for x, y in corners(diagram, edge)) if edge.bent else ""
 
 
 def svg(name: str) -> None:
     """Write `img/NAME.svg` in the working directory."""
     diagram = DIAGRAMS[name]
     lowest = max(node.y for node in diagram.nodes.values())
-    with picture(name, (6.0, 0.62 * (lowest + 1))) as figure:
+    with picture(name, (4.6, 0.55 * (lowest + 1))) as figure:
         axes = figure.add_subplot()
-        axes.set(xlim=(-1.4, 2.1), ylim=(lowest + 0.6, -0.6))
+        axes.set(xlim=(-1.15, 1.15), ylim=(lowest + 0.5, -0.5))
         axes.axis("off")
-        framed = [diagram.nodes[name].y for name in diagram.frame]
-        top, bottom = min(framed) - 0.42, max(framed) + 0.42
-        axes.plot([-1, 1, 1, -1, -1], [top, top, bottom, bottom, top], "--", color=COLORS[-1], lw=0.8)
-        axes.text(1.05, (top + bottom) / 2, diagram.title, va="center", color=COLORS[-1])
+        framed = [diagram.nodes[name] for name in diagram.frame]
+        top, bottom = min(node.y for node in framed) - 0.62, max(node.y for node in framed) + 0.5
+        left = -1.08 if min(node.x for node in framed) <= 0 else 0.02
+        axes.plot([left, 1.08, 1.08, left, left], [top, top, bottom, bottom, top], "--", color=COLORS[-1], lw=0.8)
+        axes.text(1.02, top, diagram.title, ha="right", va="center", color=COLORS[-1], backgroundcolor="white")
         style = dict(boxstyle="round,pad=0.35", facecolor="white", edgecolor=COLORS[0])
         boxes = {
-            name: axes.text(node.x, node.y, node.text, ha="center", va="center", bbox=style)
+            name: axes.text(node.x, node.y, node.text, ha="center", va="center", bbox=style, zorder=4)
             for name, node in diagram.nodes.items()
         }
         for edge in diagram.edges:
-            (x0, y0), (x1, y1) = (diagram.nodes[name][1:] for name in edge[:2])
+            start, end = diagram.nodes[edge.start][1:], diagram.nodes[edge.end][1:]
             patches = dict(patchB=boxes[edge.end].get_bbox_patch(), shrinkB=1)
-            if edge.bent:  # under the boxes, whose white background hides it
-                axes.plot([x0, AROUND, AROUND], [y0, y0, y1], color="black", lw=0.9, zorder=0)
-                x0, y0 = AROUND, y1
+            if edge.bent:
+                points = corners(diagram, edge)
+                axes.plot(*zip(start, *points, strict=True), color="black", lw=0.9, zorder=0)
+                start = points[-1]
             else:
                 patches |= dict(patchA=boxes[edge.start].get_bbox_patch())
-            axes.annotate("", (x1, y1), (x0, y0), arrowprops=dict(arrowstyle="-|>", color="black", lw=0.9, **patches))
+            axes.annotate("", end, start, arrowprops=dict(arrowstyle="-|>", color="black", lw=0.9, **patches))

@@ -1,6 +1,7 @@
 """Pictures of the chapters: each function writes `img/NAME.svg` in the working directory.
 
-The same numbers give the same bytes, in colors that color-blind people can tell apart.
+The same numbers give the same bytes, in colors that color-blind people can tell apart. A picture is as wide as a phone,
+so that its labels can be read there.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ import numpy as np
 from cycler import cycler
 from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 from gpt2core import files
 
@@ -35,7 +37,7 @@ Matrix = Sequence[Sequence[float]]  # [rows, columns]
 
 
 @contextlib.contextmanager
-def picture(name: str, inches: tuple[float, float] = (6.4, 3.6)) -> Iterator[Figure]:
+def picture(name: str, inches: tuple[float, float] = (4.8, 3.2)) -> Iterator[Figure]:
     """Yield a figure to draw on, then write it, whole or not at all."""
     with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=inches, layout="constrained")
@@ -47,36 +49,41 @@ def picture(name: str, inches: tuple[float, float] = (6.4, 3.6)) -> Iterator[Fig
 
 
 def heatmaps(
-    name: str, maps: Mapping[str, Matrix], rows: Sequence[str] = (), columns: Sequence[str] = (), low: float = 0.0
-) -> None:
-    """Draw matrices [rows, columns] next to each other, on one scale from `low` to their maximum; keys are titles."""
+    name: str, maps: Mapping[str, Matrix], rows: Sequence[str] = (), columns: Sequence[str] = (), low: float = 0.0,
+    x: str = "", y: str = "",
+) -> None:  # fmt: skip
+    """Draw matrices [rows, columns] next to each other, on one scale from `low` to their maximum.
+
+    Args:
+        name: of the file.
+        maps: matrices of one shape by title.
+        rows: labels of the rows.
+        columns: labels of the columns.
+        low: the lowest number of the scale.
+        x: label of the horizontal axes.
+        y: label of the vertical axis.
+    """
     matrices = {title: np.asarray(matrix, dtype=float) for title, matrix in maps.items()}
     high = max(matrix.max() for matrix in matrices.values())
-    with picture(name, (1.2 + 3.2 * len(maps), 3.6)) as figure:
-        all_axes = figure.subplots(1, len(maps), squeeze=False)[0]
+    with picture(name, (4.8, 3.2 if len(maps) < 3 else 2.5)) as figure:
+        all_axes = figure.subplots(1, len(maps), squeeze=False, sharey=True)[0]
         for axes, (title, matrix) in zip(all_axes, matrices.items(), strict=True):
             # Many cells become one small bitmap: as shapes they would make a file of megabytes.
-            mesh = axes.pcolormesh(matrix, cmap="cividis", vmin=low, vmax=high, rasterized=matrix.size > 400)
-            axes.invert_yaxis()
+            across, down = np.arange(matrix.shape[1]), np.arange(matrix.shape[0])  # the cells' centers
+            mesh = axes.pcolormesh(
+                across, down, matrix, cmap="cividis", vmin=low, vmax=high, rasterized=matrix.size > 400
+            )
             axes.set_title(title, fontsize=10)
-            if rows:
-                axes.set_yticks(np.arange(len(rows)) + 0.5, rows)
+            axes.set_xlabel(x)
+            axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
+            axes.yaxis.set_major_locator(MaxNLocator(5, integer=True))
             if columns:
-                axes.set_xticks(np.arange(len(columns)) + 0.5, columns, rotation=90)
-        figure.colorbar(mesh, ax=all_axes)
-
-
-def surface(name: str, matrix: Matrix, x: str, y: str, z: str) -> None:
-    """Draw a matrix [rows, columns] as a surface: rows along y, columns along x, values along z."""
-    heights = np.asarray(matrix, dtype=float)
-    columns, rows = np.meshgrid(np.arange(heights.shape[1]), np.arange(heights.shape[0]))
-    with picture(name, (5.6, 4.4)) as figure:
-        axes = figure.add_subplot(projection="3d")
-        axes.plot_surface(
-            columns, rows, heights, cmap="cividis", rstride=1, cstride=1, linewidth=0.2, edgecolor="#333333"
-        )
-        axes.set(xlabel=x, ylabel=y, zlabel=z)
-        axes.view_init(elev=35, azim=-125)
+                axes.set_xticks(across, columns, rotation=90)
+        all_axes[0].invert_yaxis()
+        all_axes[0].set_ylabel(y)
+        if rows:
+            all_axes[0].set_yticks(np.arange(len(rows)), rows)
+        figure.colorbar(mesh, ax=all_axes, orientation="horizontal", shrink=0.6, aspect=30)
 
 
 def curves(name: str, lines: Mapping[str, Curve], x: str, y: str, log: str = "") -> None:
@@ -86,6 +93,8 @@ def curves(name: str, lines: Mapping[str, Curve], x: str, y: str, log: str = "")
         for (label, (xs, ys)), style in zip(lines.items(), ("-", "--", "-.", ":", (0, (5, 1)), "-"), strict=False):
             axes.plot(xs, ys, label=label, linestyle=style)
         axes.set(xlabel=x, ylabel=y, xscale="log" if "x" in log else "linear", yscale="log" if "y" in log else "linear")
+        if "x" not in log and all(float(each).is_integer() for xs, _ in lines.values() for each in xs):
+            axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))
         axes.grid(True)
         if len(lines) > 1:
             axes.legend(frameon=False)
