@@ -79,6 +79,7 @@ docs: docs-tools  ## the learner's path: run its chapters, make its pictures, bu
 	npm ci --prefix docs --ignore-scripts --no-audit --no-fund --silent
 	python tools/docs/chapters.py docs/learn
 	python tools/docs/notebooks.py docs/learn build/notebooks
+	python tools/docs/inside.py
 	NO_MKDOCS_2_WARNING=1 mkdocs build --strict --quiet
 
 profile: $(READY)  ## make profile NAME=tiny: write params.yaml from profiles/NAME.yaml

@@ -1,4 +1,4 @@
-"""Hooks of the documentation site: vendored files, and a reference page for each part of the package.
+"""Hooks of the documentation site: vendored files, widgets, and a reference page for each part of the package.
 
 Scripts, style sheets, and fonts that mkdocs.yml names under vendor/ come from docs/node_modules; mkdocstrings fills the
 reference pages from the docstrings. Each page is checked: a reader's browser fetches nothing from elsewhere, and KaTeX
@@ -7,6 +7,7 @@ can typeset every formula.
 
 from __future__ import annotations
 
+import csv
 import html
 import json
 import re
@@ -26,6 +27,8 @@ FETCHED = re.compile(r"""<(?:script|img|iframe|link)\b[^>]*\b(?:src|href)=["']?(
 FORMULA = re.compile(r'class="arithmatex">\\[(\[](.*?)\\[)\]]</', re.DOTALL)
 ROOT = Path(__file__).parents[1]
 TO_REPOSITORY = re.compile(r"(?<!!)\[([^][]*)\]\(((?:\.\./)[^)#]*)(?:#[^)]*)?\)")  # a link to a file that is no page
+INSIDE = ROOT / "build" / "inside.html"  # from tools/docs/inside.py
+STEPS = ROOT / "metrics" / "plots" / "pretrain.csv", ROOT / "metrics" / "samples.json"
 URL = re.compile(r"url\(['\"]?([^'\")]+)['\"]?\)")
 
 
@@ -76,8 +79,32 @@ def start_page() -> str:
     return re.sub(r"\]\((?!https?:|#)(?=[A-Z][\w./-]*\))", "](../", text)  # CONTRIBUTING.md, SECURITY.md, …
 
 
+def inside() -> str:
+    """Return the frame with the look inside a small model, or nothing if it was not made."""
+    title = "Tokens and attention weights of a small model"
+    return f'<iframe class="inside" src="../inside.html" title="{title}"></iframe>' if INSIDE.is_file() else ""
+
+
+def training_steps() -> str:
+    """Return a slider over the steps of the default pretraining, which site.js fills with loss and generated text."""
+    rows = csv.DictReader(STEPS[0].read_text(encoding="utf-8").splitlines())
+    losses = {int(row["tokens"]): (int(row["step"]), float(row["val_loss"])) for row in rows}
+    samples = json.loads(STEPS[1].read_text(encoding="utf-8"))
+    steps = [[*losses[sample["tokens"]], sample["text"]] for sample in samples]  # step, loss, text
+    return (
+        f'<div class="training-steps" data-steps="{html.escape(json.dumps(steps))}"><label>Training step '
+        f'<input type="range" min="0" max="{len(steps) - 1}" value="0"></label> <output></output><p></p></div>'
+    )
+
+
+WIDGETS = {"<!-- inside -->": inside, "<!-- training steps -->": training_steps}
+
+
 def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Files) -> str:
-    """Link to the repository's files where its address is known, and name them where it is not; MkDocs calls this."""
+    """Put in widgets, and link to the repository's files if its address is known; MkDocs calls this."""
+    for mark, widget in WIDGETS.items():
+        if mark in markdown:
+            markdown = markdown.replace(mark, widget())
 
     def link(match: re.Match[str]) -> str:
         text, path = match[1], match[2]
@@ -96,6 +123,8 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
     for name in parts():
         files.append(File.generated(config, f"api/{name}.md", content=reference_page(name)))
     files.append(File.generated(config, "index.md", content=start_page()))
+    if INSIDE.is_file():
+        files.append(File.generated(config, "inside.html", abs_src_path=str(INSIDE)))
     wanted = [str(name) for name in (*config.extra_css, *config.extra_javascript)]
     for name in wanted:
         if name.startswith("vendor/"):

@@ -2,7 +2,7 @@
 // Tables that scroll can be reached by the keyboard.
 function fit(formula) {
   formula.style.fontSize = "";
-  const room = formula.parentElement.clientWidth, width = formula.scrollWidth;
+  const room = formula.closest(".arithmatex").clientWidth, width = formula.scrollWidth;
   if (width > room && room > 0) formula.style.fontSize = `${(0.98 * room) / width}em`;
 }
 
@@ -21,6 +21,21 @@ document.addEventListener("DOMContentLoaded", () => {
   document.fonts.addEventListener("loadingdone", fitAll); // the fonts of formulas load when the first is drawn
   document.fonts.ready.then(fitAll);
   window.addEventListener("resize", fitAll);
+});
+
+// A slider over the steps of a training: the loss, and what the model wrote then.
+document.addEventListener("DOMContentLoaded", () => {
+  document.querySelectorAll(".training-steps").forEach((widget) => {
+    const steps = JSON.parse(widget.dataset.steps), slider = widget.querySelector("input");
+    const show = () => {
+      const [step, loss, text] = steps[slider.value];
+      slider.setAttribute("aria-valuetext", `step ${step}`);
+      widget.querySelector("output").textContent = `${step}: validation loss ${loss.toFixed(2)} nats per token`;
+      widget.querySelector("p").textContent = text;
+    };
+    slider.addEventListener("input", show);
+    show();
+  });
 });
 
 window.addEventListener("load", () => {

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import csv
 import functools
 import http.server
+import json
 import os
 import shutil
 import subprocess
@@ -23,7 +25,8 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 ROOT = Path(__file__).parents[2]
 MODULES = ROOT / "docs/node_modules"
 PAGES = (
-    "index.html", "guide.html", "speed.html", "learn/04-attention.html", "learn/12-theory.html", "api/model.html",
+    "index.html", "guide.html", "speed.html", "learn/index.html", "learn/glossary.html",
+    "learn/07-multi-head-attention.html", "learn/15-theory.html", "api/model.html",
 )  # fmt: skip
 # Code and formulas whose end the reader cannot see without scrolling sideways.
 CLIPPED = """[...document.querySelectorAll('.md-content pre > code, .md-content .katex-display')].filter(
@@ -79,4 +82,22 @@ def test_a_page_shows_all_and_has_no_barrier(browser: Tab, address: str, page: s
     browser.run((MODULES / "axe-core/axe.min.js").read_text(encoding="utf-8"))
     barriers: list[Any] = browser.run(BARRIERS)
     assert barriers == []
+    assert browser.errors == []
+
+
+def test_the_slider_shows_the_loss_and_the_text_of_each_step(browser: Tab, address: str) -> None:
+    with (ROOT / "metrics/plots/pretrain.csv").open(encoding="utf-8") as file:
+        losses = {int(row["tokens"]): (row["step"], float(row["val_loss"])) for row in csv.DictReader(file)}
+    samples = json.loads((ROOT / "metrics/samples.json").read_text(encoding="utf-8"))
+    browser.open(f"{address}/learn/10-training.html", 390)
+    for number in (len(samples) - 1, 0):
+        browser.run(
+            f"(slider => {{ slider.value = {number}; slider.dispatchEvent(new Event('input')); }})"
+            "(document.querySelector('.training-steps input'))"
+        )
+        step, loss = losses[samples[number]["tokens"]]
+        assert browser.run("document.querySelector('.training-steps output').textContent").startswith(
+            f"{step}: validation loss {loss:.2f}"
+        )
+        assert browser.run("document.querySelector('.training-steps p').textContent") == samples[number]["text"]
     assert browser.errors == []
