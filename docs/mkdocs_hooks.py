@@ -125,6 +125,8 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
     files.append(File.generated(config, "index.md", content=start_page()))
     if INSIDE.is_file():
         files.append(File.generated(config, "inside.html", abs_src_path=str(INSIDE)))
+    logo = str(PACKAGE / "report/templates/logo.svg")
+    files.append(File.generated(config, "assets/logo.svg", abs_src_path=logo))
     wanted = [str(name) for name in (*config.extra_css, *config.extra_javascript)]
     for name in wanted:
         if name.startswith("vendor/"):
