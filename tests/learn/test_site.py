@@ -7,23 +7,21 @@ import functools
 import http.server
 import json
 import os
-import shutil
 import subprocess
 import sys
 import threading
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 
+from tests.report import axe
 from tests.report.browser import executable
 from tests.ui.chromium import Tab, tab
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 
 ROOT = Path(__file__).parents[2]
-MODULES = ROOT / "docs/node_modules"
 PAGES = (
     "index.html", "guide.html", "speed.html", "learn/index.html", "learn/glossary.html",
     "learn/07-multi-head-attention.html", "learn/15-theory.html", "api/model.html",
@@ -32,8 +30,6 @@ PAGES = (
 CLIPPED = """[...document.querySelectorAll('.md-content pre > code, .md-content .katex-display')].filter(
     element => element.scrollWidth > element.clientWidth + 1 || element.getBoundingClientRect().right > innerWidth + 1
 ).map(element => element.textContent.slice(0, 80))"""
-BARRIERS = """axe.run(document, {runOnly: ['wcag2a', 'wcag2aa']}).then(result => result.violations.map(
-    each => each.id + ': ' + each.nodes.map(node => node.target.join(' ')).slice(0, 3).join(', ')))"""
 
 
 class _Quiet(http.server.SimpleHTTPRequestHandler):
@@ -46,10 +42,7 @@ def address(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """The site, built and served."""
     pytest.importorskip("mkdocs")
     executable()  # skips without a browser
-    if not (MODULES / "axe-core").exists():
-        command = ["npm", "ci", "--prefix", "docs", "--ignore-scripts", "--no-audit", "--no-fund", "--silent"]
-        if not shutil.which("npm") or subprocess.run(command, cwd=ROOT, timeout=300, check=False).returncode:
-            pytest.skip("npm cannot install the packages of docs/")
+    axe.install()  # skips without npm
     site = tmp_path_factory.mktemp("site")
     command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--quiet", "--site-dir", str(site)]
     subprocess.run(command, cwd=ROOT, check=True, timeout=500, env=os.environ | {"NO_MKDOCS_2_WARNING": "1"})
@@ -79,9 +72,7 @@ def test_a_page_shows_all_and_has_no_barrier(browser: Tab, address: str, page: s
     browser.run("document.fonts.ready.then(() => new Promise(done => setTimeout(done, 300)))")
     assert browser.run("document.documentElement.scrollWidth <= innerWidth")
     assert browser.run(CLIPPED) == []
-    browser.run((MODULES / "axe-core/axe.min.js").read_text(encoding="utf-8"))
-    barriers: list[Any] = browser.run(BARRIERS)
-    assert barriers == []
+    assert axe.barriers(browser) == []
     assert browser.errors == []
 
 
