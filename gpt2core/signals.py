@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import sys
 import threading
+from collections.abc import Iterator
 from types import FrameType
 from typing import NoReturn
 
@@ -22,6 +24,18 @@ def exit_on_signals() -> None:
 def raise_on_signals() -> None:
     """Raise KeyboardInterrupt on Ctrl-C and Terminated on SIGTERM, so that open files are closed."""
     _handle(signal.default_int_handler, _terminate)
+
+
+@contextlib.contextmanager
+def restored_handlers() -> Iterator[None]:
+    """Restore the handlers of Ctrl-C and SIGTERM after a library has set its own."""
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        if threading.current_thread() is threading.main_thread():
+            for number, handler in handlers.items():
+                signal.signal(number, handler)
 
 
 def interrupted(error: KeyboardInterrupt) -> NoReturn:

@@ -15,8 +15,8 @@ from gpt2core.stage_code import is_observer
 
 ROOT = Path(__file__).parent.parent
 GROUND = {
-    "errors", "config", "deadline", "environment", "log", "metric_files", "runtime", "files", "prompts", "numerics",
-    "redact", "signals", "stage_code",
+    "errors", "config", "deadline", "environment", "executor", "log", "metric_files", "runtime", "files", "prompts",
+    "numerics", "redact", "signals", "stage_code",
 }  # fmt: skip
 # What each part may import, beside the ground and itself.
 ALLOWED: dict[str, set[str]] = {

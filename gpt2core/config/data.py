@@ -11,7 +11,8 @@ class Data(Section):
     """Sources of the corpus, the labeled texts, and the instructions.
 
     Names of the registry (gpt2core/sources/registry.py), or own/FILE for your own file in data/own/. The corpus may
-    also be own/*.jsonl.zst (text, JSONL, Parquet, .gz, .zst), a URL (https://… or https://…#sha256=…), or a list.
+    also be own/*.jsonl.zst (text, JSONL, Parquet, .gz, .zst), a URL (https://… or https://…#sha256=…), s3://BUCKET/*.gz,
+    hf://datasets/OWNER/NAME/*.parquet, or a list.
     """
 
     corpus: Names = Field(

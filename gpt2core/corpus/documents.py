@@ -1,8 +1,8 @@
 """Files of documents, cut into parts that can be read alone: text, JSONL, and Parquet, plain or compressed.
 
 A part is the work of one process, about 8 MB: a range of bytes of a text or JSONL file, some row groups of a Parquet
-file, or a whole compressed file. It is a path and offsets, so that no text is sent to a process. A text is cut between
-documents, and inside one only if it is longer than a part, at a place that its own text decides.
+file, or a whole file if it is compressed or remote. It is a path and offsets, so that no text is sent to a process. A
+text is cut between documents, and inside one only if it is longer than a part, at a place that its own text decides.
 """
 
 from __future__ import annotations
@@ -20,6 +20,8 @@ from typing import Any, BinaryIO, NamedTuple
 
 import regex
 
+from gpt2core.corpus import remote
+from gpt2core.corpus.remote import RemoteFile
 from gpt2core.errors import UserError, listed
 
 END_OF_TEXT = "<|endoftext|>"  # not imported from the tokenizer, on which no download should depend
@@ -48,9 +50,9 @@ class Piece(NamedTuple):
 
 
 class Part(NamedTuple):
-    """A range of a file: of bytes, or of a Parquet file's row groups."""
+    """A range of a file: of bytes, or of a Parquet file's row groups. Its values are those of JSON."""
 
-    path: Path
+    path: str
     start: int
     end: int
     continues: bool = False  # starts inside a document
@@ -65,9 +67,9 @@ class Damaged(Exception):
         self.row = row
 
 
-def format_of(path: Path) -> tuple[str, str] | None:
+def format_of(path: str | Path) -> tuple[str, str] | None:
     """Return format and compression by the name's end, such as (".jsonl", ".zst"); None if it is no such file."""
-    name = path.name.lower()
+    name = Path(path).name.lower()
     compression = next((suffix for suffix in COMPRESSIONS if name.endswith(suffix)), "")
     form = Path(name.removesuffix(compression)).suffix
     if form not in FORMATS or (form == ".parquet" and compression):
@@ -92,12 +94,22 @@ def plan(path: Path) -> list[Part]:
     if size_bytes == 0:
         return []
     if compression:
-        return [Part(path, 0, size_bytes)]
-    with _naming(Part(path, 0, 0)):
+        return [Part(str(path), 0, size_bytes)]
+    with _naming(Part(str(path), 0, 0)):
         if form == ".parquet":
-            return _plan_parquet(path)
+            return _plan_parquet(str(path))
         with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
             return _plan_text(path, data) if form == ".txt" else _plan_lines(path, data)
+
+
+def plan_remote(file: RemoteFile) -> list[Part]:
+    """Cut a remote file into parts. Raises UserError if it has changed, or cannot be read."""
+    remote.check(file)
+    whole = Part(file.url, 0, file.size_bytes)
+    if format_of(file.url) != (".parquet", ""):
+        return [whole] if file.size_bytes else []
+    with _naming(whole):
+        return _plan_parquet(file.url)
 
 
 def read(part: Part) -> Iterator[Piece]:
@@ -119,9 +131,10 @@ def read(part: Part) -> Iterator[Piece]:
 def _naming(part: Part) -> Iterator[None]:
     """Add the file, and the row, to each error."""
     try:
-        yield
+        with remote.readable(part.path) if remote.is_remote(part.path) else contextlib.nullcontext():
+            yield
     except UnicodeDecodeError as error:
-        if part.path.suffix.lower() == ".parquet":
+        if part.path.lower().endswith(".parquet"):
             raise UserError(f"{part.path}: a text in it is not UTF-8 ({error.reason}); write the file again") from None
         raise UserError(f"{part.path}: {_not_utf8(part)}; convert it: iconv -f latin1 -t utf-8") from None
     except Damaged as error:
@@ -156,19 +169,24 @@ def _rows_before(part: Part) -> int:
     if format_of(part.path) == (".parquet", ""):
         metadata = _parquet(part.path).metadata
         return sum(metadata.row_group(group).num_rows for group in range(part.start))
-    with part.path.open("rb") as file:
+    if not part.start:
+        return 0
+    with Path(part.path).open("rb") as file:
         return file.read(part.start).count(b"\n")
 
 
 def _open(part: Part, compression: str) -> BinaryIO:
     """Open the bytes of a part as a stream."""
+    source: Any = remote.open_file(part.path) if remote.is_remote(part.path) else part.path
     if compression == ".gz":
-        return gzip.open(part.path)  # type: ignore[return-value]
+        return gzip.open(source)  # type: ignore[return-value]
     if compression == ".zst":
         import pyarrow
 
-        return io.BufferedReader(pyarrow.input_stream(str(part.path), compression="zstd"))
-    with part.path.open("rb") as file:
+        return io.BufferedReader(pyarrow.input_stream(source, compression="zstd"))
+    if source is not part.path:
+        return source
+    with Path(part.path).open("rb") as file:
         file.seek(part.start)
         return io.BytesIO(file.read(part.end - part.start))
 
@@ -190,7 +208,7 @@ def _plan_text(path: Path, data: mmap.mmap) -> list[Part]:
             elif last >= 0 or (last := data.find(separator, start + PART_BYTES)) >= 0:
                 end = last + len(separator)
                 end += data[end : end + 1] == b"\n"
-        parts.append(Part(path, start, end, continues, is_open))
+        parts.append(Part(str(path), start, end, continues, is_open))
         start, continues = end, is_open
     return parts
 
@@ -252,7 +270,7 @@ def _plan_lines(path: Path, data: mmap.mmap) -> list[Part]:
         end = len(data)
         if start + PART_BYTES < len(data):
             end = data.rfind(b"\n", start, start + PART_BYTES) + 1 or data.find(b"\n", start) + 1 or end
-        parts.append(Part(path, start, end))
+        parts.append(Part(str(path), start, end))
         start = end
     return parts
 
@@ -295,13 +313,14 @@ def _document(text: Any, row: int) -> Iterator[Piece]:
 # --- Parquet ---
 
 
-def _parquet(path: Path) -> Any:
+def _parquet(path: str) -> Any:
     """Open a file that has a column of texts. Raises Damaged."""
     import pyarrow
     import pyarrow.parquet
 
     try:
-        file = pyarrow.parquet.ParquetFile(path, buffer_size=1 << 20)
+        source = remote.open_file(path) if remote.is_remote(path) else path
+        file = pyarrow.parquet.ParquetFile(source, buffer_size=1 << 20)
     except pyarrow.ArrowInvalid as error:
         raise Damaged(f"not a Parquet file ({error})") from None
     names = file.schema_arrow.names
@@ -310,7 +329,7 @@ def _parquet(path: Path) -> Any:
     return file
 
 
-def _plan_parquet(path: Path) -> list[Part]:
+def _plan_parquet(path: str) -> list[Part]:
     metadata = _parquet(path).metadata
     sizes_bytes = [_text_bytes(metadata.row_group(group)) for group in range(metadata.num_row_groups)]
     parts: list[Part] = []

@@ -8,17 +8,17 @@ from __future__ import annotations
 
 import random
 import unicodedata
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from hashlib import blake2b
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 
-from gpt2core.corpus import documents
+from gpt2core.corpus import documents, remote
 from gpt2core.corpus.documents import SAFE_CUT, Part, Piece
-from gpt2core.corpus.workers import Workers
 from gpt2core.errors import UserError
+from gpt2core.executor import Executor, LocalProcesses
 
 MAX_WORD_CHARS = 200
 FEW_DOCUMENTS = 20  # below this, the end of each document is held out; else whole documents
@@ -34,8 +34,9 @@ class PartCount(NamedTuple):
     hashes: np.ndarray  # of each document: [documents] uint64; empty without duplicates to drop
 
 
-def count(part: Part, with_hashes: bool) -> PartCount:
-    """Count the characters of each document of a part, and hash them."""
+def count(part: Part, with_hashes: bool) -> tuple[list[int], list[int]]:
+    """Return the two columns of `PartCount`: count the characters of each document of a part, and hash them."""
+    part = Part(*part)
     chars, hashes = [0], [blake2b(digest_size=8)]
     for text, ends_document in documents.read(part):
         chars[-1] += len(text)
@@ -46,15 +47,15 @@ def count(part: Part, with_hashes: bool) -> PartCount:
             hashes.append(blake2b(digest_size=8))
     n_documents = len(chars) - (not part.is_open)
     digests = b"".join(digest.digest() for digest in hashes[:n_documents]) if with_hashes else b""
-    return PartCount(np.array(chars[:n_documents], np.int64), np.frombuffer(digests, np.uint64))
+    return chars[:n_documents], np.frombuffer(digests, np.uint64).tolist()
 
 
-def split_pieces(part: Part, shares: np.ndarray) -> Iterator[tuple[str, Piece]]:
+def split_pieces(part: Part, shares: Sequence[int]) -> Iterator[tuple[str, Piece]]:
     """Yield the pieces of a part with `train` or `val`; a document in both is cut between two words."""
     index = position = 0
     is_cut = False
     for piece in documents.read(part):
-        share, n_chars = int(shares[index]), len(piece.text)
+        share, n_chars = shares[index], len(piece.text)
         if share >= position + n_chars:
             yield "train", piece
         elif share == ALL_VAL or is_cut:
@@ -96,7 +97,7 @@ class Corpus:
         drop_duplicates: keep only the first of documents with the same bytes; one that is held out by name counts as
             first. They are compared by hashes of 64 bits: of ten million documents, one is lost by mistake with a
             probability of 3 in a million.
-        workers: processes that count.
+        executor: counts.
 
     Raises:
         UserError: no files, no text in them, or bad content.
@@ -108,14 +109,16 @@ class Corpus:
         val_fraction: float,
         seed: int,
         drop_duplicates: bool = False,
-        workers: Workers | None = None,
+        executor: Executor | None = None,
     ):
         self.val_fraction = val_fraction
         self.has_val = (folder / "val").is_dir()
         splits = ("val", "train") if self.has_val else ("train",)
-        self.parts = [part for split in splits for path in _files(folder / split) for part in documents.plan(path)]
-        self._is_val = np.array([folder / "val" in part.path.parents for part in self.parts], bool)
-        counts = list((workers or Workers()).map(count, ((part, drop_duplicates) for part in self.parts)))
+        planned = [(part, split == "val") for split in splits for part in _plan(folder / split)]
+        self.parts = [part for part, _ in planned]
+        self._is_val = np.array([is_val for _, is_val in planned], bool)
+        columns = (executor or LocalProcesses()).map(count, ((part, drop_duplicates) for part in self.parts))
+        counts = [PartCount(np.array(chars, np.int64), np.array(hashes, np.uint64)) for chars, hashes in columns]
 
         # Document numbers: a part's first document may be the last one of the part before.
         self._n_in_part = [len(c.chars) for c in counts]
@@ -141,8 +144,8 @@ class Corpus:
         """The number of documents that were dropped as duplicates."""
         return int(self._dropped.sum())
 
-    def shares(self, number: int) -> np.ndarray:
-        """Return the characters for training per document of part `number`, or ALL_TRAIN, ALL_VAL, DROPPED: int64."""
+    def shares(self, number: int) -> list[int]:
+        """Return the characters for training per document of part `number`, or ALL_TRAIN, ALL_VAL, DROPPED."""
         here = slice(self._first[number], self._first[number] + self._n_in_part[number])
         if self._is_few:
             shares = np.rint(self._chars[here] * (1 - self.val_fraction)).astype(np.int64)
@@ -151,7 +154,7 @@ class Corpus:
         else:
             shares = np.where(self._held_out[here] | self._is_val[number], ALL_VAL, ALL_TRAIN)
         shares[self._dropped[here]] = DROPPED
-        return shares
+        return shares.tolist()
 
     def _add_up(self, counts: list[PartCount]) -> tuple[np.ndarray, list[int]]:
         """Add up the characters of each document, and per part those of its first document that come before it."""
@@ -179,11 +182,14 @@ class Corpus:
             yield from (piece for name, piece in split_pieces(part, self.shares(number)) if name == split)
 
 
-def _files(folder: Path) -> list[Path]:
+def _plan(folder: Path) -> list[Part]:
+    """Return the parts of all files of documents in a folder, and of those that it lists."""
     paths = documents.find_documents(folder) if folder.is_dir() else []
-    if not paths:
+    remote_files = remote.listed(folder)
+    if not paths and not remote_files:
         raise UserError(
             f"{folder}: no {documents.ALLOWED} file in this folder; "
             "run the stage download-data first: dvc repro download-data"
         )
-    return paths
+    local = [part for path in paths for part in documents.plan(path)]
+    return local + [part for file in remote_files for part in documents.plan_remote(file)]

@@ -21,13 +21,14 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from gpt2core import config, files, runtime, tokenizer
+from gpt2core import config, files, tokenizer
 from gpt2core.config.tokenizer import Tokenizer as TokenizerParams
+from gpt2core.corpus import remote
 from gpt2core.corpus.documents import Part, find_documents
 from gpt2core.corpus.lengths import token_counts
 from gpt2core.corpus.shards import CONTINUED, Shard, join_shards, shard_writer
 from gpt2core.corpus.splits import Corpus, split_pieces
-from gpt2core.corpus.workers import Workers
+from gpt2core.executor import Executor, open_executor
 from gpt2core.tokenizer import Tokenizer, load_tokenizer, read_bpe
 from gpt2core.tokenizer.train import count_words, extend_char, merge_words, train_char
 
@@ -55,25 +56,26 @@ def tokenize(
         raw_dir: the output of `download-data`: `corpus/`, with `gpt2-bpe/` in it for GPT-2's own tokenizer.
         out_dir: gets `train.bin`, `val.bin`, and the tokenizer's files; all or nothing. A second corpus has its two
             shards in `continued/`.
-        processes: number of processes; by default one per core, and one for a small corpus.
+        processes: number of processes; by default one for a small corpus, else Ray's or one per core.
         base_dir: a model directory whose tokenizer is taken; one of characters gets those that it lacks.
     """
     raw = raw_dir / "corpus"
     inputs = find_documents(raw)
-    size_bytes = sum(path.stat().st_size for path in inputs)
-    if processes is None:
-        processes = runtime.available_processes() if size_bytes >= PARALLEL_FROM_BYTES else 1
+    size_bytes = sum(path.stat().st_size for path in inputs) + sum(file.size_bytes for file in remote.listed(raw))
+    inputs += remote.listings(raw)
+    if processes is None and size_bytes < PARALLEL_FROM_BYTES:
+        processes = 1
     checkpoints = config.checkpoints_dir()
     work_dir = checkpoints / "tokenize" / _key(params, seed, raw, inputs, base_dir)
-    with Workers(processes) as workers, files.lock(checkpoints / "tokenize.lock"):
+    with open_executor(processes) as executor, files.lock(checkpoints / "tokenize.lock"):
         corpora = {
-            name: Corpus(raw / name, params.val_fraction, seed, params.drop_duplicates, workers)
+            name: Corpus(raw / name, params.val_fraction, seed, params.drop_duplicates, executor)
             for name in ("", CONTINUED)
             if not name or (raw / name).is_dir()
         }
-        chosen = _tokenizer(params, raw, list(corpora.values()), work_dir / "tokenizer", workers, base_dir)
+        chosen = _tokenizer(params, raw, list(corpora.values()), work_dir / "tokenizer", executor, base_dir)
         for name, corpus in corpora.items():
-            _encode(corpus, work_dir / "tokenizer", work_dir / "parts" / name, workers)
+            _encode(corpus, work_dir / "tokenizer", work_dir / "parts" / name, executor)
         figures: dict[str, Any] = {}
         with files.atomic_dir(out_dir) as folder:
             for name, corpus in corpora.items():
@@ -118,7 +120,7 @@ def _tokenizer(
     raw: Path,
     corpora: list[Corpus],
     folder: Path,
-    workers: Workers,
+    executor: Executor,
     base_dir: Path | None,
 ) -> Tokenizer:
     """Return the tokenizer of the base or of the params, saved in a folder from which the processes read it."""
@@ -127,13 +129,13 @@ def _tokenizer(
     if base_dir is not None:
         chosen = load_tokenizer(base_dir)
         if not chosen.has_every_text:
-            chosen = extend_char(chosen, _all_characters(corpora, workers))
+            chosen = extend_char(chosen, _all_characters(corpora, executor))
     else:
         match params.kind:
             case "bpe":
-                chosen = merge_words(_words(corpora[0], workers), params.vocab_size)
+                chosen = merge_words(_words(corpora[0], executor), params.vocab_size)
             case "char":
-                chosen = train_char(_all_characters(corpora, workers))
+                chosen = train_char(_all_characters(corpora, executor))
             case "gpt2":
                 chosen = read_bpe(raw / "gpt2-bpe" / "encoder.json", raw / "gpt2-bpe" / "vocab.bpe")
     with files.atomic_dir(folder) as temporary:
@@ -141,22 +143,22 @@ def _tokenizer(
     return chosen
 
 
-def _all_characters(corpora: list[Corpus], workers: Workers) -> Iterator[str]:
+def _all_characters(corpora: list[Corpus], executor: Executor) -> Iterator[str]:
     """Yield the characters of each part, of both splits: validation may have a character that training lacks."""
     for corpus in corpora:
         tasks = ((part, corpus.shares(number)) for number, part in enumerate(corpus.parts))
-        yield from ("".join(sorted(characters)) for characters in workers.map(_characters, tasks))
+        yield from executor.map(_characters, tasks)
 
 
-def _words(corpus: Corpus, workers: Workers) -> Counter[str]:
+def _words(corpus: Corpus, executor: Executor) -> Counter[str]:
     """Count the words of the training split; for a large corpus, LEARN_CHARS of them spread evenly over its text."""
     max_chars = [corpus.n_chars] * len(corpus.parts)
     if corpus.n_chars > LEARN_CHARS:
         every = ((part, corpus.shares(number)) for number, part in enumerate(corpus.parts))
-        max_chars = _spread(list(workers.map(_train_chars, every)))
+        max_chars = _spread(list(executor.map(_train_chars, every)))
     sampled = ((corpus.parts[n], corpus.shares(n), most) for n, most in enumerate(max_chars) if most)
     words: Counter[str] = Counter()
-    for part_words in workers.map(_count_words, sampled):
+    for part_words in executor.map(_count_words, sampled):
         words.update(part_words)
     return words
 
@@ -178,28 +180,28 @@ def _spread(train_chars: list[int]) -> list[int]:
     return gives
 
 
-def _train_chars(part: Part, shares: np.ndarray) -> int:
-    return sum(len(piece.text) for split, piece in split_pieces(part, shares) if split == "train")
+def _train_chars(part: Part, shares: list[int]) -> int:
+    return sum(len(piece.text) for split, piece in split_pieces(Part(*part), shares) if split == "train")
 
 
-def _count_words(part: Part, shares: np.ndarray, max_chars: int) -> Counter[str]:
+def _count_words(part: Part, shares: list[int], max_chars: int) -> dict[str, int]:
     def texts() -> Iterator[str]:
         left_chars = max_chars
-        for split, piece in split_pieces(part, shares):
+        for split, piece in split_pieces(Part(*part), shares):
             if split == "train":
                 yield piece.text[:left_chars]
                 left_chars -= len(piece.text)
                 if left_chars <= 0:
                     return
 
-    return count_words(texts())
+    return dict(count_words(texts()))
 
 
-def _characters(part: Part, shares: np.ndarray) -> set[str]:
-    return set().union(*(piece.text for _, piece in split_pieces(part, shares)))
+def _characters(part: Part, shares: list[int]) -> str:
+    return "".join(sorted(set().union(*(piece.text for _, piece in split_pieces(Part(*part), shares)))))
 
 
-def _encode(corpus: Corpus, tokenizer_dir: Path, parts: Path, workers: Workers) -> None:
+def _encode(corpus: Corpus, tokenizer_dir: Path, parts: Path, executor: Executor) -> None:
     """Write a shard of each part into `train/` or `val/` of a folder, unless it exists."""
     folders = [parts / "train", parts / "val"]
     for folder in folders:
@@ -209,24 +211,24 @@ def _encode(corpus: Corpus, tokenizer_dir: Path, parts: Path, workers: Workers) 
         for number, part in enumerate(corpus.parts):
             train, val = (folder / f"{number:06d}.bin" for folder in folders)
             if not (train.exists() and val.exists()):
-                yield part, corpus.shares(number), tokenizer_dir, train, val
+                yield part, corpus.shares(number), str(tokenizer_dir), str(train), str(val)
             else:
                 bar.update()
 
     with tqdm(desc="tokenize", total=len(corpus.parts), unit="part", leave=False, disable=None) as bar:
-        for _ in workers.map(_encode_part, missing()):
+        for _ in executor.map(_encode_part, missing()):
             bar.update()
 
 
-def _encode_part(part: Part, shares: np.ndarray, tokenizer_dir: Path, train_path: Path, val_path: Path) -> None:
+def _encode_part(part: Part, shares: list[int], tokenizer_dir: str, train_path: str, val_path: str) -> None:
     chosen = _load(tokenizer_dir)
-    with shard_writer(train_path, chosen) as train, shard_writer(val_path, chosen) as val:
-        for split, piece in split_pieces(part, shares):
+    with shard_writer(Path(train_path), chosen) as train, shard_writer(Path(val_path), chosen) as val:
+        for split, piece in split_pieces(Part(*part), shares):
             (train if split == "train" else val).add(piece)
 
 
 @functools.lru_cache(maxsize=1)
-def _load(tokenizer_dir: Path) -> Tokenizer:
+def _load(tokenizer_dir: str) -> Tokenizer:
     return load_tokenizer(tokenizer_dir)
 
 

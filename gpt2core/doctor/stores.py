@@ -105,7 +105,7 @@ def source_names(params: Params) -> list[tuple[registry.Kind, str]]:
     names += [("openai", f"openai-{size}") for size in params.openai.sizes]
     if params.tokenizer.kind == "gpt2":
         names.append(("tokenizer", "gpt2-bpe"))
-    return [(kind, name) for kind, name in names if not name.startswith("own/")]
+    return [(kind, name) for kind, name in names if not name.startswith(("own/", "s3://", "hf://"))]
 
 
 def find(kind: registry.Kind, name: str) -> Asset:

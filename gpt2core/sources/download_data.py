@@ -1,6 +1,7 @@
 """The stage `download-data`: three sources in the form that all later stages read.
 
 corpus/train/           files of documents (see documents.py); in a text, `<|endoftext|>` separates documents
+                        and remote.json, the list of those that are on S3 or the Hugging Face Hub (see remote.py)
 corpus/val/             only if the source has held-out texts
 corpus/continued/       `train/` and `val/` of a second corpus, only with `data.continued_corpus`
 classification.jsonl    {"label": …, "text": …} per line
@@ -16,6 +17,7 @@ from typing import Any, Literal
 
 from gpt2core import files
 from gpt2core.config.data import Data
+from gpt2core.corpus import remote
 from gpt2core.corpus.documents import find_documents
 from gpt2core.errors import UserError
 from gpt2core.sources import download, raw_corpus, registry
@@ -116,10 +118,11 @@ def _entries(source: Asset | Path, seed: int, downloads: contextlib.ExitStack) -
 
 def _figures(folder: Path) -> dict[str, Any]:
     messages = labeled_texts.read_table(folder / "classification.jsonl")
-    corpus = find_documents(folder / "corpus")
+    sizes_bytes = [path.stat().st_size for path in find_documents(folder / "corpus")]
+    sizes_bytes += [file.size_bytes for file in remote.listed(folder / "corpus")]
     return {
-        "corpus_files": len(corpus),
-        "corpus_bytes": sum(path.stat().st_size for path in corpus),
+        "corpus_files": len(sizes_bytes),
+        "corpus_bytes": sum(sizes_bytes),
         "messages": len(messages),
         "message_classes": len(labeled_texts.classes(messages)),
         "instructions": len(files.read_json(folder / "instructions.json")),

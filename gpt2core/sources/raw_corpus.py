@@ -12,7 +12,8 @@ from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
 from gpt2core import files
-from gpt2core.corpus import documents
+from gpt2core.corpus import documents, remote
+from gpt2core.corpus.remote import RemoteFile
 from gpt2core.errors import UserError
 from gpt2core.sources import download, registry
 from gpt2core.sources.registry import Asset
@@ -35,8 +36,22 @@ class OwnFiles(NamedTuple):
     folder: Path
 
 
-def resolve(name: str, own_dir: Path) -> Asset | OwnFiles:
-    """Find a source by its registry name, its URL, or `own/` and a file, folder, or glob. Raises UserError."""
+class RemoteFiles(NamedTuple):
+    """Files that `tokenize` reads where they are."""
+
+    files: list[RemoteFile]
+
+
+Source = Asset | OwnFiles | RemoteFiles
+
+
+def resolve(name: str, own_dir: Path) -> Source:
+    """Find a source by its registry name, its address, or `own/` and a file, folder, or glob. Raises UserError."""
+    if remote.is_remote(name):
+        found = [file for file in remote.find(name) if documents.format_of(file.url)]
+        if not found:
+            raise UserError(f"{name}: no file of the kind {documents.ALLOWED} is there; check the address")
+        return RemoteFiles(found)
     if "://" in name:
         asset = registry.from_url(name)
         _check_format(PurePosixPath(asset.files[0].name))
@@ -79,7 +94,7 @@ def _check_format(path: Path | PurePosixPath) -> None:
         raise UserError(f"{path}: must be a file of the kind {documents.ALLOWED}, or a folder of such files")
 
 
-def write_corpus(sources: list[Asset | OwnFiles], seed: int, folder: Path, downloads: contextlib.ExitStack) -> None:
+def write_corpus(sources: list[Source], seed: int, folder: Path, downloads: contextlib.ExitStack) -> None:
     """Write all sources into `folder`; if there are several, each into its own folder within `train/` and `val/`.
 
     The user's own files go first: a mistake in them is found before anything is fetched. Downloads are kept until
@@ -92,6 +107,8 @@ def write_corpus(sources: list[Asset | OwnFiles], seed: int, folder: Path, downl
         if isinstance(source, OwnFiles):
             for path in source.paths:
                 _take(path, train / path.relative_to(source.folder))
+        elif isinstance(source, RemoteFiles):
+            remote.write_listing(source.files, train)
         elif source.origin == "generated":
             files.write_text(train / "tales.txt", SEPARATOR.join(generate_tales(seed, EMBEDDED_TALES)))
         else:

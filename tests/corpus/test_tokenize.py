@@ -22,7 +22,7 @@ from gpt2core.corpus.shards import documents as documents_of
 from gpt2core.corpus.shards import open_shard
 from gpt2core.corpus.splits import Corpus
 from gpt2core.corpus.tokenize import tokenize
-from gpt2core.corpus.workers import Workers
+from gpt2core.executor import LocalProcesses
 from gpt2core.tokenizer import END_OF_TEXT, Tokenizer, load_tokenizer
 from tests.corpus.corpora import BOOK, folder_with
 
@@ -110,10 +110,10 @@ def test_a_compressed_part_teaches_its_share_of_a_large_corpus(
 def test_a_large_corpus_teaches_learn_chars_from_everywhere(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     texts = {letter: f" {letter * 9}" * 2000 for letter in "abcd"}
     corpus = Corpus(folder_with(root / "corpus", **texts), 0.1, seed=1)
-    whole = tokenize_module._words(corpus, Workers())
+    whole = tokenize_module._words(corpus, LocalProcesses())
     assert 0.89 < sum(len(word) * n for word, n in whole.items()) / 80_000 < 0.91
     monkeypatch.setattr(tokenize_module, "LEARN_CHARS", 8000)
-    words = tokenize_module._words(corpus, Workers())
+    words = tokenize_module._words(corpus, LocalProcesses())
     assert sum(len(word) * n for word, n in words.items()) == 8000
     assert {letter: words[f" {letter * 9}"] for letter in "abcd"} == pytest.approx(dict.fromkeys("abcd", 200), rel=0.02)
 
