@@ -39,11 +39,12 @@ def prepare(mode: Numerics) -> None:
     """Set the environment variables of a mode. They override those that the user has set; `native` sets none.
 
     Raises:
-        RuntimeError: a library that reads them is already loaded.
+        RuntimeError: a library that reads them is already loaded, and the process was not started with them.
     """
     global _prepared
     if mode == "portable" and has_avx2():
-        if loaded := [name for name in LIBRARIES if name in sys.modules]:
+        is_set = os.environ.items() >= ENVIRONMENT.items() and not os.environ.keys() & set(UNSET)  # a process of Ray
+        if not is_set and (loaded := [name for name in LIBRARIES if name in sys.modules]):
             raise RuntimeError(f"numerics: prepare('portable') was called after {', '.join(loaded)} had been imported")
         os.environ.update(ENVIRONMENT)
         for name in UNSET:

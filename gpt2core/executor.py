@@ -32,7 +32,7 @@ Result = TypeVar("Result")
 OnReport = Callable[..., object]
 TASKS_AHEAD = 4  # a process; more would only fill the memory
 RETRIES = 3  # of a task whose process or node died
-STARTS = 3  # of a cluster of this machine: Ray gives each 30 s, too little on a busy one
+STARTS = 3  # tries to start a cluster of this machine: Ray waits 30 s for it, too little on a busy one
 SAVE_S = 60.0  # for stopped tasks to save a checkpoint
 # For a cluster of this machine; Ray reads these while it loads. Listen on 127.0.0.1 only; wait for a busy machine.
 LOCAL = {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0", "RAY_gcs_server_port_wait_time_s": "120", "RAY_AUTH_MODE": "token"}
@@ -209,7 +209,8 @@ class RayCluster:
         """Connect. Raises UserError if Ray is not installed, or no cluster is at the address."""
         os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
         if self._address == "local":
-            os.environ |= LOCAL | {"RAY_AUTH_TOKEN": secrets.token_hex(32)}
+            os.environ |= LOCAL
+            os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))  # Ray reads it once in a process
         try:
             import ray
         except ModuleNotFoundError:
@@ -240,7 +241,7 @@ class RayCluster:
                 break
             except Exception as error:  # Ray raises many types, and none of its own
                 self._ray.shutdown()
-                if tries_left and "timed out during startup" in str(error):
+                if tries_left and self._address == "local":
                     continue
                 raise UserError(
                     f"GPT2CORE_RAY={self._address}: cannot join this Ray cluster ({first_line(error)}); start Ray on "

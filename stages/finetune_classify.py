@@ -9,7 +9,6 @@ from typing import Any
 
 from gpt2core import config, files, numerics, runtime
 from gpt2core.checkpoint.model_card import CARD, ModelCard, write_model_card
-from gpt2core.checkpoint.model_dir import save_model
 from gpt2core.config.finetune_classify import FinetuneClassify
 from gpt2core.config.top_level import TopLevel
 from gpt2core.evaluation.seed_results import SeedResults, add_seed_column
@@ -64,12 +63,11 @@ def _train_and_write(
     curve: list[dict[str, Any]] = []
     kept_epochs: dict[str, int] = {}
     kept_model: dict[str, float] = {}
-    for seed, splits, result in finetune_seeds(section, messages, base, run.log_metrics, checkpoints):
+    for seed, splits, result in finetune_seeds(section, messages, base, MODEL, run.log_metrics, checkpoints):
         results.add(seed, splits.train, splits.test, result.before, result.after, result.probabilities)
         curve += add_seed_column(seed, result.curve)
         kept_epochs[str(seed)] = result.kept_epoch
         if seed == section.seeds[0]:  # whose model is the one kept
-            save_model(MODEL, result.model, result.tokenizer)
             kept_model = {name: round(value, 6) for name, value in result.accuracy.items()}
     metrics: dict[str, Any] = {
         **results.metrics(),

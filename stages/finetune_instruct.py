@@ -12,13 +12,10 @@ from pathlib import Path
 
 from gpt2core import config, files, numerics, runtime
 from gpt2core.checkpoint.model_card import CARD, ModelCard, write_model_card
-from gpt2core.checkpoint.model_dir import save_model
-from gpt2core.checkpoint.peft_adapter import save_adapter
 from gpt2core.config.finetune_instruct import FinetuneInstruct
 from gpt2core.config.top_level import TopLevel
 from gpt2core.metric_files import write_metrics
 from gpt2core.params import load_params
-from gpt2core.prompts import PROMPTS, chat_template
 from gpt2core.runtime import stage_main
 from gpt2core.tasks import instructions
 from gpt2core.tracking import track_stage
@@ -27,7 +24,7 @@ from gpt2core.training.checkpoints import stage_checkpoints
 from gpt2core.training.instruct import COLUMNS
 from gpt2core.training.instruct_seeds import InstructSeeds, finetune_seeds
 
-MODEL = Path("models/instruct")
+MODEL, ADAPTER = Path("models/instruct"), Path("models/instruct-adapter")
 ENTRIES = Path("data/raw/instructions.json")
 CURVE = Path("metrics/plots/finetune_instruct.csv")
 RESPONSES = Path("data/responses")
@@ -58,14 +55,12 @@ def main() -> None:
             ) as run,
         ):  # fmt: skip
             results = InstructSeeds(section, splits)
-            for seed, result in finetune_seeds(section, seeds, base, splits, run.log_metrics, checkpoints):
+            for seed, result in finetune_seeds(
+                section, seeds, base, splits, (MODEL, ADAPTER), run.log_metrics, checkpoints
+            ):
                 results.add(seed, result)
                 if seed == seeds[0]:
-                    template = chat_template(PROMPTS[section.prompt])
-                    save_model(MODEL, result.model, result.tokenizer, chat_template=template)
-                    save_adapter("models/instruct-adapter", result.adapter, base.as_posix())
                     files.write_csv(CURVE, COLUMNS, result.curve)
-                del result  # its model makes room for the next one's
             made = f"Fine-tuned from `{base}` on the entries of `data.instructions`; the losses are of other entries."
             card = ModelCard("An instruction-tuned GPT-2", made, results.metrics, section.model_dump())
             write_model_card(MODEL, card)

@@ -175,6 +175,7 @@ PEERS = {
     "onnxscript",
     "optuna",
     "peft",
+    "ray",
     "tensorflow",
     "transformers",
     "trl",

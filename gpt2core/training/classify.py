@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +12,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from gpt2core import runtime
-from gpt2core.checkpoint.model_dir import load_language_model
+from gpt2core import environment, numerics, runtime
+from gpt2core.checkpoint.model_dir import load_language_model, save_model
 from gpt2core.config.finetune_classify import FinetuneClassify
+from gpt2core.executor import open_executor, report
 from gpt2core.inference.classify import Texts, encode
 from gpt2core.model import GPT, GPTClassifier
 from gpt2core.model.lora import merge_lora
@@ -33,11 +34,9 @@ COLUMNS = ("epoch", "examples", "train_loss", "train_accuracy", "val_loss", "val
 
 
 @dataclass
-class Classified:
-    """The result of fine-tuning a classifier."""
+class ClassifyResult:
+    """The result of fine-tuning a classifier without the model, values of JSON."""
 
-    model: GPTClassifier  # LoRA adapters are merged
-    tokenizer: Tokenizer
     curve: list[dict[str, float]] = field(default_factory=list)  # a row per epoch, with `COLUMNS`
     before: list[str] = field(default_factory=list)  # the predicted label of each test text before the training
     after: list[str] = field(default_factory=list)  # the same after it
@@ -46,6 +45,14 @@ class Classified:
     trainable_parameters: int = 0  # number of parameters that were trained
     kept_epoch: int = 0  # the epoch whose weights the model has
     accuracy: dict[str, float] = field(default_factory=dict)  # of all splits before and after, if asked for
+
+
+@dataclass(kw_only=True)
+class Classified(ClassifyResult):
+    """The result of fine-tuning a classifier."""
+
+    model: GPTClassifier  # LoRA adapters are merged
+    tokenizer: Tokenizer
 
 
 class ClassifyTask(Task):
@@ -181,7 +188,7 @@ def finetune_classify(
     if params.trainable == "lora":
         add_adapters(model, params)
     model.transformer.activation_checkpointing = params.activation_checkpointing
-    result = Classified(model, tokenizer, trainable_parameters=trainable_parameters(model))
+    result = Classified(model=model, tokenizer=tokenizer, trainable_parameters=trainable_parameters(model))
 
     task = ClassifyTask(model, tokenizer, params, seed, splits, has_all_accuracies)
     recipe = new_recipe(params, model, task.max_steps, runtime.training_dtype(params.dtype))
@@ -206,21 +213,48 @@ def finetune_seeds(
     params: FinetuneClassify,
     messages: Sequence[Message],
     base_dir: Path,
+    model_dir: Path | None = None,
     on_metrics: OnMetrics = log_nothing,
     checkpoints: StageCheckpoints = NO_CHECKPOINTS,
-) -> Iterator[tuple[int, Splits, Classified]]:
-    """Fine-tune with each of `params.seeds`; yield it, its splits, and the result; one curve is logged."""
-    labels = classes(messages)
-    for seed in params.seeds:
-        is_first = seed == params.seeds[0]
-        splits = split(
+) -> Iterator[tuple[int, Splits, ClassifyResult]]:
+    """Fine-tune with each of `params.seeds`, on Ray several at a time; yield it, its splits, and the result.
+
+    Only the first seed's curve is logged, and only its model is saved, in `model_dir`. Of several processes that
+    torchrun started, only the first one saves.
+    """
+    all_splits = {
+        seed: split(
             messages, params.val_fraction, params.test_fraction, seed,
             balance=params.balance, drop_duplicates=params.drop_duplicates,
-        )  # fmt: skip
-        yield seed, splits, finetune_classify(
-            params, seed, base_dir, labels, splits, on_metrics if is_first else log_nothing,
-            checkpoints.training(f"seed-{seed}"), has_all_accuracies=is_first,
-        )  # fmt: skip
+        )
+        for seed in params.seeds
+    }  # fmt: skip
+    common = [params.model_dump_json(), str(base_dir), classes(messages), str(checkpoints.folder or "")]
+    tasks = (
+        [*common, seed, splits, number == 0, str(model_dir or "")]
+        for number, (seed, splits) in enumerate(all_splits.items())
+    )
+    with open_executor(None if len(params.seeds) > 1 else 1, with_model=True) as executor:
+        for (seed, splits), result in zip(all_splits.items(), executor.map(_seed, tasks, on_metrics), strict=True):
+            yield seed, splits, ClassifyResult(**result)
+
+
+def _seed(
+    params: str, base_dir: str, labels: Sequence[str], checkpoints: str,
+    seed: int, splits: Sequence[Sequence[tuple[str, str]]], is_first: bool, model_dir: str,
+) -> dict[str, Any]:  # fmt: skip
+    """Fine-tune with a seed, here or in a process of Ray; return the `ClassifyResult` as values of JSON."""
+    numerics.start(environment.prepared_mode() or "native")
+    result = finetune_classify(
+        FinetuneClassify.model_validate_json(params), seed, Path(base_dir), tuple(labels),
+        Splits(*([Message(*row) for row in rows] for rows in splits)),
+        report if is_first else log_nothing,
+        StageCheckpoints(Path(checkpoints) if checkpoints else None).training(f"seed-{seed}"),
+        has_all_accuracies=is_first,
+    )  # fmt: skip
+    if is_first and model_dir:
+        save_model(model_dir, result.model, result.tokenizer)
+    return {each.name: getattr(result, each.name) for each in fields(ClassifyResult)}
 
 
 def new_classifier(

@@ -54,13 +54,10 @@ class EvalResult(NamedTuple):
 
 
 @dataclass
-class Instructed:
-    """The result of fine-tuning on instructions."""
+class InstructResult:
+    """The result of fine-tuning on instructions without the model, values of JSON."""
 
-    model: GPT  # LoRA adapters are merged
-    tokenizer: Tokenizer
     trainable_parameters: int = 0  # number of parameters that were trained
-    adapter: Adapter | None = None  # what LoRA merged into the model
     curve: list[dict[str, float]] = field(default_factory=list)  # a row per epoch, with `COLUMNS`
     checkpoints: list[EvalResult] = field(default_factory=list)  # the base first, the tuned model last
     kept_step: int = 0  # the step whose weights the tuned model has
@@ -75,6 +72,15 @@ class Instructed:
     @property
     def after(self) -> EvalResult:
         return self.checkpoints[-1]
+
+
+@dataclass(kw_only=True)
+class Instructed(InstructResult):
+    """The result of fine-tuning on instructions."""
+
+    model: GPT  # LoRA adapters are merged
+    tokenizer: Tokenizer
+    adapter: Adapter | None = None  # what LoRA merged into the model
 
 
 class InstructTask(Task):
@@ -202,7 +208,7 @@ def finetune_instruct(
     if params.trainable == "lora":
         add_adapters(model, params)
     model.transformer.activation_checkpointing = params.activation_checkpointing
-    result = Instructed(model, tokenizer, trainable_parameters=trainable_parameters(model))
+    result = Instructed(model=model, tokenizer=tokenizer, trainable_parameters=trainable_parameters(model))
 
     task = InstructTask(model, tokenizer, params, seed, splits)
     task.checkpoints = [before] if before else []

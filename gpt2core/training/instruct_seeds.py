@@ -4,14 +4,19 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
-from gpt2core import files
+from gpt2core import environment, files, numerics
+from gpt2core.checkpoint.model_dir import save_model
+from gpt2core.checkpoint.peft_adapter import save_adapter
 from gpt2core.config.finetune_instruct import FinetuneInstruct
+from gpt2core.executor import open_executor, report
+from gpt2core.prompts import PROMPTS, chat_template
 from gpt2core.tasks.instructions import Splits
 from gpt2core.training.checkpoints import NO_CHECKPOINTS, StageCheckpoints
-from gpt2core.training.instruct import EvalResult, Instructed, finetune_instruct
+from gpt2core.training.instruct import EvalResult, InstructResult, finetune_instruct
 from gpt2core.training.trainer import OnMetrics, log_nothing
 
 
@@ -20,19 +25,47 @@ def finetune_seeds(
     seeds: Sequence[int],
     base_dir: Path,
     splits: Splits,
+    out_dirs: tuple[Path, Path] | None = None,
     on_metrics: OnMetrics = log_nothing,
     checkpoints: StageCheckpoints = NO_CHECKPOINTS,
-) -> Iterator[tuple[int, Instructed]]:
-    """Fine-tune with each seed; yield it and the result. Only the curve of the first one is logged."""
-    before: EvalResult | None = None  # the evaluation of the base
-    for seed in seeds:
-        training = checkpoints.training(f"seed-{seed}")
-        result = finetune_instruct(
-            params, seed, base_dir, splits, on_metrics if seed == seeds[0] else log_nothing, training, before
-        )
-        before = result.before
-        yield seed, result
-        del result  # its model makes room for the next one's
+) -> Iterator[tuple[int, InstructResult]]:
+    """Fine-tune with each seed, on Ray several at a time; yield it and the result.
+
+    Only the first seed's curve is logged, and only its model and its adapter are saved, in `out_dirs`. Of several
+    processes that torchrun started, only the first one saves.
+    """
+    common = [params.model_dump_json(), str(base_dir), splits, str(checkpoints.folder or "")]
+    before: EvalResult | None = None  # the evaluation of the base, if a training that has ended has computed it
+
+    def tasks() -> Iterator[list[Any]]:
+        for number, seed in enumerate(seeds):
+            yield [*common, seed, before, number == 0, [str(path) for path in out_dirs or ()]]
+
+    with open_executor(None if len(seeds) > 1 else 1, with_model=True) as executor:
+        for seed, values in zip(seeds, executor.map(_seed, tasks(), on_metrics), strict=True):
+            result = InstructResult(**values)
+            result.checkpoints = [EvalResult(*row) for row in values["checkpoints"]]
+            before = result.before
+            yield seed, result
+
+
+def _seed(
+    params: str, base_dir: str, splits: Sequence[Any], checkpoints: str,
+    seed: int, before: Sequence[Any] | None, is_first: bool, out_dirs: Sequence[str],
+) -> dict[str, Any]:  # fmt: skip
+    """Fine-tune with a seed, here or in a process of Ray; return the `InstructResult` as values of JSON."""
+    numerics.start(environment.prepared_mode() or "native")
+    section = FinetuneInstruct.model_validate_json(params)
+    result = finetune_instruct(
+        section, seed, Path(base_dir), Splits(*splits), report if is_first else log_nothing,
+        StageCheckpoints(Path(checkpoints) if checkpoints else None).training(f"seed-{seed}"),
+        EvalResult(*before) if before else None,
+    )  # fmt: skip
+    if is_first and out_dirs:
+        model_dir, adapter_dir = out_dirs
+        save_model(model_dir, result.model, result.tokenizer, chat_template=chat_template(PROMPTS[section.prompt]))
+        save_adapter(adapter_dir, result.adapter, Path(base_dir).as_posix())
+    return {each.name: getattr(result, each.name) for each in fields(InstructResult)}
 
 
 class InstructSeeds:
@@ -46,7 +79,7 @@ class InstructSeeds:
         self._rows: list[dict[str, Any]] = []  # an evaluation each
         self._test_tokens: list[int] = []
 
-    def add(self, seed: int, result: Instructed) -> None:
+    def add(self, seed: int, result: InstructResult) -> None:
         """Add the result of a seed."""
         if self.before is None:
             self.before = result.before
@@ -80,7 +113,7 @@ class InstructSeeds:
                 )
 
 
-def _metrics(result: Instructed, splits: Splits) -> dict[str, Any]:
+def _metrics(result: InstructResult, splits: Splits) -> dict[str, Any]:
     before, after = result.before, result.after
     return {
         "val_loss": round(after.val_loss, 6),
