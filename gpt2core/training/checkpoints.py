@@ -22,7 +22,7 @@ import platform
 import re
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -223,6 +223,16 @@ class StageCheckpoints:
     def __init__(self, folder: Storage | None = None):
         self.folder = folder
 
+    @classmethod
+    def at(cls, location: Sequence[str]) -> StageCheckpoints:
+        """Return the checkpoints at a `location`; this process, or the one that started it, has reserved them."""
+        return _reserved.get(tuple(location)) or cls(open_storage(*location) if location else None)
+
+    @property
+    def location(self) -> list[str]:
+        """Where the folder is, for another process; empty without a folder."""
+        return list(self.folder.location) if self.folder else []
+
     def training(self, name: str) -> CheckpointManager | None:
         """Return the checkpoints of the training `name`."""
         if self.folder is None:
@@ -239,6 +249,7 @@ class StageCheckpoints:
 
 
 NO_CHECKPOINTS = StageCheckpoints()
+_reserved: dict[tuple[str, ...], StageCheckpoints] = {}  # by this process
 
 
 @contextlib.contextmanager
@@ -271,10 +282,13 @@ def stage_checkpoints(stage: str, params: Mapping[str, Any], inputs: Iterable[Pa
         logger.warning(f"{reason}; a kill loses the whole training")
         yield StageCheckpoints()
         return
+    checkpoints = StageCheckpoints(folder)
+    _reserved[tuple(checkpoints.location)] = checkpoints
     try:
-        yield StageCheckpoints(folder)
+        yield checkpoints
         _finish(folder)
     finally:
+        del _reserved[tuple(checkpoints.location)]
         with contextlib.suppress(OSError), contextlib.ExitStack() as stack:
             stack.callback(folder.release)
             if not (folder.is_lost or _checkpoints_in(folder)):

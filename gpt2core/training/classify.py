@@ -229,7 +229,7 @@ def finetune_seeds(
         )
         for seed in params.seeds
     }  # fmt: skip
-    common = [params.model_dump_json(), str(base_dir), classes(messages), str(checkpoints.folder or "")]
+    common = [params.model_dump_json(), str(base_dir), classes(messages), checkpoints.location]
     tasks = (
         [*common, seed, splits, number == 0, str(model_dir or "")]
         for number, (seed, splits) in enumerate(all_splits.items())
@@ -240,7 +240,7 @@ def finetune_seeds(
 
 
 def _seed(
-    params: str, base_dir: str, labels: Sequence[str], checkpoints: str,
+    params: str, base_dir: str, labels: Sequence[str], checkpoints: Sequence[str],
     seed: int, splits: Sequence[Sequence[tuple[str, str]]], is_first: bool, model_dir: str,
 ) -> dict[str, Any]:  # fmt: skip
     """Fine-tune with a seed, here or in a process of Ray; return the `ClassifyResult` as values of JSON."""
@@ -249,7 +249,7 @@ def _seed(
         FinetuneClassify.model_validate_json(params), seed, Path(base_dir), tuple(labels),
         Splits(*([Message(*row) for row in rows] for rows in splits)),
         report if is_first else log_nothing,
-        StageCheckpoints(Path(checkpoints) if checkpoints else None).training(f"seed-{seed}"),
+        StageCheckpoints.at(checkpoints).training(f"seed-{seed}"),
         has_all_accuracies=is_first,
     )  # fmt: skip
     if is_first and model_dir:

@@ -34,7 +34,7 @@ def finetune_seeds(
     Only the first seed's curve is logged, and only its model and its adapter are saved, in `out_dirs`. Of several
     processes that torchrun started, only the first one saves.
     """
-    common = [params.model_dump_json(), str(base_dir), splits, str(checkpoints.folder or "")]
+    common = [params.model_dump_json(), str(base_dir), splits, checkpoints.location]
     before: EvalResult | None = None  # the evaluation of the base, if a training that has ended has computed it
 
     def tasks() -> Iterator[list[Any]]:
@@ -50,7 +50,7 @@ def finetune_seeds(
 
 
 def _seed(
-    params: str, base_dir: str, splits: Sequence[Any], checkpoints: str,
+    params: str, base_dir: str, splits: Sequence[Any], checkpoints: Sequence[str],
     seed: int, before: Sequence[Any] | None, is_first: bool, out_dirs: Sequence[str],
 ) -> dict[str, Any]:  # fmt: skip
     """Fine-tune with a seed, here or in a process of Ray; return the `InstructResult` as values of JSON."""
@@ -58,7 +58,7 @@ def _seed(
     section = FinetuneInstruct.model_validate_json(params)
     result = finetune_instruct(
         section, seed, Path(base_dir), Splits(*splits), report if is_first else log_nothing,
-        StageCheckpoints(Path(checkpoints) if checkpoints else None).training(f"seed-{seed}"),
+        StageCheckpoints.at(checkpoints).training(f"seed-{seed}"),
         EvalResult(*before) if before else None,
     )  # fmt: skip
     if is_first and out_dirs:

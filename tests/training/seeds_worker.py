@@ -18,6 +18,7 @@ from gpt2core.tasks import instructions
 from gpt2core.tasks.labeled_texts import Message
 from gpt2core.training import classify, instruct_seeds
 from gpt2core.training.checkpoints import StageCheckpoints
+from gpt2core.training.storage import LocalFolder
 from tests.small import save_small_model
 
 MESSAGES = [Message(label, f"the {label} of day {i}") for i in range(20) for label in ("lamp", "tower", "harbour")]
@@ -30,7 +31,8 @@ def main() -> None:
     numerics.start("portable")
     root = Path()  # relative paths are the same in the results of both runs
     params = load_params(Path(__file__).parents[2] / "profiles/tiny.yaml")
-    base, checkpoints = save_small_model(root / "base"), StageCheckpoints(root / "checkpoints")
+    base = save_small_model(root / "base")
+    checkpoints, others = (StageCheckpoints(LocalFolder(Path.cwd(), name)) for name in ("checkpoints", "others"))
     logged: list[object] = []
 
     def log(*values: object) -> None:
@@ -43,8 +45,6 @@ def main() -> None:
     instruct = params.finetune_instruct.model_copy(update=changes)
     splits = instructions.split(ENTRIES, 0.2, 0.2, 1)
     dirs = (root / "instruct", root / "adapter")
-    trained = instruct_seeds.finetune_seeds(
-        instruct, [1, 2], base, splits, dirs, log, StageCheckpoints(root / "others")
-    )
+    trained = instruct_seeds.finetune_seeds(instruct, [1, 2], base, splits, dirs, log, others)
     results += [[seed, asdict(result)] for seed, result in trained]
     print(json.dumps({"results": results, "logged": logged}))
