@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from pathlib import Path
 
 import pytest
@@ -25,6 +26,8 @@ def test_a_notebook_has_the_chapters_code_and_nothing_of_the_page(path: Path) ->
     assert code == [block.code.rstrip("\n") for block in chapters.blocks(path)]
     text = "\n".join(cell.source for cell in made.cells if cell.cell_type == "markdown")
     assert "<details" not in text and "</details>" not in text and "<!--" not in text and "\nOutput" not in text
+    links = re.findall(r"\]\(((?:\d\d-[\w-]+|pytorch)\.\w+)", text)
+    assert all(name in {f"{page.stem}.ipynb" for page in PAGES} for name in links)
     cells = [cell for cell in made.cells if cell.cell_type == "code"]
     shown = ["".join(output.text for output in cell.outputs) for cell in cells]
     assert shown == [block.output for block in chapters.blocks(path)] and any(shown)

@@ -21,6 +21,7 @@ from gpt2core.runtime import stage_main
 
 # What a page needs and a notebook does not: marks, and what folds a solution away.
 MARKS = re.compile(r"^<!-- .* -->\n", re.MULTILINE)
+CHAPTER = re.compile(r"\]\((\d\d-[\w-]+|pytorch)\.md")  # a link to a page that is a notebook, too
 FOLD = re.compile(r"^<details .*<summary>(.*)</summary>$", re.MULTILINE)
 
 
@@ -28,6 +29,7 @@ def notebook(path: Path) -> NotebookNode:
     """Return a page as a notebook whose cells are its blocks with their outputs, in the same order."""
     text = chapters.BLOCK.sub(lambda match: f"```python\n{match['code']}```", files.read_text(path))
     text = FOLD.sub(r"**\1.**", MARKS.sub("", text)).replace("</details>\n", "")
+    text = CHAPTER.sub(r"](\1.ipynb", text)
     page = jupytext.reads(text, fmt="md")
     cells = (cell for cell in page.cells if cell.cell_type == "code")
     for cell, block in zip(cells, chapters.blocks(path), strict=True):
