@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
@@ -72,6 +73,9 @@ def main() -> None:
         run(die_once, *([folder, n] for n in range(4)))
         run(refuse, [0], [1], [2])
         run(refuse, [3])
-        connections = [c for p in psutil.Process().children(recursive=True) for c in p.net_connections()]
+        connections = []
+        for process in psutil.Process().children(recursive=True):
+            with contextlib.suppress(psutil.NoSuchProcess):  # the killed one
+                connections += process.net_connections()
         listening = sorted({c.laddr.ip.removeprefix("::ffff:") for c in connections if c.status == psutil.CONN_LISTEN})
     print(json.dumps({"results": results, "reports": reports, "errors": errors, "listening": listening}))
