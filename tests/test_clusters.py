@@ -118,6 +118,25 @@ def test_kubeflow_allows_the_trainjob() -> None:
     assert {m["name"] for m in pod["containers"][0]["volumeMounts"]} == {volume["name"] for volume in pod["volumes"]}
 
 
+def test_the_ray_cluster_runs_the_pipeline() -> None:
+    """No package has KubeRay's schema: the pods are checked by that of Kubernetes."""
+    kubernetes_validate = pytest.importorskip("kubernetes_validate")
+    (job,) = documents("kubernetes-rayjob.yaml")
+    cluster = job["spec"]["rayClusterSpec"]
+    assert (job["apiVersion"], job["kind"], job["spec"]["submissionMode"]) == ("ray.io/v1", "RayJob", "HTTPMode")
+    assert "GPT2CORE_RAY=auto dvc repro" in job["spec"]["entrypoint"]
+    assert f"ray=={cluster['rayVersion']} " in (ROOT / "requirements-peers.lock").read_text(encoding="utf-8")
+    (workers,) = cluster["workerGroupSpecs"]
+    assert workers["minReplicas"] <= workers["replicas"] <= workers["maxReplicas"]
+    for group in (cluster["headGroupSpec"], workers):
+        assert all(isinstance(value, str) for value in group["rayStartParams"].values())
+        pod = {"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "pod"}, "spec": group["template"]["spec"]}
+        kubernetes_validate.validate(pod, "1.33", strict=True)
+        (container,) = pod["spec"]["containers"]
+        assert [mount["mountPath"] for mount in container["volumeMounts"]] == ["/project"]
+        assert {"name": "DVC_ROOT", "value": "/project"} in container["env"]
+
+
 @pytest.mark.parametrize(
     ("lines", "task", "message"),
     [
