@@ -11,8 +11,10 @@ import contextlib
 import logging
 import multiprocessing
 import os
+import re
 import secrets
 import signal
+import socket
 import sys
 import threading
 from collections import deque
@@ -33,6 +35,7 @@ OnReport = Callable[..., object]
 TASKS_AHEAD = 4  # a process; more would only fill the memory
 RETRIES = 3  # of a task whose process or node died
 STARTS = 3  # tries to start a cluster of this machine: Ray waits 30 s for it, too little on a busy one
+CONNECT_S = 10.0  # for the first connection to a cluster
 SAVE_S = 60.0  # for stopped tasks to save a checkpoint
 # For a cluster of this machine; Ray reads these while it loads. Listen on 127.0.0.1 only; wait for a busy machine.
 LOCAL = {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0", "RAY_gcs_server_port_wait_time_s": "120", "RAY_AUTH_MODE": "token"}
@@ -232,6 +235,12 @@ class RayCluster:
             self._ray.shutdown()
 
     def _connect(self) -> None:
+        if re.fullmatch(r"[^/\s]+:\d+", self._address):  # Ray itself waits for minutes
+            host, _, port = self._address.rpartition(":")
+            try:
+                socket.create_connection((host.strip("[]"), int(port)), timeout=CONNECT_S).close()
+            except OSError as error:
+                raise self._cannot_join(error) from None
         new = {"num_cpus": runtime.available_processes(), "include_dashboard": False}
         options = new if self._address == "local" else {"address": self._address}
         for tries_left in reversed(range(STARTS)):
@@ -243,11 +252,14 @@ class RayCluster:
                 self._ray.shutdown()
                 if tries_left and self._address == "local":
                     continue
-                raise UserError(
-                    f"GPT2CORE_RAY={self._address}: cannot join this Ray cluster ({first_line(error)}); start Ray on "
-                    "this machine too (ray start --address=HEAD:6379), or set GPT2CORE_RAY=local"
-                ) from None
+                raise self._cannot_join(error) from None
         self._is_own = True
+
+    def _cannot_join(self, error: Exception) -> UserError:
+        return UserError(
+            f"GPT2CORE_RAY={self._address}: cannot join this Ray cluster ({first_line(error)}); start Ray on "
+            "this machine too (ray start --address=HEAD:6379), or set GPT2CORE_RAY=local"
+        )
 
     def _measure(self) -> None:
         """Find out what each task may take, and how many of them run at the same time."""

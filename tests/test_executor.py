@@ -105,6 +105,13 @@ def test_without_ray_the_message_names_the_extra(monkeypatch: pytest.MonkeyPatch
         pass
 
 
+def test_an_address_where_nothing_listens_is_refused_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("ray")
+    monkeypatch.setenv("GPT2CORE_RAY", "127.0.0.1:9")
+    with pytest.raises(UserError, match="GPT2CORE_RAY=127.0.0.1:9: cannot join this Ray cluster"), open_executor():
+        pass
+
+
 @pytest.mark.slow
 def test_ray_gives_the_same_results_reports_and_errors(on_ray: dict[str, Any]) -> None:
     """One of the tasks kills its process at the first try."""

@@ -246,6 +246,13 @@ def test_every_import_is_declared() -> None:
         assert names & declared, f"{imported[name]} imports {name}, which pyproject.toml does not declare"
 
 
+def test_no_large_or_generated_file_is_in_the_repository() -> None:
+    listed = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    paths = [ROOT / name for name in listed.split("\0") if name and (ROOT / name).is_file()]
+    assert [path for path in paths if path.suffix in (".whl", ".pyc", ".db")] == []
+    assert [path for path in paths if path.stat().st_size > 5_000_000] == []
+
+
 def test_the_dockerfile_fits_the_project() -> None:
     lines = (ROOT / "Dockerfile").read_text(encoding="utf-8").replace("\\\n", " ").splitlines()
     steps = [line.split(maxsplit=1) for line in lines if line and not line.startswith("#")]
@@ -271,7 +278,7 @@ def test_every_locked_package_has_hashes_and_none_is_torch(name: str) -> None:
 
 
 def test_no_package_is_locked_in_two_versions() -> None:
-    pins = [pin for name in LOCKS for pin in PINNED.findall((ROOT / name).read_text(encoding="utf-8"))]
+    pins = {pin for name in LOCKS for pin in PINNED.findall((ROOT / name).read_text(encoding="utf-8"))}
     names = [re.sub(r"[-_.]+", "-", name).lower() for name, _ in pins]
     assert len(names) == len(set(names))
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
@@ -22,7 +23,15 @@ ACCESS = {  # what gives access, by scheme; the scheme is also the extra of pypr
     "AWS_ENDPOINT_URL for another server",
     "hf": "set HF_TOKEN, and accept the terms of the data set on its page if it has any",
 }
-CLIENTS = ("aiobotocore", "aiohttp", "botocore", "httpcore", "httpx", "huggingface_hub", "requests", "s3fs")
+SERVERS = {"s3": "AWS_ENDPOINT_URL, if it is set", "hf": "HF_ENDPOINT, if it is set"}
+NAMED = {  # addresses that name a bucket or a data set
+    "s3": (re.compile(r"s3://[^/]+"), "s3://BUCKET/texts/*.jsonl"),
+    "hf": (re.compile(r"hf://datasets/[^/]+/[^/]+"), "hf://datasets/OWNER/NAME/data/*.parquet"),
+}
+CLIENTS = (
+    "aiobotocore", "aiohttp", "botocore", "httpcore", "httpcore2", "httpx", "httpx2", "huggingface_hub", "requests",
+    "s3fs",
+)  # fmt: skip
 LISTING = "remote.json"
 BLOCK_BYTES = 8 << 20  # per request
 
@@ -52,8 +61,9 @@ def find(url: str) -> list[RemoteFile]:
     if secret := secret_in_url(url):
         raise UserError(f"{redacted(url)!r} has {secret}, which would be in params.yaml, Git, and MLflow")
     scheme = url.partition("://")[0]
-    if scheme == "hf" and not url.startswith("hf://datasets/"):
-        raise UserError(f"{url}: must be a data set, such as hf://datasets/OWNER/NAME/data/*.parquet")
+    pattern, example = NAMED[scheme]
+    if not pattern.match(url):
+        raise UserError(f"{url}: names no {'bucket' if scheme == 's3' else 'data set'}; write, for example, {example}")
     with readable(url):
         system, path = _system(url)
         if scheme == "hf":
@@ -111,9 +121,10 @@ def readable(url: str) -> Iterator[None]:
         client = type(error).__module__.partition(".")[0]
         if client not in CLIENTS and not isinstance(error, OSError):
             raise
-        raise UserError(
-            f"{url}: cannot be read ({type(error).__name__}: {first_line(error)}); {ACCESS[scheme]}"
-        ) from None
+        name = type(error).__name__
+        is_of_network = "Connect" in name or "Timeout" in name
+        remedy = f"is the server reachable? Check {SERVERS[scheme]}" if is_of_network else ACCESS[scheme]
+        raise UserError(f"{url}: cannot be read ({name}: {first_line(error)}); {remedy}") from None
 
 
 def _system(url: str) -> tuple[Any, str]:

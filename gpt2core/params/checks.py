@@ -14,7 +14,8 @@ if TYPE_CHECKING:
     from gpt2core.params.schema import Params
 
 SECRETS_BELONG = (
-    "a judge's key belongs in the environment variable OPENAI_API_KEY, a mirror's password in GPT2CORE_MIRROR; "
+    "a judge's key belongs in the environment variable OPENAI_API_KEY, a mirror's password in GPT2CORE_MIRROR, "
+    "S3's keys in AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, the Hub's token in HF_TOKEN; "
     "download another file into data/own/ and name it own/FILE"
 )
 TRAININGS = ("pretrain", "finetune_classify", "finetune_instruct")

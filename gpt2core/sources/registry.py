@@ -189,7 +189,10 @@ def from_url(url: str) -> Asset:
             "download the file into data/own/ and name it own/FILE, or set GPT2CORE_MIRROR, which may hold a password"
         )
     if parts.scheme != "https" or not parts.hostname or not name:
-        raise UserError(f"{url!r} must be the address of a file, such as https://example.org/shard.jsonl.zst")
+        raise UserError(
+            f"{url!r} must be the address of a file, such as https://example.org/shard.jsonl.zst, "
+            "s3://BUCKET/texts/*.jsonl, or hf://datasets/OWNER/NAME/data/*.parquet"
+        )
     if pin and not re.fullmatch(r"sha256=[0-9a-f]{64}", pin):
         raise UserError(f"{url!r}: after #, only sha256= and 64 hexadecimal digits are allowed")
     file = File(name, (urlunsplit(parts._replace(fragment="")),), pin.removeprefix("sha256=") or None)

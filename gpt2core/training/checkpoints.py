@@ -276,7 +276,8 @@ def stage_checkpoints(stage: str, params: Mapping[str, Any], inputs: Iterable[Pa
         _reserve(root, folder)
         _prepare(root, folder, known)
     except OSError as error:
-        reason = f"{root}: no checkpoints can be saved ({error.strerror or error})"
+        problem = error.strerror or str(error).removeprefix(f"{folder}: ").removeprefix(f"{root}: ")
+        reason = f"{root}: no checkpoints can be saved ({problem})"
         if root.is_shared:
             raise UserError(f"{reason}; check {VARIABLE}, or unset it to save them in .checkpoints") from None
         logger.warning(f"{reason}; a kill loses the whole training")
@@ -288,7 +289,7 @@ def stage_checkpoints(stage: str, params: Mapping[str, Any], inputs: Iterable[Pa
         yield checkpoints
         _finish(folder)
     finally:
-        del _reserved[tuple(checkpoints.location)]
+        _reserved.pop(tuple(checkpoints.location), None)
         with contextlib.suppress(OSError), contextlib.ExitStack() as stack:
             stack.callback(folder.release)
             if not (folder.is_lost or _checkpoints_in(folder)):

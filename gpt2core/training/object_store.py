@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import os
 import platform
+import re
 import uuid
 from collections.abc import Iterator
 from contextlib import AbstractContextManager
@@ -22,6 +23,7 @@ from gpt2core.training.lease import LEASE_S, Lease
 from gpt2core.training.storage import Entry, LocalFolder, Storage, StoreError
 
 VARIABLE = "GPT2CORE_CHECKPOINTS"
+MAX_MESSAGE = 300  # characters of a library's error
 SECRETS = ("AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN", "AWS_ACCESS_KEY_ID")
 
 
@@ -56,7 +58,9 @@ class ObjectStore(Storage):
             raise UserError(
                 f"{VARIABLE}={root}: {error}; allowed: a folder, or a URL such as s3://BUCKET/PATH"
             ) from None
-        if not file_system.async_impl:  # fsspec's own `create` is a question and a write, between which others write
+        if (
+            protocol in ("http", "https") or not file_system.async_impl
+        ):  # fsspec's own `create` is a question and a write, between which others write
             raise UserError(
                 f"{VARIABLE}={root}: {protocol}:// cannot lock a training, because it creates no object exclusively; "
                 "allowed: a folder, or an object store such as s3://BUCKET/PATH"
@@ -127,6 +131,7 @@ class ObjectStore(Storage):
                 self._lease = lease
         finally:
             if not self._lease:
+                self._lock.delete()
                 self._lock.release()
         return self._lease is not None
 
@@ -165,7 +170,7 @@ class ObjectStore(Storage):
         except (FileNotFoundError, FileExistsError):
             raise
         except Exception as error:  # each library has its own
-            message = redacted(error)
+            message = " ".join(re.sub(r"\?[^\s\"']*", "", redacted(error)).split())[:MAX_MESSAGE]  # without queries
             for variable in SECRETS:
                 message = without_secret(message, os.environ.get(variable, ""))
             raise StoreError(f"{self}: {message}") from None
@@ -185,13 +190,15 @@ def checkpoint_root() -> Storage:
     Raises:
         UserError: the variable names a folder that does not exist, a URL with a secret, or an unknown file system.
     """
-    value = os.environ.get(VARIABLE, "")
+    value = os.environ.get(VARIABLE, "").strip()
     if secret := secret_in_url(value):
         raise UserError(
             f"{VARIABLE} contains {secret}; set credentials in variables of their own (AWS_ACCESS_KEY_ID, …)"
         )
     if not value:
         return LocalFolder(config.checkpoints_dir())
+    if re.match(r"[a-z0-9]{2,}:", value) and not re.match(r"[a-z0-9]+://[^/]", value):
+        raise UserError(f"{VARIABLE}={value}: names no bucket; allowed: a folder, or a URL such as s3://BUCKET/PATH")
     return open_storage(value if "://" in value else str(config.project_root() / Path(value).expanduser()))
 
 

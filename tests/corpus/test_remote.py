@@ -134,6 +134,7 @@ def test_mistakes_on_s3_name_the_address(s3: Any, tmp_path: Path, monkeypatch: p
     assert "data.corpus: s3://texts/other/*.txt: no file of the kind .txt" in refused("s3://texts/other/*.txt")
     assert "s3://nobody/*.txt: no " in refused("s3://nobody/*.txt")
     assert "a user name or password" in refused("s3://key:secret@texts/a.txt")
+    assert "names no bucket; write, for example, s3://BUCKET/texts/*.jsonl" in refused("s3://")
     monkeypatch.setitem(sys.modules, "s3fs", None)
     monkeypatch.delitem(sys.modules["fsspec.registry"]._registry, "s3")
     assert "pip install 'gpt2core[s3]'" in refused("s3://texts/set")
@@ -250,9 +251,28 @@ def test_mistakes_on_the_hub_name_the_address(hub: dict[str, str]) -> None:
     code = "import sys; from gpt2core.corpus import remote; remote.find(sys.argv[1])"
     for address, message in {
         "hf://datasets/nobody/none/a.txt": "no such bucket, data set, or file",
-        "hf://openai-community/gpt2/a.txt": "must be a data set",
+        "hf://openai-community/gpt2/a.txt": "names no data set",
+        "hf://datasets/": "names no data set",
+        "hf://datasets/only": "names no data set",
     }.items():
         done = subprocess.run(
             [sys.executable, "-c", code, address], env=hub, stderr=subprocess.PIPE, text=True, timeout=60
         )  # fmt: skip
         assert f"UserError: {address}: {message}" in done.stderr
+
+
+@pytest.mark.parametrize("address", ["s3://texts/*.jsonl", "hf://datasets/someone/tales/*.jsonl"])
+def test_a_server_that_does_not_answer_is_named_and_no_key(address: str) -> None:
+    """Port 9 of this machine, where nothing listens."""
+    code = "import sys; from gpt2core.corpus import remote; remote.find(sys.argv[1])"
+    nothing = "http://127.0.0.1:9"
+    env = os.environ | {
+        "AWS_ENDPOINT_URL": nothing, "HF_ENDPOINT": nothing, "AWS_ACCESS_KEY_ID": "k", "AWS_SECRET_ACCESS_KEY": "s",
+        "AWS_DEFAULT_REGION": "us-east-1", "AWS_MAX_ATTEMPTS": "1", "PYTHONPATH": str(ROOT),
+    }  # fmt: skip
+    done = subprocess.run(
+        [sys.executable, "-c", code, address], env=env, stderr=subprocess.PIPE, text=True, timeout=120
+    )  # fmt: skip
+    (message,) = (line for line in done.stderr.splitlines() if "UserError: " in line)
+    assert f"{address}: cannot be read (" in message
+    assert "is the server reachable?" in message and "ACCESS_KEY" not in message

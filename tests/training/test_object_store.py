@@ -288,6 +288,9 @@ def test_a_store_that_fails_is_one_warning_without_secrets(
         ("s3://bucket/path?X-Amz-Signature=s3cr3t", "contains the query parameter 'X-Amz-Signature'"),
         ("no/such/folder", "no/such/folder is not a folder; create it"),
         ("s4://bucket/path", "Protocol not known: s4; allowed: a folder, or a URL such as s3://BUCKET/PATH"),
+        ("s3://", "s3://: names no bucket; allowed: a folder, or a URL such as s3://BUCKET/PATH"),
+        ("s3:/bucket/path", "s3:/bucket/path: names no bucket"),
+        ("https://127.0.0.1/path", "https:// cannot lock a training"),
         ("memory://path", "memory:// cannot lock a training, because it creates no object exclusively"),
     ],
 )
@@ -303,10 +306,14 @@ def test_a_place_that_cannot_be_used_is_an_error(
 def test_a_bucket_that_is_missing_is_an_error(s3: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     on_machine(monkeypatch, tmp_path, "s3://no-such-bucket/path")
     with (
-        pytest.raises(UserError, match="s3://no-such-bucket/path: no checkpoints can be saved .*bucket does not exist"),
+        pytest.raises(
+            UserError, match="s3://no-such-bucket/path: no checkpoints can be saved .*bucket does not exist"
+        ) as error,
         stage_checkpoints("pretrain", {}, []),
     ):
         pass
+    assert str(error.value).count("no-such-bucket/path") == 1
+    assert not list(tmp_path.rglob("*.lock"))
 
 
 def test_without_s3fs_the_error_names_the_extra(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
