@@ -15,7 +15,7 @@ from ruamel.yaml import YAML
 
 from tests.stages.conftest import Project, clone
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200)]  # the fixtures count, too
 LOSS = {"train_loss", "val_loss"}
 # For each plot: the columns of several that it draws, and the labels of its axes.
 PLOTS: dict[str, tuple[set[str], str, str]] = {

@@ -32,7 +32,7 @@ from tests.report.html import Page
 from tests.stages.conftest import Project
 from tools import tiny_outputs
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200)]  # the fixtures count, too
 STAGES = {
     "download-data", "tokenize", "pretrain", "fetch-openai-weights@tiny", "convert@tiny", "finetune-classify",
     "finetune-instruct", "llm-judge-eval",

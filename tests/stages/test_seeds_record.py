@@ -15,7 +15,7 @@ import yaml
 
 from gpt2core.report import results
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200)]
 ROOT = Path(__file__).parents[2]
 RECORD = "benchmarks/records/seeds.json"
 STAGE = """
