@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import safetensors.torch
+import torch
 
 from tests.training.finetune_worker import WAYS, write_base
 
@@ -58,4 +59,9 @@ def test_two_processes_fine_tune_as_one(folders: dict[str, Path], case: str, sha
     )
     assert ours.keys() == theirs.keys()
     for key, tensor in theirs.items():
-        assert (ours[key] - tensor).norm() < 0.01 * tensor.norm() + 1e-3, key
+        difference = ours[key] - tensor
+        if key.endswith(
+            "c_attn.bias"
+        ):  # the keys' third has no gradient but rounding errors, which AdamW makes steps of
+            difference = torch.cat([difference.chunk(3)[0], difference.chunk(3)[2]])
+        assert difference.norm() < 0.01 * tensor.norm() + 1e-3, key
