@@ -14,7 +14,7 @@ fi
 for gpu in $(seq 0 $(($1 - 1))); do
   CUDA_VISIBLE_DEVICES="$gpu" dvc exp queue-worker "gpu-$gpu@localhost" &
 done
-# A worker ends ten seconds after the queue is empty, by a message from DVC that it may miss.
-while dvc queue status | grep -qE '(Queued|Running) *$'; do sleep 10; done
+# A worker ends ten seconds after the queue is empty, by a message from DVC that it may miss if there are several.
+while status="$(dvc queue status)" && [[ "$status" =~ (Queued|Running) ]]; do sleep 10; done
 for worker in $(jobs -p); do kill -TERM "$worker" 2>/dev/null || true; done
 wait || true

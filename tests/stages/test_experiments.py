@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import yaml
 
-from tests.stages.conftest import Project, clone
+from tests.stages.conftest import ROOT, Project, clone
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200)]  # the fixtures count, too
 
@@ -33,8 +33,10 @@ SMALL = {
 }
 STAGES = {"pretrain", "finetune-classify", "finetune-instruct", "llm-judge-eval"}  # upstream nothing changes
 SAYS_WHERE = """
+import os
 import gpt2core
 print("imported from", gpt2core.__file__)
+print("GPU", os.environ.get("CUDA_VISIBLE_DEVICES"))
 """
 
 
@@ -57,7 +59,7 @@ def project(
         rates = ",".join(map(str, LEARNING_RATES))
         project.dvc("exp", "run", "--queue", "--set-param", f"pretrain.lr={rates}", timeout_s=120)
         package.write_text('raise ImportError("this is the workspace, not the experiment")\n', encoding="utf-8")
-        project.dvc("exp", "run", "--run-all", "--jobs", "1", timeout_s=540)
+        project.run(ROOT / "examples/clusters/queue_gpus.sh", "2", timeout_s=540)
         names = [row["Experiment"] for row in rows(project) if row["Experiment"]]
         logs = {name: project.dvc("queue", "logs", name, timeout_s=60).output for name in names}
         package.write_text(committed, encoding="utf-8")
@@ -91,6 +93,11 @@ def test_exp_show_has_a_row_for_each_experiment(project: tuple[Project, dict[str
         assert row["score"]
         losses.add(float(row["pretrain_loss"]))
     assert len(losses) == len(experiments)  # each trained on its own
+
+
+def test_each_worker_of_the_queue_has_a_gpu(project: tuple[Project, dict[str, str]]) -> None:
+    gpus = [log.split("GPU ", 1)[1].split()[0] for name, log in project[1].items() if name != "temporary"]
+    assert sorted(gpus) == ["0", "1"]
 
 
 def test_mlflow_has_a_parent_for_each_experiment_in_one_store(project: tuple[Project, dict[str, str]]) -> None:
