@@ -261,9 +261,13 @@ def test_mistakes_on_the_hub_name_the_address(hub: dict[str, str]) -> None:
         assert f"UserError: {address}: {message}" in done.stderr
 
 
-@pytest.mark.parametrize("address", ["s3://texts/*.jsonl", "hf://datasets/someone/tales/*.jsonl"])
-def test_a_server_that_does_not_answer_is_named_and_no_key(address: str) -> None:
+@pytest.mark.parametrize(
+    ("address", "library"),
+    [("s3://texts/*.jsonl", "s3fs"), ("hf://datasets/someone/tales/*.jsonl", "huggingface_hub")],
+)
+def test_a_server_that_does_not_answer_is_named_and_no_key(address: str, library: str) -> None:
     """Port 9 of this machine, where nothing listens."""
+    pytest.importorskip(library)
     code = "import sys; from gpt2core.corpus import remote; remote.find(sys.argv[1])"
     nothing = "http://127.0.0.1:9"
     env = os.environ | {
