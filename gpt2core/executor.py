@@ -81,6 +81,12 @@ class Executor(Protocol):
         ...
 
 
+def cluster_address() -> str | None:
+    """Return the address of the Ray cluster that this process divides its work on; None without one."""
+    is_alone = os.environ.get("WORLD_SIZE", "1") == "1"  # processes of torchrun have their own part of the work
+    return os.environ.get("GPT2CORE_RAY") or None if is_alone else None
+
+
 def open_executor(processes: int | None = None, *, with_model: bool = False) -> Executor:
     """Return the Ray cluster of `GPT2CORE_RAY`, or else processes of this machine.
 
@@ -89,8 +95,7 @@ def open_executor(processes: int | None = None, *, with_model: bool = False) -> 
         with_model: a task computes with a model. Locally it has this process, with all cores. Ray gives it a GPU, or
             the cores of the smallest node if there are no GPUs.
     """
-    address = os.environ.get("GPT2CORE_RAY")
-    if processes is None and address and os.environ.get("WORLD_SIZE", "1") == "1":  # torchrun's processes do not divide
+    if processes is None and (address := cluster_address()):
         return RayCluster(address, with_model)
     if processes is None:
         processes = 1 if with_model else runtime.available_processes()

@@ -26,13 +26,13 @@ ALLOWED: dict[str, set[str]] = {
     "corpus": {"tokenizer"},
     "tasks": set(),
     "sources": {"corpus", "tasks"},
-    "checkpoint": {"model", "tokenizer"},
+    "checkpoint": {"model", "tokenizer", "inference"},
     "training": {"model", "tokenizer", "inference", "corpus", "tasks", "checkpoint"},
     "evaluation": {"model", "tokenizer", "inference", "corpus", "tasks", "checkpoint"},
     "inspect": {"model", "tokenizer", "inference"},
     "params": set(),
     "project": {"params"},
-    "tracking": {"params", "evaluation"},
+    "tracking": {"params", "evaluation", "inference"},
     "serve": {"model", "tokenizer", "inference", "checkpoint"},  # tracking reads its files, and imports none
     "report": {
         "model",

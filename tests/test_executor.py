@@ -16,19 +16,31 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
+from gpt2core.checkpoint.model_dir import save_model
 from gpt2core.config.tokenizer import Tokenizer as TokenizerParams
 from gpt2core.corpus import documents
 from gpt2core.corpus import tokenize as tokenize_module
 from gpt2core.corpus.tokenize import tokenize
 from gpt2core.errors import UserError
 from gpt2core.executor import LocalProcesses, RayCluster, open_executor
+from gpt2core.model import GPT, GPTConfig
+from gpt2core.prompts import alpaca, chat_template
 from gpt2core.tokenizer import END_OF_TEXT
+from gpt2core.tokenizer.train import train_bpe
 from tests import executor_tasks as tasks
 from tests.corpus.corpora import BOOK, folder_with
 
 ROOT = Path(__file__).parent.parent
 TALES = f"\n{END_OF_TEXT}\n".join(f"Tale {i} of the lantern:{' and so on' * (i % 30)}." for i in range(400))
+
+
+def save_small_model(folder: Path) -> None:
+    tokenizer = train_bpe([TALES], 280)
+    torch.manual_seed(0)
+    config = GPTConfig(tokenizer.vocab_size, 192, n_embd=16, n_layer=2, n_head=2, initializer_range=0.3)
+    save_model(folder, GPT(config), tokenizer, chat_template=chat_template(alpaca))
 
 
 @pytest.fixture(scope="module")
@@ -38,6 +50,7 @@ def on_ray(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     if importlib.util.find_spec("ray") is None:
         pytest.skip("needs ray: make peers")
     folder = tmp_path_factory.mktemp("ray")
+    save_small_model(folder / "model")
     variables = {
         "PYTHONPATH": str(ROOT),
         "GPT2CORE_RAY": "local",
@@ -121,6 +134,18 @@ def test_ray_gives_the_same_results_reports_and_errors(on_ray: dict[str, Any]) -
     mistake, missing = on_ray["errors"]
     assert mistake == ["UserError", "row 2: is not allowed", "None"]  # without Ray's traceback
     assert missing[:2] == ["FileNotFoundError", "[Errno 2] No such file or directory: 'gone.txt'"]
+
+
+@pytest.mark.slow
+def test_a_model_on_ray_computes_the_same(on_ray: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Perplexity, benchmarks, responses, and a judge; exactly, since the batches are the same."""
+    monkeypatch.chdir(on_ray["folder"])
+    monkeypatch.setenv("DVC_ROOT", str(on_ray["folder"]))
+    here = json.loads(json.dumps(tasks.with_a_model(on_ray["folder"] / "model")))
+    assert on_ray["model"] == here
+    assert len(set(here["replies"])) > 1
+    assert here["reports"] == [[192 + 280 + 3, 192 + 280 + 4], [["told", 3], ["told", 4]]]
+    assert here["left"] == []
 
 
 @pytest.mark.slow

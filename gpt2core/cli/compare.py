@@ -46,6 +46,7 @@ def compare(
     finetune_instruct.seeds and checkpoint_steps.
     """
     from gpt2core.checkpoint.chat_template import instruction_prompt
+    from gpt2core.checkpoint.cluster import batches_of_directory
     from gpt2core.checkpoint.model_dir import load_language_model
     from gpt2core.evaluation.comparison import Answers, compare_models
     from gpt2core.evaluation.judges import Judge, make_judges
@@ -69,7 +70,9 @@ def compare(
         if own != (tokens := tokens or own):
             raise UserError(f"{path}: has other tokens than {model_dirs[0]}: losses per token cannot be compared")
         nats = entry_nats(model, examples, tokenizer.eot_id)
-        models.append(Answers(str(path), nats, respond(model, tokenizer, entries, max_new_tokens, form=form)))
+        with batches_of_directory(path, model, tokenizer) as batches:
+            responses = respond(model, tokenizer, entries, max_new_tokens, form=form, batches=batches)
+        models.append(Answers(str(path), nats, responses))
     samples = section.bootstrap_samples if section else 1000
     table = compare_models(entries, tokens, models, judge, str(model_dirs[0]), samples, seed)
     if as_json:

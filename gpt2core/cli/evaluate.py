@@ -42,15 +42,17 @@ def evaluate(
     names. --limit is per task.
     """
     options.require_extra("evaluate", "lm_eval")
+    from gpt2core.checkpoint.cluster import batches_of_directory
     from gpt2core.checkpoint.decoding import load_for_decoding
     from gpt2core.evaluation.harness import evaluate as evaluate_tasks
 
     model, tokenizer = load_for_decoding(model_dir, dtype)
     names = [name for name in (part.strip() for part in tasks.split(",")) if name]
-    results = evaluate_tasks(
-        model, tokenizer, names,
-        include=include, mmlu_csv=mmlu_csv, num_fewshot=num_fewshot, limit=limit, batch_size=batch_size,
-    )  # fmt: skip
+    with batches_of_directory(model_dir, model, tokenizer, dtype) as batches:
+        results = evaluate_tasks(
+            batches, names,
+            include=include, mmlu_csv=mmlu_csv, num_fewshot=num_fewshot, limit=limit, batch_size=batch_size,
+        )  # fmt: skip
     if as_json:
         options.print_json({"model": str(model_dir), "tasks": results})
         return

@@ -48,6 +48,7 @@ def perplexity(
     import numpy as np
     import torch
 
+    from gpt2core.checkpoint.cluster import batches_of_directory
     from gpt2core.checkpoint.decoding import load_for_decoding
     from gpt2core.corpus.documents import SEPARATOR
     from gpt2core.evaluation.metrics.language_model import nats
@@ -75,7 +76,8 @@ def perplexity(
         raise UserError(f"{text_file}: is empty")
     # WikiText's words are those of the distributed file.
     text = "".join(documents) if wikitext else tokenizer.decode([token for token in ids if token != tokenizer.eot_id])
-    total = nats(model, np.asarray(ids), tokenizer.eot_id, context, stride=stride, batch_size=4)
+    with batches_of_directory(model_dir, model, tokenizer, dtype) as batches:
+        total = nats(model, np.asarray(ids), tokenizer.eot_id, context, stride=stride, batch_size=4, batches=batches)
     check_finite(torch.tensor(total))
     result = _result(total, len(ids), text)
     if as_json:

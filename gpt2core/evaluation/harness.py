@@ -14,6 +14,8 @@ import os
 import re
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -28,13 +30,15 @@ from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 from torch.nn.utils.rnn import pad_sequence
 
 from gpt2core import runtime
+from gpt2core.checkpoint.cluster import batches_of_directory
 from gpt2core.checkpoint.decoding import load_for_decoding
 from gpt2core.config.evaluate import Evaluate
 from gpt2core.errors import UserError, first_line
 from gpt2core.evaluation.metrics.language_model import token_nats
 from gpt2core.evaluation.mmlu import read_mmlu
 from gpt2core.inference import Sampling, TextStream
-from gpt2core.inference.engine import stream
+from gpt2core.inference.batches import Batches
+from gpt2core.inference.engine import by_length, stream
 from gpt2core.inference.sampling import check_finite
 from gpt2core.model.inference import Packed
 from gpt2core.tokenizer import Tokenizer
@@ -50,9 +54,10 @@ _OTHER_KEYS = ("until", "do_sample", "max_gen_toks")
 class Adapter(TemplateLM):  # type: ignore[misc]  # lm-eval has no types
     """A language model in eval mode as lm-eval's `LM`; `batch_size` texts per forward pass."""
 
-    def __init__(self, model: Packed, tokenizer: Tokenizer, batch_size: int) -> None:
+    def __init__(self, batches: Batches, batch_size: int) -> None:
         super().__init__()
-        self._model, self._tokenizer, self._batch_size = model, tokenizer, batch_size
+        self._batches, self._batch_size = batches, batch_size
+        self._model, self._tokenizer = batches.model, batches.tokenizer
 
     @property
     def eot_token_id(self) -> int:
@@ -72,7 +77,6 @@ class Adapter(TemplateLM):  # type: ignore[misc]  # lm-eval has no types
         """Return log-likelihoods without lm-eval's progress bar, which it would also print to a file."""
         return super().loglikelihood(requests, disable_tqdm=True)
 
-    @torch.inference_mode()
     def _loglikelihood_tokens(
         self, requests: Sequence[tuple[Any, list[int], list[int]]], **_: Any
     ) -> list[tuple[float, bool]]:
@@ -96,35 +100,15 @@ class Adapter(TemplateLM):  # type: ignore[misc]  # lm-eval has no types
                 )
             by_input.setdefault(tuple((context + continuation)[-self.max_length - 1 :][:-1]), []).append(number)
         inputs = sorted(by_input, key=len)
-        total = torch.zeros(len(requests), dtype=torch.float64)
-        is_greedy = torch.ones(len(requests), dtype=torch.bool)
-        device = self._model.transformer.wte.weight.device
-        starts = range(0, len(inputs), self._batch_size)
-        for start in runtime.progress(starts, what="likelihoods", unit="batch"):
-            batch = inputs[start : start + self._batch_size]
-            ids = pad_sequence([torch.tensor(row) for row in batch], batch_first=True)  # [B, T], padded on the right
-            hidden = self._model.transformer(ids.to(device)).flatten(0, 1)  # [B * T, C]
-            # For each target token: its place in the flattened [B * T], its id, and the number of its request.
-            places: list[int] = []
-            targets: list[int] = []
-            owners: list[int] = []
-            for row, tokens in enumerate(batch):
-                for number in by_input[tokens]:
-                    continuation = requests[number][2]
-                    end = row * ids.size(1) + len(tokens)
-                    places += range(end - len(continuation), end)
-                    targets += continuation
-                    owners += [number] * len(continuation)
-            hidden, target = hidden[torch.tensor(places, device=device)], torch.tensor(targets, device=device)
-            first = 0
-            for nats, logits in token_nats(self._model, hidden, target):
-                owner = torch.tensor(owners[first : first + len(nats)])
-                is_likeliest = logits.argmax(-1) == target[first : first + len(nats)]
-                total.index_add_(0, owner, -nats.cpu().double())
-                is_greedy[owner[~is_likeliest.cpu()]] = False
-                first += len(nats)
-        check_finite(total)
-        return list(zip(total.tolist(), is_greedy.tolist(), strict=True))
+        groups = [inputs[start : start + self._batch_size] for start in range(0, len(inputs), self._batch_size)]
+        work = ([group, [[requests[number][2] for number in by_input[row]] for row in group]] for group in groups)
+        results = self._batches.map(score_batch, work)
+        results = runtime.progress(results, what="likelihoods", unit="batch", total=len(groups))
+        scores: dict[int, tuple[float, bool]] = {}
+        for group, rows in zip(groups, results, strict=True):
+            for tokens, row in zip(group, rows, strict=True):
+                scores |= zip(by_input[tokens], map(tuple, row), strict=True)
+        return [scores[number] for number in range(len(requests))]
 
     def loglikelihood_rolling(self, requests: Sequence[Any], disable_tqdm: bool = True) -> list[float]:
         """Return the log-likelihood of each whole text in nats, in adjacent windows of the model's context."""
@@ -145,30 +129,23 @@ class Adapter(TemplateLM):  # type: ignore[misc]  # lm-eval has no types
 
         A text that is too long for the new tokens that the task allows loses its beginning.
         """
-        texts = [""] * len(requests)
+        texts: dict[int, str] = {}
         by_options: dict[str, list[int]] = {}
         for number, request in enumerate(requests):
             by_options.setdefault(json.dumps(request.args[1], sort_keys=True), []).append(number)
-        bar = runtime.progress(what="generate", unit="text", total=len(requests))
+        work: list[tuple[list[int], list[Any]]] = []  # numbers of requests, and the arguments of `continue_batch`
         for options, numbers in by_options.items():
             sampling, stops, n_new = self._parse_options(json.loads(options))
-            prompts = {n: self.tok_encode(requests[n].args[0])[-(self.max_length - n_new) :] for n in numbers}
-            numbers.sort(key=lambda number: len(prompts[number]))
-            for start in range(0, len(numbers), self._batch_size):
-                batch = numbers[start : start + self._batch_size]
-                rows = [prompts[number] or [self.eot_token_id] for number in batch]
-                written = [TextStream(self._tokenizer.token_bytes, self.eot_token_id, stops) for _ in batch]
-                for column in stream(self._model, rows, n_new, sampling, seed=0, slide=False):
-                    for text, token in zip(written, column.tolist(), strict=True):
-                        text.push(token)
-                    if all(text.finished for text in written):
-                        break
-                for number, text in zip(batch, written, strict=True):
-                    text.close()
-                    texts[number] = text.text
-                bar.update(len(batch))
-        bar.close()
-        return texts
+            prompts = [self.tok_encode(requests[n].args[0])[-(self.max_length - n_new) :] for n in numbers]
+            for group in by_length(prompts, self._batch_size):
+                rows = [prompts[i] or [self.eot_token_id] for i in group]
+                work.append(([numbers[i] for i in group], [rows, n_new, asdict(sampling), stops]))
+        with runtime.progress(what="generate", unit="text", total=len(requests)) as bar:
+            results = self._batches.map(continue_batch, (arguments for _, arguments in work))
+            for (numbers, _), written in zip(work, results, strict=True):
+                texts |= zip(numbers, written, strict=True)
+                bar.update(len(numbers))
+        return [texts[number] for number in range(len(requests))]
 
     def _parse_options(self, options: dict[str, Any]) -> tuple[Sampling, list[str], int]:
         """Return a task's sampling options, stop strings, and maximum number of new tokens."""
@@ -188,9 +165,69 @@ class Adapter(TemplateLM):  # type: ignore[misc]  # lm-eval has no types
         return sampling, stops, n_new
 
 
+@torch.inference_mode()
+def score_batch(
+    model: Packed, _: Tokenizer, inputs: Sequence[Sequence[int]], continuations: Sequence[Sequence[Sequence[int]]]
+) -> list[list[tuple[float, bool]]]:
+    """Score the continuations that end with each input.
+
+    Args:
+        model: in eval mode.
+        inputs: ids of each text without its last one.
+        continuations: of each input, ids of the continuations whose last ids, except for the last one, end the input.
+
+    Returns:
+        For each continuation of each input its log-likelihood in nats, and whether greedy decoding would write it.
+
+    Raises:
+        UserError: a likelihood is not finite.
+    """
+    device = model.transformer.wte.weight.device
+    ids = pad_sequence([torch.tensor(row) for row in inputs], batch_first=True)  # [B, T], padded on the right
+    hidden = model.transformer(ids.to(device)).flatten(0, 1)  # [B * T, C]
+    # For each target token: its place in the flattened [B * T], its id, and the number of its continuation.
+    places: list[int] = []
+    targets: list[int] = []
+    owners: list[int] = []
+    flat = [(row, continuation) for row, several in enumerate(continuations) for continuation in several]
+    for owner, (row, continuation) in enumerate(flat):
+        end = row * ids.size(1) + len(inputs[row])
+        places += range(end - len(continuation), end)
+        targets += continuation
+        owners += [owner] * len(continuation)
+    total = torch.zeros(len(flat), dtype=torch.float64)
+    is_greedy = torch.ones(len(flat), dtype=torch.bool)
+    hidden, target = hidden[torch.tensor(places, device=device)], torch.tensor(targets, device=device)
+    first = 0
+    for nats, logits in token_nats(model, hidden, target):
+        owner_ids = torch.tensor(owners[first : first + len(nats)])
+        is_likeliest = logits.argmax(-1) == target[first : first + len(nats)]
+        total.index_add_(0, owner_ids, -nats.cpu().double())
+        is_greedy[owner_ids[~is_likeliest.cpu()]] = False
+        first += len(nats)
+    check_finite(total)
+    scores = iter(zip(total.tolist(), is_greedy.tolist(), strict=True))
+    return [list(islice(scores, len(several))) for several in continuations]
+
+
+def continue_batch(
+    model: Packed, tokenizer: Tokenizer, rows: Sequence[list[int]], n_new: int, sampling: dict[str, Any],
+    stops: Sequence[str],
+) -> list[str]:  # fmt: skip
+    """Return the continuation of each row of ids, up to a stop string or `n_new` tokens."""
+    written = [TextStream(tokenizer.token_bytes, tokenizer.eot_id, stops) for _ in rows]
+    for column in stream(model, rows, n_new, Sampling(**sampling), seed=0, slide=False):
+        for text, token in zip(written, column.tolist(), strict=True):
+            text.push(token)
+        if all(text.finished for text in written):
+            break
+    for text in written:
+        text.close()
+    return [text.text for text in written]
+
+
 def evaluate(
-    model: Packed,
-    tokenizer: Tokenizer,
+    batches: Batches,
     tasks: Sequence[str],
     *,
     include: Path | None = None,
@@ -199,21 +236,21 @@ def evaluate(
     limit: int | None = None,
     batch_size: int = 16,
 ) -> dict[str, Any]:
-    """Evaluate a model on lm-eval's tasks.
+    """Evaluate a model on lm-eval's tasks; see `load_tasks` and `evaluate_loaded`."""
+    loaded = load_tasks(tasks, include=include, mmlu_csv=mmlu_csv, num_fewshot=num_fewshot)
+    return evaluate_loaded(batches, loaded, limit=limit, batch_size=batch_size)
+
+
+def load_tasks(
+    tasks: Sequence[str], *, include: Path | None = None, mmlu_csv: Path | None = None, num_fewshot: int | None = None
+) -> dict[str, Any]:
+    """Load lm-eval's tasks with their data, which it downloads if necessary.
 
     Args:
-        model: in eval mode.
-        tokenizer: of the model.
         tasks: names of lm-eval's tasks, groups, and tags, or paths of task files (YAML).
         include: a folder with further task files, which are found by their names.
         mmlu_csv: a folder with MMLU as it is distributed, see `read_mmlu`; the task `mmlu` is then read from there.
         num_fewshot: solved examples before each question; None: as the task says.
-        limit: maximum number of items per task, the first ones.
-        batch_size: texts per forward pass.
-
-    Returns:
-        JSON values by task: metrics (value and standard error of each, None if not available), samples, num_fewshot,
-        version.
 
     Raises:
         UserError: a task is unknown, its data is not available, or its file is wrong.
@@ -235,10 +272,29 @@ def evaluate(
             each.set_config(key="num_fewshot", value=num_fewshot)
         elif each.get_config("num_fewshot") is None:
             each.set_config(key="num_fewshot", value=0)
+    return loaded
+
+
+def evaluate_loaded(
+    batches: Batches, loaded: dict[str, Any], *, limit: int | None = None, batch_size: int = 16
+) -> dict[str, Any]:
+    """Evaluate a model on tasks that `load_tasks` has loaded.
+
+    Args:
+        batches: a model in eval mode with its tokenizer, and where it computes.
+        loaded: the tasks.
+        limit: maximum number of items per task, the first ones.
+        batch_size: texts per forward pass.
+
+    Returns:
+        JSON values by task: metrics (value and standard error of each, None if not available), samples, num_fewshot,
+        version.
+    """
+    for each in loaded["tasks"].values():
         each.set_fewshot_seed(seed=DEFAULT_SEED)
     with contextlib.redirect_stdout(sys.stderr):  # it prints its progress
         results = lm_eval.evaluate(
-            Adapter(model, tokenizer, batch_size), loaded,
+            Adapter(batches, batch_size), loaded,
             limit=limit, bootstrap_iters=BOOTSTRAP_SAMPLES, log_samples=False,
         )  # fmt: skip
     return {name: _task_result(name, results) for name in results["results"]}
@@ -255,7 +311,13 @@ def task_metrics(params: Evaluate, model_dir: Path) -> dict[str, dict[str, float
         UserError: as `evaluate`, or the directory has no language model with its tokenizer.
     """
     model, tokenizer = load_for_decoding(model_dir)
-    results = evaluate(model, tokenizer, params.tasks, num_fewshot=params.num_fewshot, limit=params.limit)
+    with batches_of_directory(model_dir, model, tokenizer, "float32") as batches:
+        results = evaluate(batches, params.tasks, num_fewshot=params.num_fewshot, limit=params.limit)
+    return named_metrics(results)
+
+
+def named_metrics(results: Mapping[str, Any]) -> dict[str, dict[str, float]]:
+    """Return the numbers of `evaluate`'s result by task, under names that MLflow accepts."""
     metrics: dict[str, dict[str, float]] = {}
     for task, result in results.items():
         values: dict[str, float | None] = {}

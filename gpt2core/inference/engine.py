@@ -112,21 +112,14 @@ def generate_batch(
     Raises:
         UserError: a prompt is empty or, unless `slide`, fills the context; names its number.
     """
-    n_positions = model.config.n_positions
-    for number, prompt in enumerate(prompts):
-        if not prompt or (len(prompt) >= n_positions and not slide):
-            raise UserError(
-                f"prompt {number}: {len(prompt)} tokens; the model's context of {n_positions} needs at least one "
-                "token and room for one more: shorten it"
-            )
+    check_prompts(model, prompts, slide)
     seeds = seed_of_each_row(seed, len(prompts))
     limits = [max_new_tokens] * len(prompts) if isinstance(max_new_tokens, int) else list(max_new_tokens)
     if not slide:
-        limits = [min(limit, n_positions - len(prompt)) for limit, prompt in zip(limits, prompts, strict=True)]
+        room = model.config.n_positions
+        limits = [min(limit, room - len(prompt)) for limit, prompt in zip(limits, prompts, strict=True)]
     answers: list[list[int]] = [[] for _ in prompts]
-    order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
-    for start in range(0, len(order), batch_size):
-        rows = order[start : start + batch_size]
+    for rows in by_length(prompts, batch_size):
         columns = stream(
             model,
             [prompts[i] for i in rows],
@@ -138,6 +131,23 @@ def generate_batch(
         for i, answer in zip(rows, _cut(columns, [limits[i] for i in rows], eos_id, on_answer), strict=True):
             answers[i] = answer
     return answers
+
+
+def check_prompts(model: Packed, prompts: Sequence[Sequence[int]], slide: bool = False) -> None:
+    """Raise UserError that names a prompt which is empty or, unless `slide`, fills the context."""
+    n_positions = model.config.n_positions
+    for number, prompt in enumerate(prompts):
+        if not prompt or (len(prompt) >= n_positions and not slide):
+            raise UserError(
+                f"prompt {number}: {len(prompt)} tokens; the model's context of {n_positions} needs at least one "
+                "token and room for one more: shorten it"
+            )
+
+
+def by_length(prompts: Sequence[Sequence[int]], batch_size: int) -> list[list[int]]:
+    """Return the numbers of the prompts in groups of similar length."""
+    order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
+    return [order[start : start + batch_size] for start in range(0, len(order), batch_size)]
 
 
 def _cut(

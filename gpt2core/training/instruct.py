@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from gpt2core import prompts, runtime
+from gpt2core.checkpoint.cluster import batches_of_weights
 from gpt2core.checkpoint.model_dir import load_language_model, read_state
 from gpt2core.checkpoint.peft_adapter import Adapter, adapter_tensors
 from gpt2core.config.finetune_instruct import FinetuneInstruct
@@ -161,7 +162,10 @@ class InstructTask(Task):
         max_new_tokens = self.params.max_new_tokens
 
         def answers(entries: Sequence[Entry]) -> list[str]:
-            return respond(self.model, self.tokenizer, entries, max_new_tokens, batch_size, self.form)
+            with batches_of_weights(self.model, self.tokenizer) as batches:
+                return respond(
+                    self.model, self.tokenizer, entries, max_new_tokens, batch_size, self.form, batches=batches
+                )
 
         return EvalResult(step, val_loss, test_loss, distributed.each_part(self.test_entries, answers), nats)
 

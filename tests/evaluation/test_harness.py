@@ -3,19 +3,26 @@
 from __future__ import annotations
 
 import json
+import random
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
 import gpt2core
 from gpt2core.checkpoint.model_dir import save_model
+from gpt2core.config.evaluate import Evaluate
+from gpt2core.config.mlflow import Mlflow
+from gpt2core.corpus.shards import Shard
 from gpt2core.errors import UserError
 from gpt2core.evaluation.mmlu import read_mmlu
 from gpt2core.model import GPT, GPTConfig
+from gpt2core.params import load_params
 from gpt2core.tokenizer.train import train_bpe
+from gpt2core.training.pretrain import Corpus, pretrain
 from tests.cli.test_cli import Run, refused, run
 
 __all__ = ["run"]  # fixtures
@@ -86,8 +93,9 @@ def theirs(model_dir: Path) -> Iterator[Any]:
 def ours(model_dir: Path) -> Any:
     pytest.importorskip("lm_eval")
     from gpt2core.evaluation.harness import Adapter
+    from gpt2core.inference.batches import Batches
 
-    return Adapter(*gpt2core.load(model_dir), batch_size=3)
+    return Adapter(Batches(*gpt2core.load(model_dir)), batch_size=3)
 
 
 def asked(kind: str, *arguments: Any) -> list[Any]:
@@ -237,6 +245,73 @@ def test_mistakes_are_told(
         ours.generate_until(asked("generate_until", ("a", {"num_beams": 2, "max_gen_toks": 4})))
     with pytest.raises(UserError, match="an answer of .* tokens cannot be scored by a model of 64 positions"):
         ours.loglikelihood(asked("loglikelihood", ("a", TEXT)))
+
+
+@pytest.mark.slow
+def test_benchmarks_during_pretraining_are_logged_and_change_nothing(
+    model_dir: Path, tasks: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """At steps 2 and 4 of 4; the last figures are those of the final model."""
+    from gpt2core.evaluation.harness import evaluate, named_metrics
+    from gpt2core.inference.batches import Batches
+    from gpt2core.tracking.benchmarks import benchmark_logger
+
+    monkeypatch.delenv("GPT2CORE_TRACKING", raising=False)
+    tokenizer = gpt2core.load(model_dir)[1]
+    files = [str(tasks / "choose.yaml"), str(tasks / "write.yaml")]
+    params = load_params("profiles/tiny.yaml").model_copy(
+        update={
+            "mlflow": Mlflow(benchmark_interval_steps=2), "evaluate": Evaluate(tasks=files, num_fewshot=1, limit=9),
+        }
+    )  # fmt: skip
+    section = params.pretrain.model_copy(
+        update=dict(
+            n_layer=2, n_head=2, n_embd=32, n_positions=64, context=32, batch_size=4, max_steps=4, warmup_steps=1,
+            eval_interval_steps=1, eval_batches=1, sample_tokens=4, dropout=0.1,
+        )
+    )  # fmt: skip
+    ids = np.arange(4000, dtype=np.uint16) % tokenizer.vocab_size
+    corpora = [Corpus(*[Shard(ids, tokenizer.vocab_size, 1, len(ids))] * 2)]
+    logged: list[tuple[Any, int]] = []
+    on_model = benchmark_logger(params, tokenizer, lambda metrics, step: logged.append((metrics, step)))
+    plain = pretrain(section, 1, corpora, tokenizer)
+    watched = pretrain(section, 1, corpora, tokenizer, on_model=on_model)
+    assert [step for _, step in logged] == [2, 4]
+    expected = evaluate(Batches(watched.model, tokenizer), files, num_fewshot=1, limit=9)
+    assert logged[-1][0] == named_metrics(expected)
+    assert logged[-1][0]["choose"].keys() >= {"acc", "acc_norm", "acc_stderr", "samples"}
+    assert watched.curve == plain.curve
+    for name, tensor in plain.model.state_dict().items():
+        assert torch.equal(tensor, watched.model.state_dict()[name]), name
+
+    def fail(*_: Any, **__: Any) -> None:
+        random.seed(0)
+        raise OSError("the disk is full")
+
+    monkeypatch.setattr("lm_eval.evaluate", fail)
+    random.seed(5)
+    on_model(plain.model, 6)
+    drawn = random.random()
+    assert "step 6: no benchmarks, OSError: the disk is full" in caplog.text
+    random.seed(5)
+    assert drawn == random.random()
+    monkeypatch.setenv("GPT2CORE_TRACKING", "off")
+    benchmark_logger(params, tokenizer, lambda metrics, step: logged.append((metrics, step)))(plain.model, 8)
+    assert len(logged) == 2
+
+
+@pytest.mark.slow
+def test_a_benchmark_that_does_not_exist_is_said_before_the_training(
+    model_dir: Path, tasks: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("lm_eval")
+    from gpt2core.tracking.benchmarks import benchmark_logger
+
+    monkeypatch.delenv("GPT2CORE_TRACKING", raising=False)
+    update = {"mlflow": Mlflow(benchmark_interval_steps=2), "evaluate": Evaluate(tasks=[str(tasks / "gone.yaml")])}
+    params = load_params("profiles/tiny.yaml").model_copy(update=update)
+    with pytest.raises(UserError, match="gone.yaml: is neither a task of lm-eval nor a file"):
+        benchmark_logger(params, gpt2core.load(model_dir)[1], lambda metrics, step: None)
 
 
 def test_without_the_extra_it_says_what_to_install(run: Run, model_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 from pathlib import Path
 from typing import Any
@@ -10,16 +11,22 @@ from gpt2core import files, runtime
 from gpt2core.errors import UserError, first_line
 from gpt2core.evaluation.judges.language_model import Chat, NoReply
 from gpt2core.evaluation.judges.reply_cache import Messages
+from gpt2core.executor import cluster_address, open_executor
 
 MAX_REPLY_TOKENS = 16  # a score has one to three tokens, and a longer reply cannot be parsed anyway
 
 
 def local_chat(model_dir: Path) -> Chat:
-    """Load the model in `model_dir`.
+    """Load the model in `model_dir`, to reply in this process or on the Ray cluster of `GPT2CORE_RAY`.
 
     Raises:
-        UserError: there is no model, or it has no chat template.
+        UserError: there is no model, or it has no chat template; as `open_executor`.
     """
+    chat = _load(model_dir)
+    return ClusterChat(chat, model_dir) if cluster_address() else chat
+
+
+def _load(model_dir: Path) -> _LocalChat:
     where = f"judge.model_dir {str(model_dir)!r}"
     config_path = model_dir / "config.json"
     if not config_path.is_file():
@@ -41,6 +48,10 @@ class _LocalChat:
         self.model = model_dir.resolve().name
         self.settings: dict[str, Any] = {"temperature": 0, "weights": _digest(model_dir)}
 
+    def reply(self, messages: Messages) -> str:
+        """Return the most likely reply. Raises NoReply if the conversation fills the context."""
+        raise NotImplementedError
+
     def _check_room(self, n_tokens: int, context: int | None) -> None:
         if context and n_tokens + 1 > context:
             raise NoReply(f"the question does not fit the model's context of {context} tokens")
@@ -58,7 +69,7 @@ class GPT2Chat(_LocalChat):
         self._prompt = instruction_prompt(model_dir)
 
     def reply(self, messages: Messages) -> str:
-        """Return the most likely reply. Raises NoReply if the conversation fills the context."""
+        """See `_LocalChat`."""
         from gpt2core.inference import generate_batch
 
         prompt = self._prompt("\n\n".join(message["content"] for message in messages))
@@ -93,7 +104,7 @@ class TransformersChat(_LocalChat):
         self._model = self._model.to(runtime.device()).eval()
 
     def reply(self, messages: Messages) -> str:
-        """Return the most likely reply. Raises NoReply if the conversation fills the context."""
+        """See `_LocalChat`."""
         inputs = self._tokenizer.apply_chat_template(
             list(messages), add_generation_prompt=True, return_tensors="pt", return_dict=True
         ).to(self._model.device)
@@ -103,6 +114,32 @@ class TransformersChat(_LocalChat):
             **inputs, do_sample=False, max_new_tokens=MAX_REPLY_TOKENS, pad_token_id=self._tokenizer.eos_token_id
         )
         return str(self._tokenizer.decode(ids[0, n_tokens:], skip_special_tokens=True))
+
+
+class ClusterChat:
+    """A local model on a Ray cluster: several conversations at a time, each in a process that has loaded the model."""
+
+    def __init__(self, chat: _LocalChat, model_dir: Path) -> None:
+        self.kind, self.model, self.settings, self.where = chat.kind, chat.model, chat.settings, chat.where
+        self.remedy = chat.remedy
+        self._model_dir = str(model_dir.absolute())
+        self._executor = open_executor(with_model=True).__enter__()  # the connection ends with this process
+        self.concurrency = self._executor.slots
+
+    def reply(self, messages: Messages) -> str:
+        """See `_LocalChat`."""
+        (reply,) = self._executor.map(_reply, [[self._model_dir, list(map(dict, messages))]])
+        return reply
+
+
+def _reply(model_dir: str, messages: Messages) -> str:
+    """Reply in a process of the cluster."""
+    return _loaded(model_dir).reply(messages)
+
+
+@functools.lru_cache(maxsize=1)
+def _loaded(model_dir: str) -> _LocalChat:
+    return _load(Path(model_dir))
 
 
 def _digest(model_dir: Path) -> str:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from functools import partial
+from itertools import starmap
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -17,6 +19,8 @@ from gpt2core.model.inference import InferenceGPT
 
 if TYPE_CHECKING:
     from gpt2core.corpus.shards import Shard
+    from gpt2core.inference.batches import Batches
+    from gpt2core.tokenizer import Tokenizer
 
 LOGIT_ROWS = 1024  # rows of logits in memory at a time: 1,024 x 50,257 of them are 206 MB
 
@@ -28,7 +32,6 @@ def token_nats(model: GPT | InferenceGPT, hidden: Tensor, targets: Tensor) -> It
         yield F.cross_entropy(logits, target, reduction="none"), logits
 
 
-@torch.inference_mode()
 def nats(
     model: GPT | InferenceGPT,
     tokens: np.ndarray,
@@ -37,6 +40,7 @@ def nats(
     *,
     stride: int | None = None,
     batch_size: int = 16,
+    batches: Batches | None = None,
 ) -> float:
     """Return the total cross-entropy of all tokens in nats.
 
@@ -50,23 +54,47 @@ def nats(
         context: length of a window in tokens.
         stride: half of `context` if None. A smaller one gives each token more context and takes longer.
         batch_size: windows per forward pass.
+        batches: may compute the windows elsewhere with the same model; by default this process does.
     """
-    device = model.transformer.wte.weight.device
-    ids = torch.from_numpy(np.concatenate([[start_id], np.asarray(tokens, np.int64)]))  # [n + 1]
+    ids = np.concatenate([[start_id], np.asarray(tokens, np.int64)])  # [n + 1]
     n, stride = len(tokens), stride or max(1, context // 2)
     starts = [0, *range(stride, max(1, n - context + stride), stride)]
+    firsts = range(0, len(starts), batch_size)
+
+    def work() -> Iterator[tuple[list[list[int]], list[int]]]:
+        for first in firsts:
+            windows = [ids[s : s + context + 1].tolist() for s in starts[first : first + batch_size]]
+            counted_from = [0 if first + row == 0 else context - stride for row in range(len(windows))]
+            yield windows, counted_from
+
+    results = batches.map(window_nats, work()) if batches else starmap(partial(window_nats, model, None), work())
     total = 0.0
-    for first in runtime.progress(range(0, len(starts), batch_size), what="evaluate", unit="batch"):
-        windows = [ids[s : s + context + 1] for s in starts[first : first + batch_size]]
-        batch = torch.nn.utils.rnn.pad_sequence(windows, batch_first=True, padding_value=start_id)  # [B, T + 1]
-        counts = torch.zeros(batch[:, 1:].shape, dtype=torch.bool)  # [B, T]
-        for row, window in enumerate(windows):
-            counts[row, 0 if first + row == 0 else context - stride : len(window) - 1] = True
-        hidden = model.transformer(batch[:, :-1].to(device))[counts.to(device)]  # [n_counts, C]
-        targets = batch[:, 1:][counts].to(device)  # [n_counts]
-        for loss, _ in token_nats(model, hidden, targets):
-            total += loss.double().sum().item()
+    for parts in runtime.progress(results, what="evaluate", unit="batch", total=len(firsts)):
+        for part in parts:
+            total += part
     return total
+
+
+@torch.inference_mode()
+def window_nats(
+    model: GPT | InferenceGPT, _: Tokenizer | None, windows: Sequence[Sequence[int]], counted_from: Sequence[int]
+) -> list[float]:
+    """Return the cross-entropy of windows in nats; its sum is that of every window's targets from a number on.
+
+    Args:
+        model: in eval mode.
+        windows: ids of each, at most one more than the context.
+        counted_from: number of each window's first target that counts.
+    """
+    device = model.transformer.wte.weight.device
+    rows = [torch.tensor(window) for window in windows]
+    batch = torch.nn.utils.rnn.pad_sequence(rows, batch_first=True)  # [B, T + 1]
+    counts = torch.zeros(batch[:, 1:].shape, dtype=torch.bool)  # [B, T]
+    for row, (window, first) in enumerate(zip(windows, counted_from, strict=True)):
+        counts[row, first : len(window) - 1] = True
+    hidden = model.transformer(batch[:, :-1].to(device))[counts.to(device)]  # [n_counts, C]
+    targets = batch[:, 1:][counts].to(device)  # [n_counts]
+    return [loss.double().sum().item() for loss, _ in token_nats(model, hidden, targets)]
 
 
 def evaluate(model: GPT, shard: Shard, eot_id: int, context: int) -> dict[str, float]:
