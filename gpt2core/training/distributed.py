@@ -15,22 +15,22 @@ import math
 import os
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeGuard, TypeVar
 
 import numpy as np
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.distributed_c10d import PrefixStore, Store
-from torch.distributed.fsdp import FSDPModule, fully_shard, register_fsdp_forward_method
 from torch.distributed.rendezvous import rendezvous
-from torch.distributed.tensor import DTensor, Replicate
 from torch.nn.parallel import DistributedDataParallel
 
 from gpt2core import runtime
 from gpt2core.errors import UserError
 from gpt2core.model import GPT
+
+if TYPE_CHECKING:
+    from torch.distributed.tensor import DTensor
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -128,6 +128,9 @@ def parallel_loss(model: nn.Module, loss: Callable[..., Tensor], sharding: str, 
                 module.to(device), device_ids=ids, gradient_as_bucket_view=True,
                 broadcast_buffers=False,  # quantized weights, which do not change
             )  # fmt: skip
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method  # takes two seconds
+
     module.empty_model = (_without_memory(model),)
     mesh = init_device_mesh(device.type, (world_size(),))
     for block in model.transformer.h:  # type: ignore[union-attr]
@@ -150,8 +153,8 @@ def sync_gradients(loss: nn.Module, is_last: bool) -> None:
     """Sum gradients over all processes in the next backward pass if it is the last one of a step."""
     if isinstance(loss, DistributedDataParallel):
         loss.require_backward_grad_sync = is_last  # as its `no_sync` does
-    elif isinstance(loss, FSDPModule):
-        loss.set_requires_gradient_sync(is_last)
+    elif set_sync := getattr(loss, "set_requires_gradient_sync", None):  # of an FSDPModule
+        set_sync(is_last)
 
 
 def local_slices(n: int, batch_size: int) -> list[range]:
@@ -202,26 +205,35 @@ def each_part(rows: Sequence[T], function: Callable[[Sequence[T]], list[R]]) -> 
     return [value for source in range(size) for value in broadcast_object(part, source)]
 
 
+def _is_sharded(tensor: Tensor) -> TypeGuard[DTensor]:
+    """Return whether each process has a part; without the class, which takes two seconds to import."""
+    return hasattr(tensor, "full_tensor")
+
+
 def full_tensor(tensor: Tensor) -> Tensor:
     """Return the full tensor of which each process may have a part; all processes must call this."""
-    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+    return tensor.full_tensor() if _is_sharded(tensor) else tensor
 
 
 def shard_like(tensor: Tensor, like: Tensor) -> Tensor:
     """Return the part of a full tensor that is sharded like `like`; every process has the full tensor."""
-    if not isinstance(like, DTensor):
+    if not _is_sharded(like):
         return tensor
+    from torch.distributed.tensor import DTensor, Replicate
+
     replicated = DTensor.from_local(tensor, like.device_mesh, [Replicate()], run_check=False)
     return replicated.redistribute(placements=like.placements)
 
 
 def local_part(tensor: Tensor) -> Tensor:
     """Return the part of a tensor that this process has: all of it, unless it is sharded."""
-    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
+    return tensor.to_local() if _is_sharded(tensor) else tensor
 
 
 def from_local_part(part: Tensor, like: Tensor) -> Tensor:
     """Return the tensor, sharded like `like`, of which this process has `part`, on the device of `like`."""
+    from torch.distributed.tensor import DTensor
+
     assert isinstance(like, DTensor)
     return DTensor.from_local(
         part.to(like.device), like.device_mesh, like.placements, run_check=False, shape=like.shape, stride=like.stride()
@@ -233,7 +245,7 @@ def layout(tensors: Mapping[str, Tensor]) -> dict[str, dict[str, Any]]:
     return {
         name: {"shape": list(tensor.shape), "placements": [str(placement) for placement in tensor.placements]}
         for name, tensor in tensors.items()
-        if isinstance(tensor, DTensor)
+        if _is_sharded(tensor)
     }
 
 
