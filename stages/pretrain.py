@@ -22,6 +22,7 @@ from gpt2core.runtime import stage_main
 from gpt2core.sources.synthetic import log2_probability
 from gpt2core.tokenizer import load_tokenizer
 from gpt2core.tracking import track_stage
+from gpt2core.tracking.benchmarks import benchmark_logger
 from gpt2core.tracking.throughput import with_throughput
 from gpt2core.training.checkpoints import stage_checkpoints
 from gpt2core.training.pretrain import COLUMNS, Corpus, pretrain
@@ -61,7 +62,8 @@ def main() -> None:
             corpus._replace(checkpoints=checkpoints.training(name))
             for name, corpus in zip(names, corpora, strict=False)
         ]
-        result = pretrain(section, top.seed, saved, tokenizer, with_throughput(run.log_metrics), base)
+        on_model = benchmark_logger(params, tokenizer, run.log_metrics)
+        result = pretrain(section, top.seed, saved, tokenizer, with_throughput(run.log_metrics), base, on_model)
         data = config.load_section(Data, "data")
         train, val, _ = corpora[-1]
         metrics: dict[str, Any] = evaluate(result.model, val, tokenizer.eot_id, section.context)

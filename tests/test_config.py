@@ -185,6 +185,18 @@ def test_benchmarks_need_their_extra_before_anything_runs(tmp_path: Path, monkey
         load_params(edited(tmp_path, tasks))
 
 
+def test_benchmarks_during_pretraining_need_tasks_and_evaluations(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: object())
+    tasks, evaluations = ("evaluate.tasks", ["hellaswag"]), ("pretrain.eval_interval_steps", 20)
+    load_params(edited(tmp_path, tasks, evaluations, ("mlflow.benchmark_interval_steps", 40)))
+    with pytest.raises(UserError, match="benchmark_interval_steps: 30 is no multiple of .*eval_interval_steps, 20"):
+        load_params(edited(tmp_path, tasks, evaluations, ("mlflow.benchmark_interval_steps", 30)))
+    with pytest.raises(UserError, match="benchmark_interval_steps: needs evaluate.tasks"):
+        load_params(edited(tmp_path, evaluations, ("mlflow.benchmark_interval_steps", 40)))
+
+
 def test_a_seed_of_the_instructions_counts_once(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"finetune_instruct.seeds: \[3, 3\] names a seed twice"):
         load_params(edited(tmp_path, ("finetune_instruct.seeds", [3, 3])))

@@ -9,7 +9,7 @@ from typing import Annotated, Any
 from pydantic import Field, PlainValidator
 from pydantic_core import PydanticCustomError
 
-from gpt2core.config.fields import Section
+from gpt2core.config.fields import Count, Section
 
 
 def _registry_name(value: Any) -> bool | str:
@@ -24,13 +24,18 @@ with warnings.catch_warnings():
     warnings.filterwarnings("ignore", 'Field name "register"')  # it hides a method of ABCMeta's that nobody calls
 
     class Mlflow(Section):
-        """Models in MLflow. No stage runs again for these."""
+        """What MLflow gets in addition to the metrics. No stage runs again for these."""
 
         log_models: bool = Field(default=True, description="log the fine-tuned models, ready for `mlflow models serve`")
         register: RegistryName = Field(
             default=False,
             description="true: as the next versions of gpt2core-classifier and gpt2core-instruct | "
             "a name instead of gpt2core",
+        )
+        benchmark_interval_steps: Count = Field(
+            default=0,
+            description="steps of pretraining between evaluations of evaluate.tasks, a multiple of "
+            "pretrain.eval_interval_steps; 0: none",
         )
 
         def registry_name(self) -> str | None:

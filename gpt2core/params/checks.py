@@ -167,6 +167,16 @@ def _evaluate(params: Params) -> Iterator[str]:
         yield "evaluate.tasks: lm-eval is not installed; pip install 'gpt2core[evaluate]', or leave the list empty: []"
 
 
+def _benchmarks(params: Params) -> Iterator[str]:
+    interval, evaluations = params.mlflow.benchmark_interval_steps, params.pretrain.eval_interval_steps
+    if interval % evaluations:
+        yield (
+            f"mlflow.benchmark_interval_steps: {interval} is no multiple of pretrain.eval_interval_steps, {evaluations}"
+        )
+    if interval and not params.evaluate.tasks:
+        yield "mlflow.benchmark_interval_steps: needs evaluate.tasks, such as [hellaswag]; or set it to 0"
+
+
 def _lora(params: Params) -> Iterator[str]:
     for name in ("finetune_classify", "finetune_instruct"):
         section = getattr(params, name)
@@ -193,5 +203,5 @@ def _induction(params: Params) -> Iterator[str]:
 
 _ALL = (
     _base, _continued, _heads, _context, _warmup, _processes, _numerics, _openai_sizes, _bases, _padded, _fractions,
-    _seeds, _judge, _secrets, _evaluate, _lora, _induction,
+    _seeds, _judge, _secrets, _evaluate, _benchmarks, _lora, _induction,
 )  # fmt: skip

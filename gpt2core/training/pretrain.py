@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -30,6 +30,14 @@ from gpt2core.training.trainer import OnMetrics, fit, log_nothing, new_recipe
 COLUMNS = (
     "tokens", "step", "train_loss", "val_loss", "val_perplexity", "val_bits_per_byte", "lr", "grad_norm",
 )  # fmt: skip
+
+
+T = TypeVar("T")
+OnModel = Callable[[GPT, int], object]  # the model in eval mode and the step
+
+
+def ignore_model(model: GPT, step: int) -> None:
+    """Do nothing with a model."""
 
 
 class Corpus(NamedTuple):
@@ -81,6 +89,7 @@ class PretrainTask(Task):
         self.bits_per_byte_per_nat = corpus.val.n_tokens / corpus.val.n_bytes / math.log(2)
         self.samples: list[dict[str, Any]] = []
         self.tokens_seen = tokens_seen
+        self.on_model: OnModel = ignore_model
 
     def batch(self, step: int) -> list[Batch]:
         """Return the windows of a step that this process computes: ids [B, T] and the next ids [B, T] each."""
@@ -112,6 +121,7 @@ class PretrainTask(Task):
         full_model = distributed.full_model(self.loss_module)
         if distributed.rank() == 0:
             self.samples.append({"tokens": self.tokens_seen, "text": self.sample(full_model)})
+            self.on_model(full_model, step)
         return metrics
 
     @torch.no_grad()
@@ -153,6 +163,7 @@ def pretrain(
     tokenizer: Tokenizer,
     on_metrics: OnMetrics = log_nothing,
     base: GPT | None = None,
+    on_model: OnModel = ignore_model,
 ) -> Pretrained:
     """Train a model; if torchrun started several processes, all of them train it together.
 
@@ -163,6 +174,7 @@ def pretrain(
         tokenizer: for the samples.
         on_metrics: called with metrics and their step.
         base: the model to start with, which is changed in place; None: random weights.
+        on_model: called in the first process with the model at each evaluation, and its step.
 
     Raises:
         UserError: a split is shorter than one context, the processes do not divide a step, the base has fewer positions
@@ -177,6 +189,7 @@ def pretrain(
     tokens_seen = first_step = 0
     for (name, of_phase), corpus in zip(_phases(params), corpora, strict=True):
         task = PretrainTask(name, of_phase, seed, model, loss_module, corpus, tokenizer, tokens_seen)
+        task.on_model = _after(first_step, on_model)
         is_trained = base is not None or first_step > 0
         result.start_val_loss = task.val_loss() if is_trained else None
         recipe = new_recipe(of_phase, model, task.max_steps, task.dtype)
@@ -204,8 +217,11 @@ def _phases(params: Pretrain) -> Iterator[tuple[str, Pretrain]]:
         yield "pretrain-continued", params.model_copy(update=changes)
 
 
-def _after(first_step: int, on_metrics: OnMetrics) -> OnMetrics:
-    return lambda metrics, step: on_metrics(metrics, first_step + step)
+def _after(first_step: int, callback: Callable[[T, int], object]) -> Callable[[T, int], None]:
+    def called(value: T, step: int) -> None:
+        callback(value, first_step + step)
+
+    return called
 
 
 def new_model(params: Pretrain, vocab_size: int, seed: int, base: GPT | None = None) -> GPT:
