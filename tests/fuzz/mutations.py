@@ -2,10 +2,18 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 
+from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
+
+# The same inputs in each run, so that a failure is found again. After a change of a reader, draw more.
+FUZZ = settings(
+    max_examples=int(os.environ.get("GPT2CORE_FUZZ_CASES", "200")), derandomize=True, deadline=None, database=None,
+    suppress_health_check=list(HealthCheck),
+)  # fmt: skip
 
 # Parts of files that have made a reader fail, here or elsewhere.
 TOKENS = (

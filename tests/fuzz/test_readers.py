@@ -1,6 +1,7 @@
-"""Every reader, with at least 2,000 changed files each: a right value, or one error that names the file.
+"""Every reader, with many changed files each: a right value, or one error that names the file.
 
-Seeds are fixed, so that a failure is found again. `PAST_FAILURES` are inputs that once made a reader fail.
+After a change of a reader, set GPT2CORE_FUZZ_CASES=2000 to draw more. `PAST_FAILURES` are inputs that once made a
+reader fail.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from gpt2core import files
@@ -29,18 +30,14 @@ from gpt2core.params import load_params
 from gpt2core.tasks import instructions, labeled_texts
 from gpt2core.tokenizer import Tokenizer, load_tokenizer
 from gpt2core.tokenizer.train import train_bpe
-from tests.fuzz.mutations import hostile, reads
+from tests.fuzz.mutations import FUZZ, hostile, reads
 from tests.small import config_and_tokenizer
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200)]
 
 ROOT = Path(__file__).parents[2]
-CASES = 2000
 MAX_S = 5.0
 MAX_GROWTH_BYTES = 500 << 20
-FUZZ = settings(
-    max_examples=CASES, derandomize=True, deadline=None, database=None, suppress_health_check=list(HealthCheck)
-)
 
 CSV = b'label,text\nham,"See you at five"\nspam,"WIN 1000, call ""now"""\nham,Ok\nspam,Free\n'
 TSV = b'ham\tSee you at five\nspam\tWIN 1000 " call\nham\tOk\nspam\tFree\n'
@@ -79,7 +76,7 @@ def _bounds() -> Iterator[None]:
 
 
 def fuzz(path: Path, content: bytes, read: Callable[[], object], past: list[bytes]) -> None:
-    """Read 2,000 changed contents, and those that failed in the past."""
+    """Read changed contents, and those that failed in the past."""
 
     def check(changed: bytes) -> None:
         path.write_bytes(changed)

@@ -1,7 +1,8 @@
 """Train, evaluate and generate on a small scale with `numerics: portable`, and write every result to a folder.
 
 `python tests/numerics/emulated.py FOLDER` computes everything. `--states STATES` saves the pretraining's state after
-each step and resumes from it; `--stop-after N` ends the program when N steps are saved.
+each step and resumes from it. `--stop-after N` stops it when N steps are saved, copies the states to the folder
+`stopped` next to STATES, and resumes it.
 
 test_emulated.py runs it under different CPU models and compares the files.
 """
@@ -10,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import shutil
 from pathlib import Path
 
 os.environ["GPT2CORE_TRACKING"] = "off"
@@ -30,6 +32,7 @@ from gpt2core.evaluation.metrics.nearest import nearest_outputs  # noqa: E402
 from gpt2core.evaluation.seed_results import SeedResults  # noqa: E402
 from gpt2core.inference import generate_batch  # noqa: E402
 from gpt2core.inference.sampling import Sampling  # noqa: E402
+from gpt2core.log import log_to_stderr  # noqa: E402
 from gpt2core.sources.synthetic import generate_instructions, generate_messages, generate_tales  # noqa: E402
 from gpt2core.tasks import instructions, labeled_texts  # noqa: E402
 from gpt2core.tokenizer import Tokenizer  # noqa: E402
@@ -117,9 +120,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="Compute small results with `numerics: portable`.")
     parser.add_argument("folder", type=Path, help="where to write the results")
     parser.add_argument("--states", type=Path, help="folder of the pretraining's states")
-    parser.add_argument("--stop-after", type=int, help="end when this many steps of the pretraining are saved")
-    parser.add_argument("--only-pretrain", action="store_true", help="leave out the fine-tunings and the generation")
+    parser.add_argument("--stop-after", type=int, help="stop when this many steps of the pretraining are saved")
     arguments = parser.parse_args()
+    log_to_stderr()
     numerics.start("portable")
     out: Path = arguments.folder
     out.mkdir(parents=True, exist_ok=True)
@@ -137,12 +140,11 @@ def main() -> None:
     try:
         result = pretrained(params, shards, tokenizer, states, arguments.stop_after)
     except Stopped:
-        return
+        shutil.copytree(arguments.states, arguments.states.with_name("stopped"))
+        result = pretrained(params, shards, tokenizer, states, None)
     base = out / "pretrained"
     save_model(base, result.model, tokenizer)
     files.write_json(out / "pretrain.json", {"curve": result.curve, "samples": result.samples})
-    if arguments.only_pretrain:
-        return
     small = Shard(shards[1].tokens[:600], tokenizer.vocab_size, 1, 1500)
     files.write_json(out / "evaluate.json", evaluate(result.model, small, tokenizer.eot_id, 128))
     prompts = [tokenizer.encode(text) for text in ("Once", "The old man", "A")]

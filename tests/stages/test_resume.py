@@ -36,9 +36,9 @@ class Case:
 
 
 CASES = {
-    "pretrain": Case({"pretrain.dropout": 0.1, "pretrain.eval_interval_steps": 17}, 60, 8),
-    "finetune-classify": Case({"finetune_classify.dropout": 0.1, "finetune_classify.seeds": [1, 2]}, 40, 7),
-    "finetune-instruct": Case({"finetune_instruct.dropout": 0.1}, 20, 6),
+    "pretrain": Case({"pretrain.dropout": 0.1, "pretrain.eval_interval_steps": 17}, 60, 6),
+    "finetune-classify": Case({"finetune_classify.dropout": 0.1, "finetune_classify.seeds": [1, 2]}, 40, 6),
+    "finetune-instruct": Case({"finetune_instruct.dropout": 0.1}, 20, 5),
 }
 
 
