@@ -80,9 +80,10 @@ def print_groups(groups: Sequence[SeedGroup]) -> None:
 def sync_mlflow(names: tuple[str, ...], as_json: bool) -> None:
     """Add missing results to MLflow, from Git, dvc.lock, and metrics/.
 
-    Name experiments or Git revisions; without a name, the command takes the workspace, HEAD, and every experiment. A
-    run is completed if the tracking server became unreachable. The workspace's models are logged and registered as
-    `mlflow` in params.yaml says. Existing data in MLflow is not changed.
+    Name experiments or Git revisions; without a name, the command takes the workspace, HEAD, and every experiment that
+    an earlier call has not completed. A run is completed if the tracking server became unreachable. The workspace's
+    models are logged and registered as `mlflow` in params.yaml says. Existing data in MLflow is not changed. A run that
+    you delete there comes back only if you name its experiment.
     """
     from gpt2core.tracking.sync import sync
 

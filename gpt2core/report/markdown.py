@@ -87,7 +87,7 @@ def compare(root: Path, base: str | None = None) -> Comparison:
 def named_base(root: Path, name: str) -> Base:
     """Return a Git revision or, if there is none of this name, the newest experiment. Raises UserError."""
     commit = git("rev-parse", "--verify", "--quiet", "--end-of-options", f"{name}^{{commit}}", cwd=root)
-    commit = commit or {ref: commit for ref, _, commit in experiments(root)}.get(name)
+    commit = commit or {ref.name: ref.commit for ref in experiments(root)}.get(name)
     if commit is None:
         raise UserError(
             f"{name}: neither a Git revision nor an experiment; choose one of `git log --oneline`, "

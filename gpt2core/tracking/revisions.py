@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import re
 import time
 from collections.abc import Iterable
@@ -9,6 +10,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from gpt2core.errors import UserError
+from gpt2core.tracking.commit_states import CommitStates, object_reader
 from gpt2core.tracking.pipeline_run import experiment_key, git, git_revision
 from gpt2core.tracking.state import Read, State, of_directory, read_state
 
@@ -41,7 +43,9 @@ def select(root: Path, names: Iterable[str] = ()) -> list[Revision]:
     """
     if chosen := [named(root, name) for name in names]:
         return chosen
-    revisions = (_workspace(root), _commit(root, "HEAD"), *(experiment(root, *ref) for ref in experiments(root)))
+    states = CommitStates(root)
+    found = (experiment(root, states, ref) for ref in experiments(root))
+    revisions = (_workspace(root), _commit(root, states, "HEAD"), *found)
     unique: dict[tuple[str, str], Revision] = {}
     for revision in revisions:
         if revision is not None:
@@ -51,10 +55,11 @@ def select(root: Path, names: Iterable[str] = ()) -> list[Revision]:
 
 def named(root: Path, name: str) -> Revision:
     """Return an experiment or, if there is none of this name, a Git revision."""
-    refs = [ref for ref in experiments(root) if ref[0] == name]
-    revision = experiment(root, *refs[-1]) if refs else _commit(root, name)
+    states = CommitStates(root)
+    refs = [ref for ref in experiments(root) if ref.name == name]
+    revision = experiment(root, states, refs[-1]) if refs else _commit(root, states, name)
     if revision is None and not refs and git("rev-parse", "--verify", f"{name}^{{commit}}", cwd=root) is None:
-        names = ", ".join(ref[0] for ref in experiments(root)) or "none"
+        names = ", ".join(ref.name for ref in experiments(root)) or "none"
         raise UserError(f"{name}: neither an experiment nor a Git revision; experiments: {names}")
     if revision is None:
         raise UserError(f"{name}: has no results: no dvc.lock, or none of its metrics belong to its params")
@@ -63,49 +68,52 @@ def named(root: Path, name: str) -> Revision:
 
 def _workspace(root: Path) -> Revision | None:
     commit = git_revision(root) or ""
-    revision = _with_results(f"workspace {commit[:7]}".strip(), of_directory(root), commit, time.time_ns() // 1_000_000)
-    return revision and revision._replace(is_workspace=True)
+    read = of_directory(root)
+    state = read_state(read)
+    if state is None or not state.metrics:
+        return None
+    name, now_ms = f"workspace {commit[:7]}".strip(), time.time_ns() // 1_000_000
+    return Revision(name, state, read, commit, now_ms, is_workspace=True)
 
 
-def _commit(root: Path, revision: str) -> Revision | None:
-    commit = git("rev-parse", "--verify", "--quiet", f"{revision}^{{commit}}", cwd=root)
-    return _of_commit(root, commit, f"commit {commit[:7]}") if commit else None
+def _commit(root: Path, states: CommitStates, name: str) -> Revision | None:
+    """Return a Git revision; None if there is none of this name, or it has no results."""
+    shown = git("rev-parse", "--verify", "--quiet", f"{name}^{{commit}}", cwd=root)
+    if not shown:
+        return None
+    seconds = git("show", "--no-patch", "--format=%ct", shown, cwd=root) or "0"
+    return _of_commit(root, states, shown, f"commit {shown[:7]}", 1000 * int(seconds))
 
 
-def experiment(root: Path, name: str, baseline: str, commit: str) -> Revision | None:
-    """Return an experiment of `experiments`; None if it has no results."""
-    revision = _of_commit(root, commit, name)
+def experiment(root: Path, states: CommitStates, ref: ExperimentRef) -> Revision | None:
+    """Return an experiment; None if it has no results."""
+    revision = _of_commit(root, states, ref.commit, ref.name, 1000 * ref.at_s)
     if revision is None:
         return None
-    before = read_state(_reader(root, baseline))
-    stages = revision.state.stages
+    before, stages = states.get(ref.baseline), revision.state.stages
     ran = frozenset(stages if before is None else (s for s in stages if stages[s] != before.stages.get(s)))
-    return revision._replace(key=experiment_key(name, baseline), baseline=baseline, ran=ran)
+    return revision._replace(key=experiment_key(ref.name, ref.baseline), baseline=ref.baseline, ran=ran)
 
 
-def _of_commit(root: Path, commit: str, name: str) -> Revision | None:
-    seconds = git("show", "--no-patch", "--format=%ct", commit, cwd=root) or "0"
-    return _with_results(name, _reader(root, commit), commit, 1000 * int(seconds))
-
-
-def _with_results(name: str, read: Read, commit: str, at_ms: int) -> Revision | None:
-    state = read_state(read)
+def _of_commit(root: Path, states: CommitStates, commit: str, name: str, at_ms: int) -> Revision | None:
+    state = states.get(commit)
+    read = functools.partial(object_reader(root).read, commit)
     return Revision(name, state, read, commit, at_ms) if state and state.metrics else None
 
 
-def _reader(root: Path, commit: str) -> Read:
-    """Return a function that reads the files of a commit."""
+class ExperimentRef(NamedTuple):
+    """One of DVC's experiments: its name, the commits of its baseline and of itself, and the time of the latter."""
 
-    def read(path: str) -> bytes | None:
-        content = git("show", f"{commit}:./{path}", cwd=root, strip=False)
-        return None if content is None else content.encode()
+    name: str
+    baseline: str
+    commit: str
+    at_s: int
 
-    return read
 
-
-def experiments(root: Path) -> list[tuple[str, str, str]]:
-    """Return name, baseline, and commit of each of DVC's experiments, the oldest first."""
-    lines = git("for-each-ref", "--sort=creatordate", "--format=%(refname) %(objectname)", "refs/exps", cwd=root)
-    ref = re.compile(r"refs/exps/([0-9a-f]{2})/([0-9a-f]{38})/(\S+) ([0-9a-f]{40})")
+def experiments(root: Path) -> list[ExperimentRef]:
+    """Return DVC's experiments, the oldest first."""
+    form = "%(refname) %(objectname) %(committerdate:unix)"
+    lines = git("for-each-ref", "--sort=creatordate", f"--format={form}", "refs/exps", cwd=root)
+    ref = re.compile(r"refs/exps/([0-9a-f]{2})/([0-9a-f]{38})/(\S+) ([0-9a-f]{40}) (\d+)")
     matches = filter(None, map(ref.fullmatch, (lines or "").splitlines()))
-    return [(match[3], match[1] + match[2], match[4]) for match in matches]
+    return [ExperimentRef(match[3], match[1] + match[2], match[4], int(match[5])) for match in matches]

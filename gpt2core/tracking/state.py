@@ -11,6 +11,7 @@ import json
 import re
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -35,18 +36,18 @@ class State:
     stages: Stages = field(default_factory=dict)
     metrics: dict[str, dict[str, Any]] = field(default_factory=dict)
 
-    @property
+    @cached_property
     def table(self) -> dict[str, float]:
         """All numbers, as `<stage>.<metric>`."""
         rows = ((stage, numbers(metrics)) for stage, metrics in self.metrics.items())
         return {metric_name(stage, key): value for stage, values in rows for key, value in values.items()}
 
-    @property
+    @cached_property
     def deciding_params(self) -> dict[str, Any]:
         """The params that decide results, flattened: all except what MLflow gets."""
         return flatten({name: value for name, value in self.params.items() if name != "mlflow"})
 
-    @property
+    @cached_property
     def fingerprint(self) -> str:
         """A hash of params and results, the same wherever they are read."""
         text = json.dumps({"params": self.deciding_params, "table": self.table}, sort_keys=True, default=str)

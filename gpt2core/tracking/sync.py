@@ -20,6 +20,7 @@ from gpt2core.errors import UserError, first_line
 from gpt2core.params import Params
 from gpt2core.params.load import missing
 from gpt2core.tracking import pending, revisions, store
+from gpt2core.tracking.commit_states import CommitStates
 from gpt2core.tracking.find_runs import find_runs
 from gpt2core.tracking.models import KIND_OF_STAGE, log_model, register_model, registered_versions
 from gpt2core.tracking.pending import Note
@@ -44,17 +45,29 @@ class Synced:
 def sync(root: Path, names: Iterable[str] = ()) -> list[Synced]:
     """Complete MLflow for experiments or Git revisions; without names, for the workspace, HEAD, and every experiment.
 
+    Without names, experiments that an earlier call has completed in this store are left out.
+
     Raises:
         UserError: a name is neither, or has no results; the store does not answer.
     """
+    names = list(names)
     chosen = revisions.select(root, names)
     notes = pending.read(root)
     try:
         writer = Writer(*store.open_store(root))
+        states = CommitStates(root)
+        complete = {} if names else states.synced(writer.identity)
+        synced = []
         with store.lock(root):
-            synced = [_sync(writer, root, revision, notes) for revision in chosen]
-            for revision, each in zip(chosen, synced, strict=True):
+            for revision in chosen:
+                if revision.key and (run_id := complete.get(revision.revision)):
+                    synced.append(Synced(revision.name, run_id))
+                    continue
+                each = _sync(writer, root, revision, notes)
                 each.done += _add_models(writer, root, revision.state) if revision.is_workspace else []
+                synced.append(each)
+                if revision.key:
+                    states.note_synced(writer.identity, revision.revision, each.run_id)
         return synced
     except UserError:
         raise

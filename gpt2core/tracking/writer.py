@@ -6,9 +6,11 @@ has, and sends only what is missing.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 from collections.abc import Iterable, Mapping
+from functools import cached_property
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from gpt2core.tracking.flatten import flatten, numbers
@@ -163,6 +165,13 @@ class Writer:
 
     def __init__(self, client: MlflowClient, experiment_id: str) -> None:
         self.client, self.experiment_id = client, experiment_id
+
+    @cached_property
+    def identity(self) -> str:
+        """What distinguishes this store from others, also from one at the same address that was deleted."""
+        experiment = self.client.get_experiment(self.experiment_id)
+        text = f"{experiment.artifact_location} {experiment.experiment_id} {experiment.creation_time}"
+        return hashlib.sha256(text.encode()).hexdigest()[:16]
 
     def get(self, run_id: str) -> RunWriter:
         """Return a run as it is now."""
