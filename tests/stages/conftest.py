@@ -9,6 +9,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -57,24 +58,23 @@ class Project:
     def run(self, *command: str | Path, timeout_s: float = 300, check: bool = True, **env: str) -> Result:
         """Run a command in the clone. It and all it started are killed after `timeout_s`."""
         start_s = time.monotonic()
-        process = subprocess.Popen(
-            [str(word) for word in command],
-            cwd=self.root,
-            env=self.env | env,
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-            encoding="utf-8",
-            start_new_session=True,
-        )
-        try:
-            stdout, stderr = process.communicate(timeout=timeout_s)
-        except BaseException:
-            with contextlib.suppress(ProcessLookupError):
-                os.killpg(process.pid, signal.SIGKILL)
-            process.communicate(timeout=30)
-            raise
+        # Files, not pipes: a worker of DVC's queue may hold the other end of a pipe until it ends.
+        with (
+            tempfile.TemporaryFile("w+", encoding="utf-8") as out,
+            tempfile.TemporaryFile("w+", encoding="utf-8") as err,
+        ):
+            process = subprocess.Popen(
+                [str(word) for word in command], cwd=self.root, env=self.env | env, stdin=subprocess.DEVNULL,
+                stdout=out, stderr=err, start_new_session=True,
+            )  # fmt: skip
+            try:
+                process.wait(timeout=timeout_s)
+            except BaseException:
+                with contextlib.suppress(ProcessLookupError):
+                    os.killpg(process.pid, signal.SIGKILL)
+                process.wait(timeout=30)
+                raise
+            stdout, stderr = (file.seek(0) or file.read() for file in (out, err))
         result = Result(process.returncode, stdout, stderr, time.monotonic() - start_s)
         if check and result.returncode:
             pytest.fail(f"{' '.join(map(str, command))} ended with {result.returncode}:\n{result.output[-6000:]}")

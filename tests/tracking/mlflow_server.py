@@ -40,4 +40,8 @@ def mlflow_server(command: str, folder: Path, *arguments: str) -> Iterator[int]:
         yield port
     finally:
         os.killpg(process.pid, signal.SIGTERM)
-        process.wait(30)
+        try:
+            process.wait(30)
+        except subprocess.TimeoutExpired:  # on a busy machine
+            os.killpg(process.pid, signal.SIGKILL)
+            process.wait(30)
