@@ -46,7 +46,7 @@ def seed_groups(revisions: Iterable[Revision]) -> list[SeedGroup]:
     runs: dict[str, dict[int, Revision]] = {}
     params: dict[str, dict[str, Any]] = {}
     for revision in sorted(revisions, key=lambda revision: revision.at_ms):
-        others = revision.state.deciding_params
+        others = dict(revision.state.deciding_params)
         seed = others.pop("seed", None)
         key = repr(sorted(others.items()))
         runs.setdefault(key, {})[seed] = revision
