@@ -23,6 +23,7 @@ from gpt2core.report import results
 from gpt2core.runtime import stage_main
 from gpt2core.signals import Terminated
 from gpt2core.tracking import revisions
+from gpt2core.tracking.commit_states import CommitStates
 from gpt2core.tracking.pipeline_run import git
 from gpt2core.tracking.revisions import Revision
 from gpt2core.tracking.seeds import SeedGroup, seed_groups
@@ -76,15 +77,15 @@ def find(root: Path, head: str, seed: int) -> Revision | None:
     """
     name = experiment_name(seed)
     params = config.read_yaml(root / "params.yaml") | {"seed": seed}
-    for experiment, baseline, commit in reversed(revisions.experiments(root)):
-        if experiment != name or git("diff", "--name-only", baseline, head, "--", *RESULTS_DEPEND_ON, cwd=root) != "":
+    for ref in reversed(revisions.experiments(root)):
+        if ref.name != name or git("diff", "--name-only", ref.baseline, head, "--", *RESULTS_DEPEND_ON, cwd=root) != "":
             continue
-        target = revisions.experiment(root, name, baseline, commit)
+        target = revisions.experiment(root, CommitStates(root), ref)
         if target is not None and target.state.params == params:
             with_results = {stage.replace("-", "_") for stage in target.state.metrics}
             if with_results.issuperset(results.NAMES):
                 return target
-        if baseline == head:
+        if ref.baseline == head:
             raise UserError(f"experiment {name}: lacks results of seed={seed}; remove it: dvc exp remove {name}")
     return None
 
