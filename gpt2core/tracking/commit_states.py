@@ -41,8 +41,11 @@ class ObjectReader:
         if self._process is None or self._process.poll() is not None:
             return None
         assert self._process.stdin and self._process.stdout
-        self._process.stdin.write(f"{commit}:./{path}\n".encode())
-        self._process.stdin.flush()
+        try:
+            self._process.stdin.write(f"{commit}:./{path}\n".encode())
+            self._process.stdin.flush()
+        except BrokenPipeError:  # it has just ended
+            return None
         kind = self._process.stdout.readline().split()[1:]  # after the name: type and size, or `missing`
         if len(kind) != 2:
             return None

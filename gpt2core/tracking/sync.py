@@ -63,11 +63,11 @@ def sync(root: Path, names: Iterable[str] = ()) -> list[Synced]:
                 if revision.key and (run_id := complete.get(revision.revision)):
                     synced.append(Synced(revision.name, run_id))
                     continue
-                each = _sync(writer, root, revision, notes)
-                each.done += _add_models(writer, root, revision.state) if revision.is_workspace else []
-                synced.append(each)
+                synced.append(_sync(writer, root, revision, notes))
                 if revision.key:
-                    states.note_synced(writer.identity, revision.revision, each.run_id)
+                    states.note_synced(writer.identity, revision.revision, synced[-1].run_id)
+            for revision, each in zip(chosen, synced, strict=True):  # a model may belong to an experiment's run
+                each.done += _add_models(writer, root, revision.state) if revision.is_workspace else []
         return synced
     except UserError:
         raise

@@ -26,7 +26,7 @@ def local_chat(model_dir: Path) -> Chat:
     return ClusterChat(chat, model_dir) if cluster_address() else chat
 
 
-def _load(model_dir: Path) -> _LocalChat:
+def _load(model_dir: Path) -> Chat:
     where = f"judge.model_dir {str(model_dir)!r}"
     config_path = model_dir / "config.json"
     if not config_path.is_file():
@@ -48,10 +48,6 @@ class _LocalChat:
         self.model = model_dir.resolve().name
         self.settings: dict[str, Any] = {"temperature": 0, "weights": _digest(model_dir)}
 
-    def reply(self, messages: Messages) -> str:
-        """Return the most likely reply. Raises NoReply if the conversation fills the context."""
-        raise NotImplementedError
-
     def _check_room(self, n_tokens: int, context: int | None) -> None:
         if context and n_tokens + 1 > context:
             raise NoReply(f"the question does not fit the model's context of {context} tokens")
@@ -69,7 +65,7 @@ class GPT2Chat(_LocalChat):
         self._prompt = instruction_prompt(model_dir)
 
     def reply(self, messages: Messages) -> str:
-        """See `_LocalChat`."""
+        """Return the most likely reply. Raises NoReply if the conversation fills the context."""
         from gpt2core.inference import generate_batch
 
         prompt = self._prompt("\n\n".join(message["content"] for message in messages))
@@ -104,7 +100,7 @@ class TransformersChat(_LocalChat):
         self._model = self._model.to(runtime.device()).eval()
 
     def reply(self, messages: Messages) -> str:
-        """See `_LocalChat`."""
+        """Return the most likely reply. Raises NoReply if the conversation fills the context."""
         inputs = self._tokenizer.apply_chat_template(
             list(messages), add_generation_prompt=True, return_tensors="pt", return_dict=True
         ).to(self._model.device)
@@ -119,7 +115,7 @@ class TransformersChat(_LocalChat):
 class ClusterChat:
     """A local model on a Ray cluster: several conversations at a time, each in a process that has loaded the model."""
 
-    def __init__(self, chat: _LocalChat, model_dir: Path) -> None:
+    def __init__(self, chat: Chat, model_dir: Path) -> None:
         self.kind, self.model, self.settings, self.where = chat.kind, chat.model, chat.settings, chat.where
         self.remedy = chat.remedy
         self._model_dir = str(model_dir.absolute())
@@ -127,7 +123,7 @@ class ClusterChat:
         self.concurrency = self._executor.slots
 
     def reply(self, messages: Messages) -> str:
-        """See `_LocalChat`."""
+        """Return the local model's reply, or raise what it raises."""
         (reply,) = self._executor.map(_reply, [[self._model_dir, list(map(dict, messages))]])
         return reply
 
@@ -138,7 +134,7 @@ def _reply(model_dir: str, messages: Messages) -> str:
 
 
 @functools.lru_cache(maxsize=1)
-def _loaded(model_dir: str) -> _LocalChat:
+def _loaded(model_dir: str) -> Chat:
     return _load(Path(model_dir))
 
 
