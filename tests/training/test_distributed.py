@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import glob
 import json
 import os
 import re
@@ -260,7 +261,7 @@ def wait_for_state(stage: Stage, step: int) -> None:
     """Until the stage has saved a state of this step or a later one."""
     end_s = time.monotonic() + 300
     while time.monotonic() < end_s:
-        found = (path.name for path in stage.root.glob(".checkpoints/*/*/0*"))
+        found = map(os.path.basename, glob.glob(f"{stage.root}/.checkpoints/*/*/0*"))  # Path.glob may fail if one goes
         if any(
             int(name.split(".")[0]) >= step for name in found if re.fullmatch(r"\d+\.\w{64}\.(json|safetensors)", name)
         ):
