@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 from gpt2core import config, files, numerics, runtime
 from gpt2core.checkpoint.model_card import CARD, ModelCard, write_model_card
@@ -12,9 +12,8 @@ from gpt2core.config.data import Data
 from gpt2core.config.pretrain import Pretrain
 from gpt2core.config.top_level import TopLevel
 from gpt2core.config.warm_start import base_dir
-from gpt2core.corpus.shards import CONTINUED, documents, open_shard
-from gpt2core.evaluation.metrics.language_model import evaluate
-from gpt2core.evaluation.metrics.trigram import Trigram
+from gpt2core.corpus.shards import CONTINUED, open_shard
+from gpt2core.evaluation.metrics.held_out import held_out_metrics
 from gpt2core.metric_files import write_metrics
 from gpt2core.params import load_params
 from gpt2core.report.inspection_figures import log_inspection
@@ -25,17 +24,17 @@ from gpt2core.tracking import track_stage
 from gpt2core.tracking.benchmarks import benchmark_logger
 from gpt2core.tracking.throughput import with_throughput
 from gpt2core.training.checkpoints import stage_checkpoints
-from gpt2core.training.pretrain import COLUMNS, Corpus, pretrain
+from gpt2core.training.pretrain import COLUMNS, PHASES, Corpus, pretrain
 
 TOKENS = Path("data/tokens")
 MODEL = Path("models/pretrained")
 CURVE = Path("metrics/plots/pretrain.csv")
-MAX_TRIGRAM_TOKENS = 20_000_000  # its counts are held in memory
 
 
 def main() -> None:
     params = load_params()
     top, section = config.load_section(TopLevel), config.load_section(Pretrain, "pretrain")
+    data = config.load_section(Data, "data")
     runtime.start_launcher(section.launcher, "stages.pretrain")
     numerics.start(top.numerics)
     tokenizer = load_tokenizer(TOKENS)
@@ -50,37 +49,19 @@ def main() -> None:
     with (
         stage_checkpoints("pretrain", key_params, inputs) as checkpoints,
         track_stage(
-            "pretrain",
-            params,
-            sections=("numerics", "data", "tokenizer", "pretrain"),
-            inputs=inputs,
-            run_file=checkpoints.run_file,
+            "pretrain", params, sections=("numerics", "data", "tokenizer", "pretrain"),
+            inputs=inputs, run_file=checkpoints.run_file,
         ) as run,
-    ):
-        names = ("pretrain", "pretrain-continued")
-        saved = [
-            corpus._replace(checkpoints=checkpoints.training(name))
-            for name, corpus in zip(names, corpora, strict=False)
-        ]
+    ):  # fmt: skip
+        phases = zip(PHASES, corpora, strict=False)
+        saved = [corpus._replace(checkpoints=checkpoints.training(name)) for name, corpus in phases]
         on_model = benchmark_logger(params, tokenizer, run.log_metrics)
         result = pretrain(section, top.seed, saved, tokenizer, with_throughput(run.log_metrics), base, on_model)
-        data = config.load_section(Data, "data")
         train, val, _ = corpora[-1]
-        metrics: dict[str, Any] = evaluate(result.model, val, tokenizer.eot_id, section.context)
-        trigram = Trigram(train.tokens[:MAX_TRIGRAM_TOKENS], tokenizer.vocab_size)
-        metrics["trigram_bits_per_byte"] = round(trigram.bits_per_byte(val.tokens, tokenizer.eot_id, val.n_bytes), 6)
-        metrics["bits_per_byte_floor"] = None  # known only where a grammar wrote the corpus
-        if data.corpus == "embedded" and len(corpora) == 1:
-            texts = [tokenizer.decode(ids.tolist()) for ids in documents(val, tokenizer.eot_id)]
-            metrics["bits_per_byte_floor"] = round(-sum(map(log2_probability, texts)) / val.n_bytes, 6)
-        metrics["train_loss"] = round(result.kept_row["train_loss"], 6)
-        if result.start_val_loss is not None:  # of the same windows before the training and after it
-            metrics["start_val_loss"] = round(result.start_val_loss, 6)
-            metrics["end_val_loss"] = round(result.kept_row["val_loss"], 6)
-        if section.patience_evals:
-            metrics["kept_step"] = result.kept_step
-        metrics["parameters"] = sum(parameter.numel() for parameter in result.model.parameters())
-
+        metrics = {
+            **held_out_metrics(result.model, train, val, tokenizer, section.context, _source(data, section)),
+            **result.metrics(section),
+        }
         save_model(MODEL, result.model, tokenizer)
         made = _how_made(section, data)
         write_model_card(MODEL, ModelCard("A pretrained GPT-2", made, metrics, section.model_dump()))
@@ -97,6 +78,11 @@ def main() -> None:
 def _folders(section: Pretrain) -> list[Path]:
     """Return the folders of the corpora that the model is trained on, in their order."""
     return [TOKENS] if section.continued_steps is None else [TOKENS, TOKENS / CONTINUED]
+
+
+def _source(data: Data, section: Pretrain) -> Callable[[str], float] | None:
+    """Return the probability of a text under the source of the corpus; it is known only where a grammar wrote it."""
+    return log2_probability if data.corpus == "embedded" and section.continued_steps is None else None
 
 
 def _how_made(section: Pretrain, data: Data) -> str:

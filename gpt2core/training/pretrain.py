@@ -30,7 +30,7 @@ from gpt2core.training.trainer import OnMetrics, fit, log_nothing, new_recipe
 COLUMNS = (
     "tokens", "step", "train_loss", "val_loss", "val_perplexity", "val_bits_per_byte", "lr", "grad_norm",
 )  # fmt: skip
-
+PHASES = ("pretrain", "pretrain-continued")  # the trainings on the first corpus and on the second
 
 T = TypeVar("T")
 OnModel = Callable[[GPT, int], object]  # the model in eval mode and the step
@@ -62,6 +62,16 @@ class Pretrained:
     def kept_row(self) -> dict[str, float]:
         """The row of `curve` at `kept_step`."""
         return next(row for row in self.curve if row["step"] == self.kept_step)
+
+    def metrics(self, params: Pretrain) -> dict[str, float]:
+        """Return the training's part of the stage's metrics."""
+        found = {"train_loss": round(self.kept_row["train_loss"], 6)}
+        if self.start_val_loss is not None:  # of the same windows before the training and after it
+            found["start_val_loss"] = round(self.start_val_loss, 6)
+            found["end_val_loss"] = round(self.kept_row["val_loss"], 6)
+        if params.patience_evals:
+            found["kept_step"] = self.kept_step
+        return found | {"parameters": sum(parameter.numel() for parameter in self.model.parameters())}
 
 
 class PretrainTask(Task):
@@ -206,7 +216,7 @@ def pretrain(
 
 def _phases(params: Pretrain) -> Iterator[tuple[str, Pretrain]]:
     """Yield name and params of the training on each corpus; the second has a schedule of its own."""
-    yield "pretrain", params
+    yield PHASES[0], params
     if params.continued_steps is not None:
         changes = {
             "max_steps": params.continued_steps,
@@ -214,7 +224,7 @@ def _phases(params: Pretrain) -> Iterator[tuple[str, Pretrain]]:
             "lr": params.lr * params.continued_lr_ratio,
             "muon_lr": params.muon_lr * params.continued_lr_ratio,
         }
-        yield "pretrain-continued", params.model_copy(update=changes)
+        yield PHASES[1], params.model_copy(update=changes)
 
 
 def _after(first_step: int, callback: Callable[[T, int], object]) -> Callable[[T, int], None]:
