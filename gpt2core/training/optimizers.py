@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Iterable
 
 import torch
@@ -9,6 +10,18 @@ from torch import nn
 
 from gpt2core.config.optimization import Optimization
 from gpt2core.training.muon import Muon
+
+# PyTorch's optimizers keep the compiler out of their methods, and import it for this: 2.4 s of every training. Nothing
+# here compiles an optimizer, so its methods are called as they are.
+for method in ("add_param_group", "zero_grad", "state_dict", "load_state_dict"):
+    function = inspect.unwrap(getattr(torch.optim.Optimizer, method))
+    function.__dynamo_disable = function
+
+
+class AdamW(torch.optim.AdamW):
+    """PyTorch's AdamW (Loshchilov and Hutter 2019)."""
+
+    step = torch.no_grad()(inspect.unwrap(torch.optim.AdamW.step))
 
 
 def new_optimizers(model: nn.Module, params: Optimization) -> list[torch.optim.Optimizer]:
@@ -22,7 +35,7 @@ def new_optimizers(model: nn.Module, params: Optimization) -> list[torch.optim.O
 def adamw(
     parameters: Iterable[nn.Parameter], *, lr: float, weight_decay: float, beta1: float = 0.9, beta2: float
 ) -> torch.optim.AdamW:
-    """Return AdamW (Loshchilov and Hutter 2019), fused, for the trainable ones of the parameters.
+    """Return AdamW, fused, for the trainable ones of the parameters.
 
     Only matrices decay, not biases and norms.
     """
@@ -31,7 +44,7 @@ def adamw(
         {"params": [p for p in trainable if p.dim() >= 2], "weight_decay": weight_decay, "initial_lr": lr},
         {"params": [p for p in trainable if p.dim() < 2], "weight_decay": 0.0, "initial_lr": lr},
     ]
-    return torch.optim.AdamW(groups, lr=lr, betas=(beta1, beta2), fused=True)
+    return AdamW(groups, lr=lr, betas=(beta1, beta2), fused=True)
 
 
 def muon_and_adamw(
