@@ -3,12 +3,15 @@
 A new token reads every weight once, so memory bandwidth decides the speed: weights are stored in the order in which the
 kernels read them, in up to four bytes, and little else is done between two products.
 
-| dtype    | kernel                                                       | bytes per weight | what is rounded       |
-|----------|--------------------------------------------------------------|------------------|-----------------------|
-| float32  | oneDNN, packed                                               | 4                | nothing               |
-| bfloat16 | oneDNN, packed; without AVX-512 as float16, after rounding   | 2                | weights (and inputs)  |
-| float16  | FBGEMM, packed; inputs and sums in float32                   | 2                | weights               |
-| int8     | FBGEMM, packed; one scale per output and per input row       | 1                | weights and inputs    |
+| dtype    | bytes per weight | what is rounded      | kernel: decoder.c, and without it                             |
+|----------|------------------|----------------------|---------------------------------------------------------------|
+| float32  | 4                | nothing              | oneDNN                                                        |
+| bfloat16 | 2                | weights (and inputs) | oneDNN; without AVX-512 FBGEMM as float16, after rounding     |
+| float16  | 2                | weights              | FBGEMM; inputs and sums in float32                            |
+| int8     | 1                | weights and inputs   | FBGEMM; one scale per output and per input row                |
+
+`decoder.c` needs a C compiler (`decoder.load`), for bfloat16 and int8 also AVX-512 with bfloat16 and VNNI. float16 is
+FBGEMM's alone.
 
 Shapes: B batch, T tokens of this call, S tokens so far, C channels, H heads, D = C / H head size, V vocabulary.
 """
@@ -17,7 +20,7 @@ from __future__ import annotations
 
 import copy
 import warnings
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import cast
 
 import torch
@@ -26,7 +29,9 @@ from torch import Tensor, nn
 
 from gpt2core import numerics
 from gpt2core.errors import UserError
+from gpt2core.model import decoder
 from gpt2core.model.attention import fused_attention
+from gpt2core.model.decoder import LINEARS, CompiledBlocks, CompiledLinear
 from gpt2core.model.gpt import GPT, Block, Transformer, next_positions
 from gpt2core.model.kv_cache import KVCache, LayerCache
 from gpt2core.model.quantized import int8_scales
@@ -85,6 +90,7 @@ class InferenceTransformer:
         self.config, self.wte, self.wpe = transformer.config, transformer.wte, transformer.wpe
         self.ln_f = norm(transformer.ln_f)
         self.blocks = [InferenceBlock(block, dtype) for block in cast(Iterable[Block], transformer.h)]
+        self._compiled = _compiled_blocks(self.blocks)
 
     def __call__(
         self,
@@ -98,8 +104,11 @@ class InferenceTransformer:
         if positions is None:
             positions = next_positions(ids, cache, self.config.n_positions)  # [T]
         x = (self.wte.weight[ids] + self.wpe.weight[positions]).view(B * T, -1)  # [B * T, C]
-        for i, block in enumerate(self.blocks):
-            x = block(x, B, cache.layers[i] if cache else None, mask)
+        if self._compiled and cache and T <= decoder.MAX_NEW_TOKENS:
+            x = self._compiled(x, B, cache, mask)
+        else:
+            for i, block in enumerate(self.blocks):
+                x = block(x, B, cache.layers[i] if cache else None, mask)
         return self.ln_f(x).view(B, T, -1)  # [B, T, C]
 
 
@@ -108,7 +117,8 @@ class InferenceBlock:
 
     def __init__(self, block: Block, dtype: str):
         self.n_head = block.attn.n_head
-        self.ln_1, self.ln_2 = norm(block.ln_1), norm(block.ln_2)
+        self.norms = block.ln_1, block.ln_2
+        self.ln_1, self.ln_2 = map(norm, self.norms)
         self.c_attn, self.attn_proj, self.c_fc, self.mlp_proj = (
             inference_linear(linear, dtype)
             for linear in (block.attn.c_attn, block.attn.c_proj, block.mlp.c_fc, block.mlp.c_proj)
@@ -126,6 +136,14 @@ class InferenceBlock:
         return x + self.mlp_proj(F.gelu(self.c_fc(self.ln_2(x)), approximate="tanh"))
 
 
+def _compiled_blocks(blocks: Sequence[InferenceBlock]) -> CompiledBlocks | None:
+    """Return all blocks as one compiled function, or None if their linear layers are not compiled."""
+    linears = [{name: getattr(block, name) for name in LINEARS} for block in blocks]
+    if not all(isinstance(linear, CompiledLinear) for named in linears for linear in named.values()):
+        return None
+    return CompiledBlocks(blocks[0].n_head, [block.norms for block in blocks], linears)
+
+
 def norm(layer: nn.LayerNorm) -> Linear:
     """Return a layer norm as a plain function."""
     shape, weight, bias, eps = layer.normalized_shape, layer.weight.detach(), layer.bias.detach(), layer.eps
@@ -136,8 +154,11 @@ def inference_linear(linear: nn.Linear, dtype: str) -> Linear:
     """Return a function that computes x Wᵀ + b with W packed once, for x [N, in] in float32; see the module's table."""
     weight = linear.weight.detach().float()  # [out, in]
     bias = None if linear.bias is None else linear.bias.detach().float()  # [out]
-    if dtype == "float32" and numerics.is_portable():  # oneDNN's blocks of a sum depend on the CPU's caches
+    if dtype == "float32" and numerics.is_portable():  # the order of a sum may depend on the CPU
         return _unpacked(weight, bias, torch.float32)
+    compiled = None if numerics.is_portable() else decoder.load()
+    if compiled and dtype in compiled.dtypes:
+        return CompiledLinear(compiled, weight, bias, dtype)
     if dtype == "int8":
         return _int8(weight, bias)
     if dtype == "float32" or (dtype == "bfloat16" and torch.cpu._is_avx512_supported()):
