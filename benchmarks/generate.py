@@ -3,9 +3,10 @@
     python -m benchmarks.generate [--size 124M | --model DIR] [--rounds 5] [--dtypes float32 int8 ...]
     python -m benchmarks.generate --model models/pretrained --prompts data/tokens/val.bin --rounds 20
 
-All take turns in every round, so that other work on the machine affects them alike. Peers that are not installed are
-left out. A pass reads all weights of the linear layers once: their bytes times the passes per second, divided by the
-memory bandwidth measured in the same run, is the share of what the memory allows.
+All take turns in every round, so that other work on the machine affects them alike. On a CPU, each is a process of its
+own: the threads of another library in the process, even idle ones, make OpenMP's barriers slower. Peers that are not
+installed are left out. A pass reads all weights of the linear layers once: their bytes times the passes per second,
+divided by the memory bandwidth measured in the same run, is the share of what the memory allows.
 
 The rows "lookup" guess tokens from the text so far (`gpt2core.inference.lookup`) and say how many a pass gave. How many
 depends on the text alone. Greedy decoding with random weights soon writes the same few tokens again and again, which is
@@ -14,9 +15,12 @@ the easiest case there is; with --model and --prompts they are what a trained mo
 
 from __future__ import annotations
 
+import contextlib
 import functools
+import multiprocessing
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -47,21 +51,15 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--dtypes", nargs="+", choices=DECODING_DTYPES, default=list(DECODING_DTYPES))
     arguments = parser.parse_args()
-    model = (
-        gpt2core.load_language_model(arguments.model)[0] if arguments.model else machine.random_model(arguments.size)
-    )
-    cpu = torch.device("cpu")
-    sides = {**peer_sides(model, cpu), **our_sides(model, arguments.dtypes, (False, True))}
+    load = functools.partial(load_model, arguments.model or arguments.size)
+    model = load()
     print(machine.description())
     bandwidth_gb_s, weights = machine.memory_bandwidth_gb_s(), n_weights(model)
     print(f"memory: {bandwidth_gb_s:.1f} GB/s read; {weights / 1e6:.0f} million weights in linear layers")
     for title, (B, P, new) in WORKS.items():
-        here = {
-            name: side for name, side in sides.items()
-            if not decoders.lacks(name, B) and (B == 1 or not name.endswith(LOOKUP))
-        }  # fmt: skip
         ids = prompts(arguments.prompts, model.config.vocab_size, arguments.rounds, B, P)  # [rounds, B, P]
-        times_s, same, passes = in_turn(here, ids, new)
+        with sides_apart(load, cpu_sides(B, arguments.dtypes, (False, True) if B == 1 else (False,))) as sides:
+            times_s, same, passes = in_turn(sides, ids, new)
         print(f"\n{title}: tokens/s, median of {arguments.rounds} rounds (least to most)")
         theirs_s = statistics.median(times_s.get("transformers float32", [float("nan")]))
         for name, times in times_s.items():
@@ -78,6 +76,11 @@ def main() -> None:
             )
 
 
+def load_model(source: str | Path) -> GPT:
+    """Return the model of a directory, or one of a size with random weights."""
+    return gpt2core.load_language_model(source)[0] if isinstance(source, Path) else machine.random_model(source)
+
+
 def n_weights(model: GPT) -> int:
     """Return the number of weights that a pass reads: those of the linear layers."""
     return sum(layer.weight.numel() for layer in model.modules() if isinstance(layer, nn.Linear))
@@ -89,13 +92,63 @@ def peer_sides(model: GPT, device: torch.device, n_prompts: int = 1) -> dict[str
     return {name: maker(model) for name, maker in makers if not decoders.lacks(name, n_prompts)}
 
 
+def cpu_sides(n_prompts: int, dtypes: Sequence[str], lookups: Sequence[bool] = (False,)) -> list[str]:
+    """Return the names of all sides of a CPU that are installed and decode this number of prompts."""
+    theirs = [name for name in decoders.peers(torch.device("cpu")) if not decoders.lacks(name, n_prompts)]
+    return theirs + [our_name(dtype, lookup) for dtype in dtypes for lookup in lookups]
+
+
+def our_name(dtype: str, lookup: bool) -> str:
+    """Return the name of our side in a dtype."""
+    return f"gpt2core {dtype}{LOOKUP if lookup else ''}"
+
+
 def our_sides(model: GPT, dtypes: Sequence[str], lookups: Sequence[bool] = (False,)) -> dict[str, Decode]:
     """Return our side in each dtype, without and with lookup."""
     sides: dict[str, Decode] = {}
     for dtype in dtypes:
         packed = counted(pack(model, dtype))
-        sides |= {f"gpt2core {dtype}{LOOKUP if lookup else ''}": OurSide(packed, lookup) for lookup in lookups}
+        sides |= {our_name(dtype, lookup): OurSide(packed, lookup) for lookup in lookups}
     return sides
+
+
+class Apart:
+    """A side in a process of its own; `passes` is how often it read the weights so far, None if it does not count."""
+
+    def __init__(self, load: Callable[[], GPT], name: str, pool: ProcessPoolExecutor):
+        self._pool = pool
+        self.passes: int | None = pool.submit(_start, load, name).result()
+
+    def __call__(self, ids: Tensor, new: int) -> Tensor:
+        out, self.passes = self._pool.submit(_decode, ids, new).result()
+        return out
+
+
+_side: Decode  # of this process
+
+
+def _start(load: Callable[[], GPT], name: str) -> int | None:
+    """Make a side of this process."""
+    global _side
+    model = load()
+    if name.startswith("gpt2core "):
+        dtype = name.removeprefix("gpt2core ").removesuffix(LOOKUP)
+        _side = our_sides(model, [dtype], [name.endswith(LOOKUP)])[name]
+    else:
+        _side = decoders.peers(torch.device("cpu"))[name](model)
+    return getattr(_side, "passes", None)
+
+
+def _decode(ids: Tensor, new: int) -> tuple[Tensor, int | None]:
+    return _side(ids, new), getattr(_side, "passes", None)
+
+
+@contextlib.contextmanager
+def sides_apart(load: Callable[[], GPT], names: Sequence[str]) -> Iterator[dict[str, Decode]]:
+    """Start a process for each side; yield what decodes there, by name."""
+    spawn = multiprocessing.get_context("spawn")
+    with contextlib.ExitStack() as stack:
+        yield {name: Apart(load, name, stack.enter_context(ProcessPoolExecutor(1, spawn))) for name in names}
 
 
 class Counted:
@@ -153,7 +206,7 @@ def in_turn(
     """
     for side in sides.values():
         side(ids[0], 4)
-    counts = {name: side.passes for name, side in sides.items() if isinstance(side, OurSide)}
+    counts = {name: getattr(side, "passes", None) for name, side in sides.items()}
     rounds = [{name: timed(functools.partial(side, prompt, new)) for name, side in sides.items()} for prompt in ids]
     first = next(iter(sides))
     times_s = {name: [results[name][0].wall for results in rounds] for name in sides}
@@ -163,7 +216,7 @@ def in_turn(
         )
         for name in sides
     }
-    passes = {name: side.passes - counts[name] for name, side in sides.items() if isinstance(side, OurSide)}
+    passes = {name: sides[name].passes - count for name, count in counts.items() if count is not None}  # type: ignore[attr-defined]
     return times_s, same, passes
 
 

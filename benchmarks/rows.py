@@ -211,15 +211,19 @@ def measure_generation(
     """
     B, P, new = shape
     model = machine.random_model(size)
+    ids = generate.prompts(None, model.config.vocab_size, rounds, B, P)  # [rounds, B, P]
     limits: Rounds = {}
     if device.type == "cpu":
         bytes_per_s = machine.memory_bandwidth_gb_s() * GB
         weights = generate.n_weights(model)
         limits = {bandwidth(dtype): [bytes_per_s / weights / generate.WEIGHT_BYTES[dtype]] for dtype in dtypes}
-    model.to(device)
-    sides = {**generate.peer_sides(model, device, B), **generate.our_sides(model, dtypes)}
-    ids = generate.prompts(None, model.config.vocab_size, rounds, B, P)  # [rounds, B, P]
-    times_s, _, _ = generate.in_turn(sides, ids, new)
+        load = functools.partial(generate.load_model, size)
+        with generate.sides_apart(load, generate.cpu_sides(B, dtypes)) as sides:
+            times_s, _, _ = generate.in_turn(sides, ids, new)
+    else:
+        model.to(device)
+        here = {**generate.peer_sides(model, device, B), **generate.our_sides(model, dtypes)}
+        times_s, _, _ = generate.in_turn(here, ids, new)
     return limits | {name: [B * new / time_s for time_s in times] for name, times in times_s.items()}
 
 
