@@ -23,7 +23,7 @@ ENVIRONMENT = {
     "MKL_NUM_THREADS": "1",
     "ONEDNN_MAX_CPU_ISA": "AVX2",
     "OPENBLAS_CORETYPE": "Haswell",  # NumPy's and SciPy's matrix products
-    "OPENBLAS_NUM_THREADS": "1",  # `kernels` gives NumPy's a second one
+    "OPENBLAS_NUM_THREADS": "1",  # `kernels` gives NumPy's a second one for large products
     "OPENBLAS_THREAD_TIMEOUT": "16",  # 2^16 cycles, 25 µs, of spinning before an idle thread sleeps; by default 2^26
     "NPY_DISABLE_CPU_FEATURES": "X86_V4 AVX512_ICL AVX512_SPR",  # what NumPy would use beyond AVX2
     "OMP_NUM_THREADS": "1",

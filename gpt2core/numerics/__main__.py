@@ -6,9 +6,8 @@ from gpt2core.numerics import prepare
 
 if __name__ == "__main__":
     prepare("portable")
-    from gpt2core.numerics import kernels, mode, probe
+    from gpt2core.numerics import kernels, probe
 
-    mode.numpy_blas().set_num_threads(2)
     kernels.install()
     for name, sha256 in probe.hashes().items():
         print(f'    "{name}": "{sha256}",')

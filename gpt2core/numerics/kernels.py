@@ -28,6 +28,9 @@ from gpt2core.numerics import mode
 HALF = (torch.bfloat16, torch.float16)
 MIN_ELEMENTS = 1 << 16  # of what two threads share; less takes less time than waking the second one
 MIN_FLOP = 1 << 24  # the same for a batch of matrix products
+# The same for one product, which BLAS divides: waiting for its second thread takes 10 µs on an idle machine, 2 ms on a
+# busy one.
+MIN_BLAS_FLOP = 1 << 22
 QUERY_BLOCK = 128  # queries of causal attention that are computed together, over the keys that they may see
 
 # MKL's vector functions, and the functions of NumPy and SciPy that replace them.
@@ -87,11 +90,12 @@ class _SecondThread:
 
     What is divided, and where, depends on shapes alone, so it does not matter which thread computes a part: while the
     second thread is busy, `share` computes both parts where it is called. NumPy's BLAS has a second thread of its own,
-    which costs less for a single product; it computes on one thread while this one is busy.
+    which costs less for a single product; it gets the core while this thread is not busy (`lent_to_blas`).
     """
 
-    def __init__(self) -> None:
+    def __init__(self, is_fork: bool = False) -> None:
         self._blas = mode.numpy_blas()
+        self._is_fork = is_fork  # where BLAS's second thread would have to be started again
         self._tasks: SimpleQueue[tuple[Callable[..., object], tuple[Any, ...], SimpleQueue[Any]]] = SimpleQueue()
         self._lock = threading.Lock()
         self._is_started = False  # when it is first needed: a forked process has no threads, and may need none
@@ -126,24 +130,29 @@ class _SecondThread:
 
     @contextlib.contextmanager
     def reserved(self) -> Iterator[None]:
-        """Prevent other use of this thread; BLAS computes on one thread meanwhile."""
+        """Prevent other use of the second core."""
         with self._lock:
-            n_threads = self._blas.get_num_threads()
-            if n_threads == 1:  # in a forked process, where setting it would start BLAS's threads
-                yield
-                return
+            yield
+
+    @contextlib.contextmanager
+    def lent_to_blas(self) -> Iterator[None]:
+        """Let BLAS divide products between two threads, unless the second core is in use."""
+        if self._is_fork or not self._lock.acquire(blocking=False):
+            yield
+            return
+        try:
+            self._blas.set_num_threads(2)
+            yield
+        finally:
             self._blas.set_num_threads(1)
-            try:
-                yield
-            finally:
-                self._blas.set_num_threads(n_threads)
+            self._lock.release()
 
 
 def _after_fork() -> None:
     """Replace the second thread in a forked process, which inherits none."""
     global _second_thread
     if _library is not None:
-        _second_thread = _SecondThread()
+        _second_thread = _SecondThread(is_fork=True)
 
 
 os.register_at_fork(after_in_child=_after_fork)
@@ -187,16 +196,21 @@ def _multiply(
     a: np.ndarray, b: np.ndarray, out: np.ndarray,
     alpha: float = 1, c: np.ndarray | None = None, beta: float = 1,
 ) -> None:  # fmt: skip
-    """Write alpha * (a @ b) + beta * c to `out`. Two threads compute half of a batch of matrices each."""
-    if out.size == 0 or a.shape[-1] == 0:
+    """Write alpha * (a @ b) + beta * c to `out`. Two threads compute half of a batch, or of a large product, each."""
+    flop = 2 * out.size * a.shape[-1]
+    n_products = len(out) if out.ndim == 3 else 1
+    if flop == 0:
         out[...] = 0 if c is None else beta * c
-    elif out.ndim == 3 and len(out) > 1 and 2 * out.size * a.shape[-1] >= MIN_FLOP:
+    elif n_products > 1 and flop >= MIN_FLOP:
         half = len(out) // 2
         first, second = (
             (a[part], b[part], out[part], alpha, None if c is None else c[part], beta)
             for part in (slice(0, half), slice(half, None))
         )
         _second_thread.share(_multiply_here, first, second)
+    elif flop // n_products >= MIN_BLAS_FLOP:
+        with _second_thread.lent_to_blas():
+            _multiply_here(a, b, out, alpha, c, beta)
     else:
         _multiply_here(a, b, out, alpha, c, beta)
 
@@ -204,7 +218,7 @@ def _multiply(
 def _multiply_here(
     a: np.ndarray, b: np.ndarray, out: np.ndarray, alpha: float, c: np.ndarray | None, beta: float
 ) -> None:
-    """Write alpha * (a @ b) + beta * c to `out` on this thread, and on BLAS's if it has one."""
+    """Write alpha * (a @ b) + beta * c to `out` on this thread, and on BLAS's if it has the second core."""
     np.matmul(a, b, out=out)
     if alpha != 1:
         np.multiply(out, out.dtype.type(alpha), out=out)

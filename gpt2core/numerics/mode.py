@@ -53,7 +53,6 @@ def start(mode: Numerics, with_torch: bool = True) -> None:
         return
     from gpt2core.numerics import probe
 
-    numpy_blas().set_num_threads(2)
     if with_torch:
         from gpt2core.numerics import kernels
 

@@ -102,7 +102,7 @@ class SecondProcess(Halves):
         fork = multiprocessing.get_context("fork")
         self._process = fork.Process(target=self._serve, args=(theirs, os.getpid()), name="halves", daemon=True)
         # Python 3.12 and later warn about a fork of several threads. They hold no lock that backward needs, and
-        # `one_thread` keeps BLAS from starting its threads again in the fork.
+        # `one_thread` keeps BLAS from using its second thread meanwhile.
         with numerics.one_thread(), warnings.catch_warnings():
             warnings.filterwarnings("ignore", ".*use of fork\\(\\) may lead to deadlocks", DeprecationWarning)
             self._process.start()

@@ -10,11 +10,13 @@ import threading
 import time
 from collections.abc import Callable
 from typing import Any
+from unittest import mock
 
 from gpt2core import numerics
 
 numerics.prepare("portable")
 
+import numpy as np  # noqa: E402
 import torch  # noqa: E402
 import torch.nn.functional as F  # noqa: E402
 from torch import Tensor  # noqa: E402
@@ -321,6 +323,28 @@ def fork() -> None:
     check("after fork", a @ a, wanted, 0)
 
 
+def threads() -> None:
+    """BLAS divides a large product only, and none while the second core is in use."""
+    from gpt2core.numerics import kernels
+
+    global n_checks
+    used, matmul = [], np.matmul
+
+    def counting(*arguments: Any, **options: Any) -> Any:
+        used.append(kernels._second_thread._blas.get_num_threads())
+        return matmul(*arguments, **options)
+
+    small, large = torch.ones(64, 64), torch.ones(256, 256)
+    with mock.patch.object(np, "matmul", counting):
+        for matrix in (small, large, small):
+            matrix @ matrix
+        with numerics.one_thread():
+            large @ large
+    n_checks += 1
+    if used != [1, 2, 1, 1]:
+        failures["threads"] = str(used)
+
+
 def main() -> None:
     global n_checks
     from gpt2core.numerics.kernels import ELEMENTWISE
@@ -343,7 +367,7 @@ def main() -> None:
         **{f"products {dtype}": lambda dtype=dtype: products(dtype) for dtype in  # type: ignore[misc]
            (torch.float32, torch.float64, torch.bfloat16)},
         "gradients": gradients, "attention": attention, "gelu": gelu, "elementwise": elementwise, "modes": modes,
-        "fork": fork,
+        "threads": threads, "fork": fork,
     }  # fmt: skip
     report = {}
     for name, group in groups.items():
