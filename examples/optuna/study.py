@@ -1,8 +1,8 @@
 """A search for hyperparameters with Optuna. Each trial is a DVC experiment; in MLflow it is nested in the study's run.
 
-    python examples/optuna/study.py --trials 10       # again: the study goes on
+    python examples/optuna/study.py --trials 10       # run it again to continue the study
 
-What is searched stands in `suggest`; what counts is a figure of metrics/, by default the loss of pretraining.
+`suggest` has what is searched. A figure of metrics/ is minimized, by default the loss of pretraining.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ def assignment(key: str, value: Any) -> str:
 
 
 def run_experiment(name: str, params: dict[str, Any], stage: str) -> revisions.Revision:
-    """Run the pipeline up to `stage` beside the workspace, and return what the experiment has of results."""
+    """Run the pipeline up to `stage` outside the workspace; return the results of the experiment."""
     changes = [word for key, value in params.items() for word in ("--set-param", assignment(key, value))]
     command = [sys.executable, "-m", "dvc", "exp", "run", "--temp", "--name", name, *changes, stage]
     subprocess.run(command, cwd=ROOT, check=True, stdout=sys.stderr)

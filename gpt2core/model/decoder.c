@@ -2,11 +2,11 @@
 
    A new token reads every weight once, so the memory decides the speed: weights are stored in the order in which they are
    read, as panels of PANEL outputs, [n_out / PANEL, n_in, PANEL]. A group of inputs has 32 bits: one float32, two
-   bfloat16, or four int8, which are next to each other: [n_out / PANEL, n_in / group, PANEL, group]. An output is the sum
-   of its products in the order of the inputs, so a row's result does not depend on the number of rows.
+   bfloat16, or four int8, which are next to each other: [n_out / PANEL, n_in / group, PANEL, group]. The order in which
+   the products of an output are added depends on neither the number of rows nor that of threads.
 
    A function without a parallel region of its own is called by all threads of one. Threads wait for each other after a
-   product and after attention only: a few rows are prepared by each thread for itself.
+   product and after attention, and with more than FEW rows also after these have been prepared for a product.
 
    Shapes: N = B * T rows, T new tokens of each of B sequences, S tokens so far, C channels, H heads, D = C / H. */
 
@@ -43,7 +43,7 @@ typedef union {
 } Group;
 
 enum Dtype { FLOAT32, BFLOAT16, INT8 };
-enum Finish { STORE, ADD, GELU }; /* what becomes of a product: y = p, y = y + p, or y = gelu(p) */
+enum Finish { STORE, ADD, GELU }; /* what is done with a product p: y = p, y = y + p, or y = gelu(p) */
 
 typedef struct {
     const Group *weights;
@@ -63,14 +63,14 @@ typedef struct {
     Linear c_attn, attn_proj, c_fc, mlp_proj;
 } Block;
 
-typedef struct { /* rows of inputs as a product reads them, of a thread or of all threads */
+typedef struct { /* rows in the form that a product reads, of one thread or shared by all */
     Group *groups; /* [N, n_groups] */
     float *scales; /* [N]; int8: x = scale * (int8 - zero) */
     int32_t *zeros;
     float *row; /* [C], of a thread */
 } Inputs;
 
-/* Which of `Dtype` this machine has the instructions for, as bits, and the outputs of a panel. */
+/* The dtypes that this machine has the instructions for: bit n is set for number n of `Dtype`. */
 int supported(void) {
     int dtypes = 1 << FLOAT32;
 #ifdef __AVX512BF16__
@@ -167,7 +167,7 @@ static void round_to_bfloat16(const float *x, long n, uint16_t *rounded) {
     for (long k = 0; k < n; k++) {
         uint32_t bits;
         memcpy(&bits, x + k, 4);
-        rounded[k] = (bits + 0x7fff + (bits >> 16 & 1)) >> 16;
+        rounded[k] = x[k] != x[k] ? 0x7fc0 : (bits + 0x7fff + (bits >> 16 & 1)) >> 16; /* a NaN stays one */
     }
 }
 
@@ -182,7 +182,12 @@ static void round_to_int8(const float *x, long n, uint8_t *rounded, float *scale
         memcpy(&bits, x + k, 4);
         is_finite &= (bits & exponent) != exponent;
     }
-    *scale = !is_finite ? NAN : high - low > 1e-30f ? (high - low) / 255 : 1; /* NaN makes all products NaN */
+    if (!is_finite) { /* all products become NaN */
+        *scale = NAN, *zero = 0;
+        memset(rounded, 0, n);
+        return;
+    }
+    *scale = high - low > 1e-30f ? (high - low) / 255 : 1;
     *zero = (int32_t)(0.5f - low / *scale);
     float steps = 1 / *scale, shift = *zero + 0.5f;
     for (long k = 0; k < n; k++) {
@@ -211,7 +216,7 @@ static void prepare(enum Dtype dtype, const Norm *norm, const float *x, long n_i
             normalize(norm, values, n_in, inputs->row);
             values = inputs->row;
         }
-        row[groups - 1].word = 0; /* what the last group has too much */
+        row[groups - 1].word = 0; /* its inputs beyond n_in are zeros */
         if (dtype == FLOAT32) memcpy(row, values, n_in * sizeof(float));
         if (dtype == BFLOAT16) round_to_bfloat16(values, n_in, row->bfloat16);
         if (dtype == INT8) round_to_int8(values, n_in, row->int8, inputs->scales + i, inputs->zeros + i);
@@ -237,7 +242,7 @@ static void finish_sums(enum Dtype dtype, const Linear *linear, const Inputs *in
 /* e^x = 2^n e^r with a polynomial for |r| <= ln(2) / 2. The compiler computes it for all lanes at once, unlike expf. */
 static inline float exponential(float x) {
     x = x < -87 ? -87 : x > 88 ? 88 : x;
-    float n = rintf(x * 1.44269504f), r = x - n * 0.693145752f - n * 1.42860677e-6f;
+    float n = rintf(x * 1.44269504f), r = x - n * 0.693147181f;
     float e = 1 + r * (1 + r * (0.5f + r * (0.166666667f + r * (0.0416666667f + r * (0.00833333333f + r * 0.00138888889f)))));
     Group power = {.word = ((int32_t)n + 127) << 23};
     return e * power.value;
@@ -279,12 +284,14 @@ static void apply(enum Dtype dtype, const Norm *norm, const Linear *linear, cons
     }
 }
 
+static long in_lines(long n_bytes) { return (n_bytes + 63) / 64 * 64; } /* of the cache, which threads do not share */
+
 /* Room for the inputs of products, in one block of memory: of each thread if the rows are few, else of all threads. */
-static Inputs *allocate(long N, long n_in) {
-    long threads = omp_get_max_threads(), shared = N > FEW, size = N * n_in * sizeof(Group);
-    long copies = shared ? 1 : threads, each = (size + 8 * N + 63) / 64 * 64, row = (n_in * sizeof(float) + 63) / 64 * 64;
-    Inputs *all = malloc(threads * sizeof(Inputs) + copies * each + threads * row);
-    char *memory = (char *)(all + threads);
+static Inputs *allocate(long threads, long N, long n_in) {
+    long shared = N > FEW, size = N * n_in * sizeof(Group), copies = shared ? 1 : threads;
+    long head = in_lines(threads * sizeof(Inputs)), each = in_lines(size + 8 * N), row = in_lines(n_in * sizeof(float));
+    Inputs *all = aligned_alloc(64, head + copies * each + threads * row);
+    char *memory = (char *)all + head;
     for (long i = 0; all && i < threads; i++) {
         char *mine = memory + (shared ? 0 : i * each);
         all[i] = (Inputs){(Group *)mine, (float *)(mine + size), (int32_t *)(mine + size + 4 * N),
@@ -294,10 +301,10 @@ static Inputs *allocate(long N, long n_in) {
 }
 
 /* y[N, n_out] = x[N, n_in] Wt + b; returns 0 if there is no memory. */
-int run_linear(int dtype, const Linear *linear, const float *x, long N, float *y) {
-    Inputs *inputs = allocate(N, linear->n_in);
+int run_linear(int threads, int dtype, const Linear *linear, const float *x, long N, float *y) {
+    Inputs *inputs = allocate(threads, N, linear->n_in);
     if (!inputs) return 0;
-#pragma omp parallel
+#pragma omp parallel num_threads(threads)
     apply(dtype, NULL, linear, x, N, inputs + omp_get_thread_num(), STORE, y);
     free(inputs);
     return 1;
@@ -312,7 +319,7 @@ typedef struct {
 
 typedef struct {
     long B, T, past, H, D, cache_tokens; /* past: tokens in the cache before these; cache_tokens: room in it */
-    const uint8_t *mask;                 /* [B, T, past + T], 1 where a query may look; NULL: causal */
+    const uint8_t *mask;                 /* [B, T, S], 1 where a query may look; NULL: causal */
 } Shape;
 
 /* One query q[D] over the keys and values of one head -> y[D]; scores[S] is overwritten. */
@@ -347,20 +354,21 @@ static void attend(const Shape *shape, const Cache *cache, const float *qkv, flo
         }
         for (long t = 0; t < T; t++) {
             const uint8_t *mask = shape->mask ? shape->mask + (b * T + t) * S : NULL;
-            attend_to(qkv + (b * T + t) * 3 * C + h * D, keys, values, mask, shape->past + t + 1, D,
+            attend_to(qkv + (b * T + t) * 3 * C + h * D, keys, values, mask, mask ? S : shape->past + t + 1, D,
                       scores + head * S, y + (b * T + t) * C + h * D);
         }
     }
 }
 
 /* x[N, C] -> x[N, C] by all blocks; returns 0 if there is no memory. */
-int run_blocks(int dtype, const Block *blocks, long n_layer, const Shape *shape, const Cache *caches, float *x) {
+int run_blocks(int threads, int dtype, const Block *blocks, long n_layer, const Shape *shape, const Cache *caches,
+               float *x) {
     long N = shape->B * shape->T, C = shape->H * shape->D, S = shape->past + shape->T, hidden = blocks->c_fc.n_out;
-    Inputs *all_inputs = allocate(N, hidden > C ? hidden : C);
+    Inputs *all_inputs = allocate(threads, N, hidden > C ? hidden : C);
     float *qkv = malloc((N * (4 * C + hidden) + shape->B * shape->H * S) * sizeof(float));
     if (all_inputs && qkv) {
         float *attended = qkv + N * 3 * C, *wide = attended + N * C, *scores = wide + N * hidden;
-#pragma omp parallel
+#pragma omp parallel num_threads(threads)
         for (long i = 0; i < n_layer; i++) {
             const Block *block = blocks + i;
             Inputs *inputs = all_inputs + omp_get_thread_num();

@@ -11,6 +11,7 @@ import ctypes
 import functools
 import hashlib
 import os
+import shlex
 import shutil
 import subprocess
 import tempfile
@@ -69,21 +70,23 @@ class Decoder:
     def __init__(self, path: Path):
         library = ctypes.CDLL(str(path))
         self._run_linear, self._run_blocks = library.run_linear, library.run_blocks
-        self._run_linear.argtypes = [c_int, c_void_p, c_void_p, c_long, c_void_p]
-        self._run_blocks.argtypes = [c_int, c_void_p, c_long, c_void_p, c_void_p, c_void_p]
+        self._run_linear.argtypes = [c_int, c_int, c_void_p, c_void_p, c_long, c_void_p]
+        self._run_blocks.argtypes = [c_int, c_int, c_void_p, c_long, c_void_p, c_void_p, c_void_p]
         self.dtypes = {name for name, number in DTYPES.items() if library.supported() >> number & 1}
         self.panel = int(library.panel_outputs())
 
     def run_linear(self, dtype: str, linear: _Linear, x: Tensor, y: Tensor) -> None:
         """Write x Wᵀ + b to y: [N, in] -> [N, out]."""
-        if not self._run_linear(DTYPES[dtype], ctypes.byref(linear), x.data_ptr(), len(x), y.data_ptr()):
+        arguments = ctypes.byref(linear), x.data_ptr(), len(x), y.data_ptr()
+        if not self._run_linear(torch.get_num_threads(), DTYPES[dtype], *arguments):
             raise MemoryError
 
     def run_blocks(
         self, dtype: str, blocks: ctypes.Array[_Block], shape: _Shape, caches: ctypes.Array[_Cache], x: Tensor
     ) -> None:
         """Compute all blocks of x [N, C] in place; the caches get the keys and values."""
-        if not self._run_blocks(DTYPES[dtype], blocks, len(blocks), ctypes.byref(shape), caches, x.data_ptr()):
+        arguments = blocks, len(blocks), ctypes.byref(shape), caches, x.data_ptr()
+        if not self._run_blocks(torch.get_num_threads(), DTYPES[dtype], *arguments):
             raise MemoryError
 
 
@@ -92,7 +95,7 @@ class CompiledLinear:
 
     def __init__(self, decoder: Decoder, weight: Tensor, bias: Tensor | None, dtype: str):
         self.decoder, self.dtype = decoder, dtype
-        self._n_out, n_in = weight.shape
+        self._n_out, self._n_in = weight.shape
         scales = sums = None
         if dtype == "int8":
             scales = int8_scales(weight)  # [out]
@@ -101,10 +104,12 @@ class CompiledLinear:
         else:
             weight = weight.to(getattr(torch, dtype))
         self._tensors = [_panels(weight, decoder.panel, GROUPS[dtype]), scales, sums, bias]
-        self.struct = _Linear(*map(_pointer, self._tensors), n_in, self._n_out)
+        self.struct = _Linear(*map(_pointer, self._tensors), self._n_in, self._n_out)
 
     def __call__(self, x: Tensor) -> Tensor:
-        x = x.contiguous()
+        if x.shape != (len(x), self._n_in):
+            raise ValueError(f"x: shape {tuple(x.shape)}; needed: [N, {self._n_in}]")
+        x = x.float().contiguous()
         y = x.new_empty(len(x), self._n_out)
         self.decoder.run_linear(self.dtype, self.struct, x, y)
         return y
@@ -138,14 +143,24 @@ class CompiledBlocks:
         return _Norm(*map(_pointer, tensors), layer.eps)
 
     def __call__(self, x: Tensor, B: int, cache: KVCache, mask: Tensor | None) -> Tensor:
-        """Return the output of all blocks: [B * T, C] -> [B * T, C]; the cache gets the tokens' keys and values."""
+        """Return the output of all blocks: [B * T, C] -> [B * T, C]; the cache gets the tokens' keys and values.
+
+        Raises:
+            ValueError: the cache is not of this model, too small, or not in float32.
+        """
         N, C = x.shape
         T, past, H = N // B, cache.length, self._n_head
-        allowed = None if mask is None else mask.expand(B, 1, T, past + T).contiguous()  # [B, 1, T, S]
+        expected = (len(self._blocks), (B, H, cache.max_tokens, C // H), torch.float32)
+        keys = cache.layers[0].k
+        if (len(cache.layers), tuple(keys.shape), keys.dtype) != expected or past + T > cache.max_tokens:
+            raise ValueError(
+                f"cache: {len(cache.layers)} layers of {tuple(keys.shape)} do not fit {B} rows of {T} tokens"
+            )
+        allowed = None if mask is None else mask.bool().expand(B, 1, T, past + T).contiguous()  # [B, 1, T, S]
         shape = _Shape(B, T, past, H, C // H, cache.max_tokens, _pointer(allowed))
         pointers = (_Cache(layer.k.data_ptr(), layer.v.data_ptr()) for layer in cache.layers)
         caches = (_Cache * len(cache.layers))(*pointers)
-        y = x.clone()
+        y = x.float().clone(memory_format=torch.contiguous_format)
         self._decoder.run_blocks(self._dtype, self._blocks, shape, caches, y)
         for layer in cache.layers:
             layer.length += T
@@ -169,31 +184,33 @@ def _pointer(tensor: Tensor | None) -> int | None:
 @functools.cache
 def load() -> Decoder | None:
     """Return the functions, or None if they cannot be compiled here or `GPT2CORE_COMPILED_DECODER` is off."""
-    compiler = os.environ.get("CC") or shutil.which("gcc") or shutil.which("cc")
-    if os.environ.get(VARIABLE, "").lower() in ("off", "0", "false", "no") or not (environment.has_avx2() and compiler):
+    if os.environ.get(VARIABLE, "").lower() in ("off", "0", "false", "no") or not environment.has_avx2():
         return None
     try:
+        compiler = shlex.split(os.environ.get("CC", "")) or ["gcc" if shutil.which("gcc") else "cc"]
         return Decoder(_compiled(compiler))
-    except (OSError, AttributeError, subprocess.SubprocessError) as error:
+    except (OSError, ValueError, RuntimeError, AttributeError, subprocess.SubprocessError) as error:
         said = getattr(error, "stderr", None) or str(error)
         logger.debug(f"decoder.c was not compiled, PyTorch's libraries decode: {said.strip()[-2000:]}")
         return None
 
 
-def _compiled(compiler: str) -> Path:
+def _compiled(compiler: Sequence[str]) -> Path:
     """Return the compiled file; compile it if there is none for this source, compiler, and CPU."""
-    version = subprocess.run([compiler, "--version"], capture_output=True, check=True, timeout=TIMEOUT_S).stdout
-    cpu = next(line for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("flags"))
-    known = (SOURCE.read_bytes(), version, " ".join(FLAGS).encode(), cpu.encode())
+    version = subprocess.run([*compiler, "--version"], capture_output=True, check=True, timeout=TIMEOUT_S).stdout
+    cpu = next(line for line in Path("/proc/cpuinfo").read_text("utf-8").splitlines() if line.startswith("flags"))
+    known = (SOURCE.read_bytes(), version, " ".join([*compiler, *FLAGS]).encode(), cpu.encode())
     name = f"decoder-{hashlib.sha256(b''.join(map(_hash, known))).hexdigest()[:16]}.so"
     path = _private_folder() / name
     if not path.exists():
         with tempfile.TemporaryDirectory(dir=path.parent) as folder:
             built = Path(folder) / name
             subprocess.run(
-                [compiler, *FLAGS, str(SOURCE), "-o", str(built), "-lm"],
-                capture_output=True, check=True, text=True, timeout=TIMEOUT_S,
+                [*compiler, *FLAGS, str(SOURCE), "-o", str(built), "-lm"],
+                capture_output=True, check=True, text=True, errors="replace", timeout=TIMEOUT_S,
             )  # fmt: skip
+            with built.open("rb") as file:
+                os.fsync(file.fileno())
             os.replace(built, path)
     return path
 

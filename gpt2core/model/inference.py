@@ -53,12 +53,16 @@ def pack(model: GPT, dtype: str) -> Packed:
         dtype: one of `DECODING_DTYPES`.
 
     Raises:
-        UserError: the dtype is unknown, or is int8 and the model not on a CPU.
+        UserError: the dtype is unknown, or is int8 and the model not on a CPU, or a model on a CPU is not in float32.
     """
     if dtype not in DECODING_DTYPES:
         raise UserError(f"dtype: {dtype!r} is not known; allowed: {', '.join(DECODING_DTYPES)}")
     device = model.transformer.wte.weight.device
     if device.type == "cpu":
+        if (own := model.transformer.wte.weight.dtype) != torch.float32:
+            raise UserError(
+                f"pack: the model is in {str(own).removeprefix('torch.')}; load it in float32, and pack rounds it"
+            )
         if dtype in ("float16", "int8") and "fbgemm" not in torch.backends.quantized.supported_engines:
             raise UserError(
                 f"dtype: {dtype} needs FBGEMM, which this PyTorch is built without; take float32 or bfloat16"
@@ -158,7 +162,7 @@ def inference_linear(linear: nn.Linear, dtype: str) -> Linear:
         return _unpacked(weight, bias, torch.float32)
     compiled = None if numerics.is_portable() else decoder.load()
     if compiled and dtype in compiled.dtypes:
-        return CompiledLinear(compiled, weight, bias, dtype)
+        return CompiledLinear(compiled, weight, None if bias is None else bias.contiguous(), dtype)
     if dtype == "int8":
         return _int8(weight, bias)
     if dtype == "float32" or (dtype == "bfloat16" and torch.cpu._is_avx512_supported()):

@@ -26,7 +26,7 @@ def require_own_code(module_file: str) -> None:
     logged = Path(module_file).resolve().parent / "code" / PACKAGE.name
     if not logged.is_dir() or logged == PACKAGE:
         return
-    names = sorted(path.relative_to(logged) for path in logged.rglob("*.py"))
+    names = sorted(path.relative_to(logged) for path in logged.rglob("*") if path.suffix in (".c", ".py"))
     here, there = code_hash(PACKAGE, names), code_hash(logged, names)
     if here != there:
         raise MlflowException(

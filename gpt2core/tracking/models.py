@@ -33,7 +33,7 @@ PACKAGE = Path(__file__).parents[1]
 # The modules and packages that gpt2core/serve imports, directly or not; a test compares.
 CODE = (
     "*.py", "checkpoint/*.py", "config/*.py", "inference/*.py", "model/*.py", "numerics/*.py", "serve/*.py",
-    "tokenizer/*.py",
+    "tokenizer/*.py", "model/*.c",
 )  # fmt: skip
 REQUIREMENTS = (
     "filelock", "mlflow", "pandas", "pydantic", "regex", "ruamel.yaml", "safetensors", "tiktoken", "torch",

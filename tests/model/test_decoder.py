@@ -7,12 +7,16 @@ import itertools
 import shutil
 import stat
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
+from gpt2core.errors import UserError
 from gpt2core.inference import generate_batch
 from gpt2core.model import GPT, GPTConfig, decoder
 from gpt2core.model.decoder import CompiledLinear, Decoder
@@ -104,6 +108,53 @@ def test_blocks_are_the_models(compiled: Decoder, config: GPTConfig, T: int) -> 
         torch.testing.assert_close(hidden[0].double(), hidden[1], rtol=1e-4, atol=1e-4)
 
 
+def test_a_sequence_does_not_depend_on_others_and_on_the_number_of_new_tokens(compiled: Decoder) -> None:
+    """Bit by bit, in every dtype; and from several threads of Python at once."""
+    ids = torch.randint(101, (3, 8), generator=torch.Generator().manual_seed(0))
+    for dtype in compiled.dtypes:
+        packed = pack(random_model(CONFIG), dtype)
+
+        def hidden(rows: Tensor, step: int, packed: Any = packed) -> Tensor:
+            cache = KVCache(CONFIG, len(rows), 20, device=rows.device, dtype=torch.float32)
+            return torch.cat([packed.transformer(part, cache) for part in rows.split(step, dim=1)], dim=1)
+
+        together = hidden(ids, 8)
+        for step in (1, 3, 8):
+            for row in range(3):
+                assert torch.equal(hidden(ids[row : row + 1], step)[0], together[row])
+        with ThreadPoolExecutor(4) as pool:
+            assert all(torch.equal(found, together) for found in pool.map(lambda _: hidden(ids, 2), range(16)))
+
+
+def test_a_mask_may_show_later_tokens(compiled: Decoder) -> None:
+    model = random_model(CONFIG)
+    ids = torch.randint(101, (2, 8), generator=torch.Generator().manual_seed(0))
+    mask = torch.ones(1, 1, 8, 8, dtype=torch.bool)
+    caches = [KVCache(CONFIG, 2, 8, device=ids.device, dtype=torch.float32) for _ in range(2)]
+    found, expected = (
+        side.transformer(ids, cache, mask=mask)
+        for side, cache in zip((pack(model, "float32"), model), caches, strict=True)
+    )
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
+
+
+def test_what_does_not_fit_is_refused(compiled: Decoder) -> None:
+    """C would write beyond the cache."""
+    model = random_model(CONFIG)
+    packed, ids = pack(model, "float32"), torch.zeros(1, 8, dtype=torch.long)
+    two_layers, one_layer = CONFIG, replace(CONFIG, n_layer=1)
+    for config, B, room, dtype in (
+        (two_layers, 1, 4, torch.float32), (two_layers, 2, 8, torch.float32), (two_layers, 1, 8, torch.bfloat16),
+        (one_layer, 1, 8, torch.float32),
+    ):  # fmt: skip
+        with pytest.raises(ValueError, match="cache"):
+            packed.transformer(ids, KVCache(config, B, room, device=ids.device, dtype=dtype))
+    with pytest.raises(ValueError, match=r"needed: \[N, 64\]"):
+        CompiledLinear(compiled, torch.ones(3, 64), None, "float32")(torch.ones(2, 63))
+    with pytest.raises(UserError, match="the model is in float64; load it in float32"):
+        pack(copy.deepcopy(model).double(), "float32")
+
+
 def test_rows_that_end_leave_the_others_as_they_were(compiled: Decoder) -> None:
     """The cache is cut while a batch is generated."""
     model = random_model(CONFIG)
@@ -140,13 +191,17 @@ def test_it_is_compiled_once_for_this_user_alone(compiled: Decoder, anew: Path) 
     assert path.stat().st_mtime_ns == before
 
 
-@pytest.mark.parametrize("obstacle", ["no compiler", "a compiler that fails", "others can write", "no folder", "off"])
+@pytest.mark.parametrize(
+    "obstacle", ["no compiler", "a compiler that fails", "no command", "others can write", "no folder", "off"]
+)
 def test_without_it_pytorch_decodes(obstacle: str, anew: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     if obstacle == "no compiler":
         monkeypatch.setenv("PATH", str(anew))
         monkeypatch.delenv("CC", raising=False)
     elif obstacle == "a compiler that fails":
         monkeypatch.setenv("CC", "false")
+    elif obstacle == "no command":
+        monkeypatch.setenv("CC", "gcc '")
     elif obstacle == "others can write":
         (anew / "gpt2core").mkdir()
         (anew / "gpt2core").chmod(0o777)
@@ -159,7 +214,13 @@ def test_without_it_pytorch_decodes(obstacle: str, anew: Path, monkeypatch: pyte
     assert not list(anew.rglob("*.so"))
 
 
-def test_a_file_that_is_no_library_is_not_fatal(compiled: Decoder, anew: Path) -> None:
-    decoder._compiled(shutil.which("gcc") or "cc").write_bytes(b"no library")
+def test_a_compiler_may_have_arguments(compiled: Decoder, anew: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CC", "gcc -g")
+    assert decoder.load() is not None
+
+
+def test_a_file_that_is_no_library_is_not_fatal(compiled: Decoder, anew: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("CC", raising=False)
+    decoder._compiled(["gcc" if shutil.which("gcc") else "cc"]).write_bytes(b"no library")
     assert decoder.load() is None
     assert still_decodes(random_model(CONFIG))

@@ -88,7 +88,7 @@ def test_a_stages_model_is_whole_without_pickle_and_takes_no_room(root: Path, mo
         folder = folder_of(model)
         assert folder.is_relative_to(root / "mlartifacts")
         kinds = {path.suffix for path in folder.rglob("*") if path.is_file()}
-        assert kinds == {"", ".py", ".json", ".txt", ".yaml", ".safetensors"}, "nothing pickled, no byte code"
+        assert kinds == {"", ".c", ".py", ".json", ".txt", ".yaml", ".safetensors"}, "nothing pickled, no byte code"
         weights = folder / "artifacts/model/model.safetensors"
         assert weights.samefile(models_dir / kind / "model.safetensors")
         flavor = yaml.safe_load((folder / "MLmodel").read_text())["flavors"]["python_function"]
