@@ -37,6 +37,7 @@ RETRIES = 3  # of a task whose process or node died
 STARTS = 3  # tries to start a cluster of this machine: Ray waits 30 s for it, too little on a busy one
 CONNECT_S = 10.0  # for the first connection to a cluster
 SAVE_S = 60.0  # for stopped tasks to save a checkpoint
+END_S = 2.0  # for other tasks to end after an error; Ray 2.60 may abort this process if a task is canceled as it ends
 # For a cluster of this machine; Ray reads these while it loads. Listen on 127.0.0.1 only; wait for a busy machine.
 LOCAL = {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0", "RAY_gcs_server_port_wait_time_s": "120", "RAY_AUTH_MODE": "token"}
 # What changes a result or its place; secrets such as AWS_* are each node's own, since Ray shows these values.
@@ -308,9 +309,10 @@ class RayCluster:
                 yield _delivered(self._result(pending[0]), on_report)
                 pending.popleft()
         finally:  # after an error or Ctrl-C, trainings save first
-            for task in pending:
-                self._ray.cancel(task)
             if pending:
+                _, running = self._ray.wait(list(pending), num_returns=len(pending), timeout=END_S)
+                for task in running:
+                    self._ray.cancel(task)
                 self._ray.wait(list(pending), num_returns=len(pending), timeout=SAVE_S)
 
     def _result(self, task: Any) -> Any:
