@@ -35,6 +35,7 @@ from gpt2core.tokenizer.train import count_words, extend_char, merge_words, trai
 PARALLEL_FROM_BYTES = 16 << 20  # below, starting processes takes longer than it saves
 LEARN_CHARS = 32 << 20  # training text of the tokenizer at most: more hardly changes the merges
 LEARN_SAMPLES = 512  # pieces of it at most
+FOLDER_PARTS = 1000  # in one folder: each write looks through its folder for what killed runs have left
 
 
 def tokenize(
@@ -93,7 +94,7 @@ def _join(parts: Path, folder: Path, chosen: Tokenizer, shuffle_seed: int | None
     folder.mkdir(exist_ok=True)
     shuffled = None if shuffle_seed is None else np.random.default_rng(shuffle_seed)
     train, val = (
-        join_shards(folder / f"{split}.bin", sorted((parts / split).glob("*.bin")), chosen, order)
+        join_shards(folder / f"{split}.bin", sorted((parts / split).glob("*/*.bin")), chosen, order)
         for split, order in (("train", shuffled), ("val", None))
     )
     return _figures(chosen, train, val)
@@ -209,7 +210,8 @@ def _encode(corpus: Corpus, tokenizer_dir: Path, parts: Path, executor: Executor
 
     def missing() -> Iterator[tuple[Any, ...]]:
         for number, part in enumerate(corpus.parts):
-            train, val = (folder / f"{number:06d}.bin" for folder in folders)
+            name = f"{number // FOLDER_PARTS:06d}/{number:09d}.bin"
+            train, val = (folder / name for folder in folders)
             if not (train.exists() and val.exists()):
                 yield part, corpus.shares(number), str(tokenizer_dir), str(train), str(val)
             else:

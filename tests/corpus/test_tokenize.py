@@ -11,7 +11,9 @@ import signal
 import subprocess
 import sys
 import time
+from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -54,6 +56,28 @@ def mixed_corpus(root: Path) -> Path:
     (corpus / "train" / "c.jsonl").write_text(rows)
     (corpus / "train" / "d.jsonl.gz").write_bytes(gzip.compress(rows.encode()))
     return root / "raw"
+
+
+def test_parts_of_many_files_are_in_many_folders_and_in_order(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A folder with all of them would make the time of each write grow with their number."""
+    texts = [f"Tale {i} of the lantern." for i in range(25)]
+    folder_with(root / "raw" / "corpus", **{f"t{i:02d}": text for i, text in enumerate(texts)})
+    params = TokenizerParams(kind="bpe", vocab_size=280, val_fraction=0.1)
+    monkeypatch.setattr(tokenize_module, "FOLDER_PARTS", 4)
+    sizes: list[int] = []
+    join = tokenize_module.join_shards
+
+    def spy(path: Path, parts: list[Path], *arguments: Any) -> Any:
+        sizes.extend(Counter(part.parent for part in parts).values())
+        return join(path, parts, *arguments)
+
+    monkeypatch.setattr(tokenize_module, "join_shards", spy)
+    tokenize(params, 1, root / "raw", root / "tokens", processes=1)
+    assert sizes == [4] * 6 + [1] + [4] * 6 + [1]
+    tokenizer = load_tokenizer(root / "tokens")
+    train = open_shard(root / "tokens" / "train.bin")
+    found = [tokenizer.decode(ids.tolist()) for ids in documents_of(train, tokenizer.eot_id)]
+    assert [text for text in texts if text in found] == found  # in the files' order
 
 
 def test_the_verdict(root: Path, mirror: Path) -> None:
@@ -254,7 +278,9 @@ def test_a_run_that_is_killed_goes_on_and_leaves_no_process_behind(root: Path) -
     folder_with(root / "raw" / "corpus", a=SEPARATOR.join(tales))  # 75 MB: 10 parts
 
     def finished() -> int:
-        return len(glob.glob(f"{root}/.checkpoints/tokenize/*/parts/train/*.bin"))  # Path.glob fails where one vanishes
+        return len(
+            glob.glob(f"{root}/.checkpoints/tokenize/*/parts/train/*/*.bin")
+        )  # Path.glob fails where one vanishes
 
     for wanted in (1, 4):  # killed twice
         run = start(root, 2)
