@@ -74,7 +74,7 @@ def point(curve: Curve, mirror: Path, n: int) -> dict[str, Any]:
         for command in curve.prepare(folder, mirror, n):
             used = run(command, folder)
             peak_bytes = max(peak_bytes, used["peak_bytes"])
-            label = used.get("label", "time")
+            label = used["label"]
             row[label] = round(row.get(label, 0.0) + used["seconds"], 4)
         return {**row, "peak_mb": round(peak_bytes / MB)}
 

@@ -168,8 +168,8 @@ def test_rows_that_end_leave_the_others_as_they_were(compiled: Decoder) -> None:
 
 
 @pytest.fixture
-def anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """Nothing is loaded or kept yet; the folder that holds the cache."""
+def empty_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """Return the folder of an empty cache; no decoder is loaded."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     decoder.load.cache_clear()
     yield tmp_path
@@ -181,9 +181,9 @@ def still_decodes(model: GPT) -> bool:
     return torch.allclose(pack(model, "float32")(ids), model(ids), atol=1e-4)
 
 
-def test_it_is_compiled_once_for_this_user_alone(compiled: Decoder, anew: Path) -> None:
+def test_the_decoder_is_compiled_once_into_a_private_folder(compiled: Decoder, empty_cache: Path) -> None:
     assert decoder.load() is not None
-    (path,) = (anew / "gpt2core").iterdir()
+    (path,) = (empty_cache / "gpt2core").iterdir()
     assert stat.S_IMODE(path.parent.stat().st_mode) == 0o700
     before = path.stat().st_mtime_ns
     decoder.load.cache_clear()
@@ -194,32 +194,34 @@ def test_it_is_compiled_once_for_this_user_alone(compiled: Decoder, anew: Path) 
 @pytest.mark.parametrize(
     "obstacle", ["no compiler", "a compiler that fails", "no command", "others can write", "no folder", "off"]
 )
-def test_without_it_pytorch_decodes(obstacle: str, anew: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_the_decoder_pytorch_decodes(obstacle: str, empty_cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     if obstacle == "no compiler":
-        monkeypatch.setenv("PATH", str(anew))
+        monkeypatch.setenv("PATH", str(empty_cache))
         monkeypatch.delenv("CC", raising=False)
     elif obstacle == "a compiler that fails":
         monkeypatch.setenv("CC", "false")
     elif obstacle == "no command":
         monkeypatch.setenv("CC", "gcc '")
     elif obstacle == "others can write":
-        (anew / "gpt2core").mkdir()
-        (anew / "gpt2core").chmod(0o777)
+        (empty_cache / "gpt2core").mkdir()
+        (empty_cache / "gpt2core").chmod(0o777)
     elif obstacle == "no folder":
-        (anew / "gpt2core").write_text("")
+        (empty_cache / "gpt2core").write_text("")
     else:
         monkeypatch.setenv(decoder.VARIABLE, "off")
     assert decoder.load() is None
     assert still_decodes(random_model(CONFIG))
-    assert not list(anew.rglob("*.so"))
+    assert not list(empty_cache.rglob("*.so"))
 
 
-def test_a_compiler_may_have_arguments(compiled: Decoder, anew: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_compiler_may_have_arguments(compiled: Decoder, empty_cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CC", "gcc -g")
     assert decoder.load() is not None
 
 
-def test_a_file_that_is_no_library_is_not_fatal(compiled: Decoder, anew: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_with_a_damaged_library_pytorch_decodes(
+    compiled: Decoder, empty_cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.delenv("CC", raising=False)
     decoder._compiled(["gcc" if shutil.which("gcc") else "cc"]).write_bytes(b"no library")
     assert decoder.load() is None
