@@ -33,14 +33,15 @@ class Table:
 
 def picture(caption: str, plot: Callable[..., None], *arguments: Any) -> Picture:
     """Draw a figure with `plot(*arguments, path)` of `gpt2core.tracking.plots`, for light and for dark screens."""
-    urls = {}
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "figure.svg"
-        for name in ("light", "dark"):
-            with figure.theme(name):
-                plot(*arguments, path)
-            urls[name] = "data:image/svg+xml;base64," + base64.b64encode(path.read_bytes()).decode()
-    return Picture(caption, **urls)
+        plot(*arguments, path)
+        svg = path.read_text("utf-8")
+    return Picture(caption, _data_url(svg), _data_url(figure.dark(svg)))
+
+
+def _data_url(svg: str) -> str:
+    return "data:image/svg+xml;base64," + base64.b64encode(svg.encode()).decode()
 
 
 def render(template: str, *, package: str = "gpt2core.report", **values: Any) -> str:

@@ -12,6 +12,7 @@ import numpy as np
 
 from gpt2core import config, files, runtime
 from gpt2core.errors import UserError, first_line
+from gpt2core.evaluation import checkpoint_table
 from gpt2core.log import logger
 from gpt2core.report import results
 from gpt2core.report.inside import language_model_pictures, script_data, temperature_table
@@ -263,14 +264,12 @@ def _several_judges(result: Mapping[str, Any]) -> Iterator[Table]:
 
 def _checkpoints(result: Mapping[str, Any]) -> Iterator[Table]:
     """Yield tables of the seeds and checkpoints of the fine-tuning, if there are several."""
-    from gpt2core.evaluation import comparison
-
     if checkpoints := result.get("checkpoints"):
-        columns = ("after", *comparison.COLUMNS[1:])
+        columns = ("after", *checkpoint_table.COLUMNS[1:])
         caption = "Seeds and checkpoints on the test set: 95% intervals, and differences to the model that is kept"
         rows = [  # a narrow cell wraps before its interval
             (name.replace("_", " "), *(cell.replace(" to ", "\u00a0to\u00a0") for cell in cells))
-            for name, *cells in comparison.table_rows(checkpoints)
+            for name, *cells in checkpoint_table.table_rows(checkpoints)
         ]
         yield Table(columns, rows, caption)
     if seeds := result.get("over_seeds"):

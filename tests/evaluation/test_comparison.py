@@ -13,7 +13,8 @@ from sacrebleu.metrics.chrf import CHRF
 from scipy import stats
 
 from gpt2core.errors import UserError
-from gpt2core.evaluation.comparison import Answers, CheckpointComparison, compare_models, read_checkpoints
+from gpt2core.evaluation.checkpoint_table import CheckpointComparison
+from gpt2core.evaluation.comparison import Answers, compare_models, read_checkpoints
 from gpt2core.evaluation.judges import Item
 from gpt2core.evaluation.judges.chrf import ChrfJudge
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import io
 import os
+import re
 import subprocess
 import sys
 import warnings
@@ -217,14 +218,27 @@ def test_the_same_input_gives_the_same_bytes_in_another_process(tmp_path: Path) 
         assert path.read_bytes().startswith(b"\x89PNG" if path.suffix == ".png" else b"<?xml")
 
 
-def test_the_dark_theme_is_dark_and_ends(curve: Path, tmp_path: Path) -> None:
-    for name in ("light", "dark"):
-        with figure.theme(name):
-            curves.draw_curve(curves.LOSS, curve, tmp_path / f"{name}.png")
-    curves.draw_curve(curves.LOSS, curve, tmp_path / "after.png")
-    corner = {name: Image.open(tmp_path / f"{name}.png").convert("L").getpixel((0, 0)) for name in ("light", "dark")}
-    assert corner["light"] == 255 and corner["dark"] < 40
-    assert (tmp_path / "after.png").read_bytes() == (tmp_path / "light.png").read_bytes()
+def test_dark_figures_equal_those_that_matplotlib_draws_in_dark_colors(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    light, drawn = tmp_path / "light", tmp_path / "dark"
+    draw_all.draw_all(light, (".svg",))
+    exchanged = {
+        style: figure.DARK.get(value, value) for style, value in figure.STYLE.items() if isinstance(value, str)
+    }
+    monkeypatch.setattr(figure, "STYLE", figure.STYLE | exchanged)
+    for name in ("BLUE", "ORANGE", "GREEN"):
+        monkeypatch.setattr(figure, name, figure.DARK[getattr(figure, name)])
+    draw_all.draw_all(drawn, (".svg",))
+    figures = sorted(light.glob("*.svg"))
+    assert figures
+    for path in figures:
+        assert without_ids(figure.dark(path.read_text())) == without_ids((drawn / path.name).read_text()), path.name
+
+
+def without_ids(svg: str) -> str:
+    """Some ids are hashes of colors."""
+    return re.sub(r'(?<=id=")[^"]*|(?<=href="#)[^"]*|(?<=url\(#)[^)]*', "", svg)
 
 
 @pytest.mark.parametrize(

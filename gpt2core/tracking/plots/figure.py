@@ -1,4 +1,4 @@
-"""Style, light and dark theme, and output of all figures. The same input gives the same bytes.
+"""Style, colors, and output of all figures. The same input gives the same bytes.
 
 The colors are those of Okabe and Ito (2008), which color-blind people can distinguish.
 """
@@ -8,8 +8,8 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import re
 from collections.abc import Iterator
-from contextvars import ContextVar
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,9 +22,11 @@ if TYPE_CHECKING:
 AnyPath = str | os.PathLike[str]
 
 BLUE, ORANGE, GREEN, PURPLE = "#0072B2", "#D55E00", "#009E73", "#CC79A7"  # in a figure: C0, C1, C2, C3
-COLORS = {"light": (BLUE, ORANGE, GREEN, PURPLE), "dark": ("#56B4E9", "#E69F00", "#00C08B", PURPLE)}
-INK = {"light": "#222222", "dark": "#DDDDDD"}
-PAPER = {"light": "#FFFFFF", "dark": "#16181D"}
+INK, PAPER, GRID = "#222222", "#FFFFFF", "#B0B0B0"
+# The colors of a figure on a dark screen. PURPLE and a plot's own colors stay as they are.
+DARK = {
+    BLUE: "#56B4E9", ORANGE: "#E69F00", GREEN: "#00C08B", INK: "#DDDDDD", PAPER: "#16181D", GRID: "#666666",
+}  # fmt: skip
 STYLE: dict[Any, Any] = {
     "svg.hashsalt": "gpt2core",  # ids of elements are random without it
     "svg.fonttype": "none",  # text stays text: small, searchable
@@ -36,19 +38,16 @@ STYLE: dict[Any, Any] = {
     "axes.spines.top": False,
     "axes.spines.right": False,
     "legend.frameon": False,
+    **dict.fromkeys(("text.color", "axes.labelcolor", "axes.edgecolor", "xtick.color", "ytick.color"), INK),
+    "grid.color": GRID,
+    **dict.fromkeys(("figure.facecolor", "savefig.facecolor", "axes.facecolor"), PAPER),
 }
 logging.getLogger("matplotlib").setLevel(logging.ERROR)  # it reports where its cache is if HOME cannot be written
-_theme: ContextVar[str] = ContextVar("theme", default="light")
 
 
-@contextlib.contextmanager
-def theme(name: str) -> Iterator[None]:
-    """Draw the figures within as `light` (the default) or `dark`."""
-    token = _theme.set(name)
-    try:
-        yield
-    finally:
-        _theme.reset(token)
+def dark(svg: str) -> str:
+    """Return a figure in the colors for a dark screen. Drawing it again would take fifty times as long."""
+    return re.sub(r"(?<=: )#[0-9a-f]{6}(?=[;\"])", lambda color: DARK.get(color[0].upper(), color[0]).lower(), svg)
 
 
 @contextlib.contextmanager
@@ -58,9 +57,10 @@ def figure(out_path: AnyPath, size_inches: tuple[float, float] = (6.0, 3.8)) -> 
     if kind not in ("svg", "png"):
         raise ValueError(f"{out_path}: the suffix must be .svg or .png")
     import matplotlib
+    from cycler import cycler
     from matplotlib.figure import Figure  # not pyplot: no window system, no state shared by the process
 
-    with matplotlib.rc_context(STYLE | _colors(_theme.get())):
+    with matplotlib.rc_context(STYLE | {"axes.prop_cycle": cycler(color=(BLUE, ORANGE, GREEN, PURPLE))}):
         drawing = Figure(figsize=size_inches, dpi=120, layout="constrained")
         yield drawing
         with files.atomic_path(out_path) as temporary:
@@ -89,17 +89,3 @@ def drawable(text: str) -> str:
 
     characters = get_font(findfont("DejaVu Sans")).get_charmap()
     return "".join(character if ord(character) in characters else "□" for character in text)
-
-
-def _colors(name: str) -> dict[Any, Any]:
-    from cycler import cycler
-
-    ink, paper = INK[name], PAPER[name]
-    inked = ("text.color", "axes.labelcolor", "axes.edgecolor", "xtick.color", "ytick.color")
-    return {key: ink for key in inked} | {
-        "grid.color": "#B0B0B0" if name == "light" else "#666666",
-        "figure.facecolor": paper,
-        "savefig.facecolor": paper,
-        "axes.facecolor": paper,
-        "axes.prop_cycle": cycler(color=COLORS[name]),
-    }

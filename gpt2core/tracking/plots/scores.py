@@ -37,7 +37,7 @@ def confusion_matrix(counts: Sequence[Sequence[int]], labels: Sequence[str], out
         axes.figure.colorbar(image, label="share of the actual label")
         for y, row in enumerate(counts):
             for x, count in enumerate(row):
-                color = "black" if shares[y][x] > 0.5 else "white"  # cividis runs from dark to light
+                color = "black" if shares[y][x] > 0.5 else "0.98"  # cividis runs from dark to light; not PAPER
                 if n <= MAX_WITH_SHARES:
                     axes.text(x, y, f"{count}\n{shares[y][x]:.1%}", ha="center", va="center", color=color)
                 elif count and n <= MAX_WITH_COUNTS:
