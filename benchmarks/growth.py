@@ -9,6 +9,7 @@ the curve says otherwise; its memory is the largest resident set of a process. M
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import shutil
@@ -216,13 +217,16 @@ def commits(clone: Path, head: str, n: int) -> Iterator[bytes]:
     lock = (clone / "dvc.lock").read_text()
     metrics = json.loads((clone / "metrics/pretrain.json").read_text())
     params = (clone / "params.yaml").read_text()
+    md5 = hashlib.md5((clone / "metrics/pretrain.json").read_bytes(), usedforsecurity=False).hexdigest()
     for seed in range(1, n + 1):
         ref = f"refs/exps/{head[:2]}/{head[2:]}/seed-{seed}"
         yield f"commit {ref}\ncommitter t <t@localhost> {1_790_000_000 + seed} +0000\ndata 0\nfrom {head}\n".encode()
+        results = json.dumps(metrics | {"val_loss": metrics["val_loss"] + seed / 1e6})
+        new_md5 = hashlib.md5(results.encode(), usedforsecurity=False).hexdigest()
         changed = {
             "params.yaml": params.replace("\nseed: 1234", f"\nseed: {seed}", 1),
-            "dvc.lock": lock.replace("seed: 1234", f"seed: {seed}"),
-            "metrics/pretrain.json": json.dumps(metrics | {"val_loss": metrics["val_loss"] + seed / 1e6}),
+            "dvc.lock": lock.replace("seed: 1234", f"seed: {seed}").replace(md5, new_md5),
+            "metrics/pretrain.json": results,
         }
         for name, content in changed.items():
             data = content.encode()

@@ -1,8 +1,8 @@
 """Files of documents, cut into parts that can be read alone: text, JSONL, and Parquet, plain or compressed.
 
-A part is the work of one process, about 8 MB: a range of bytes of a text or JSONL file, some row groups of a Parquet
-file, or a whole file if it is compressed or remote. It is a path and offsets, so that no text is sent to a process. A
-text is cut between documents, and inside one only if it is longer than a part, at a place that its own text decides.
+A part is about 8 MB of one file: a range of bytes of a text or JSONL file, some row groups of a Parquet file, or a
+whole file if it is small, compressed, or remote. It is a path and offsets, so that no text is sent to a process. A text
+is cut between documents, and inside one only if it is longer than a part, at a place that its own text decides.
 """
 
 from __future__ import annotations
@@ -110,6 +110,11 @@ def plan_remote(file: RemoteFile) -> list[Part]:
         return [whole] if file.size_bytes else []
     with _naming(whole):
         return _plan_parquet(file.url)
+
+
+def text_bytes(part: Part) -> int:
+    """Return about how many bytes of text a part has; PART_BYTES where only reading it would tell."""
+    return part.end - part.start if format_of(part.path) in ((".txt", ""), (".jsonl", "")) else PART_BYTES
 
 
 def read(part: Part) -> Iterator[Piece]:

@@ -1,7 +1,7 @@
 """A folder of documents, counted, without duplicates, and split into training and validation.
 
 No document is held in memory: a part of the corpus is described by how many characters of each of its documents belong
-to training (`shares`), and its reader cuts it accordingly.
+to training (its shares), and its reader cuts it accordingly.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ import random
 import unicodedata
 from collections.abc import Iterator, Sequence
 from hashlib import blake2b
+from itertools import chain
 from pathlib import Path
 from typing import NamedTuple
 
@@ -27,6 +28,9 @@ FEW_DOCUMENTS = 20  # below this, the end of each document is held out; else who
 ALL_TRAIN, ALL_VAL, DROPPED = np.iinfo(np.int64).max, -1, -2
 
 
+Work = Sequence[tuple[Part, Sequence[int]]]  # the parts that a process reads one after the other, with their shares
+
+
 class PartCount(NamedTuple):
     """The documents of a part. The first may have started, and the last may end, in another part."""
 
@@ -34,9 +38,12 @@ class PartCount(NamedTuple):
     hashes: np.ndarray  # of each document: [documents] uint64; empty without duplicates to drop
 
 
-def count(part: Part, with_hashes: bool) -> tuple[list[int], list[int]]:
-    """Return the two columns of `PartCount`: count the characters of each document of a part, and hash them."""
-    part = Part(*part)
+def count(parts: Sequence[Part], with_hashes: bool) -> list[tuple[list[int], list[int]]]:
+    """Return the two columns of `PartCount` for each part: count the characters of each document, and hash them."""
+    return [_count(Part(*part), with_hashes) for part in parts]
+
+
+def _count(part: Part, with_hashes: bool) -> tuple[list[int], list[int]]:
     chars, hashes = [0], [blake2b(digest_size=8)]
     for text, ends_document in documents.read(part):
         chars[-1] += len(text)
@@ -50,8 +57,13 @@ def count(part: Part, with_hashes: bool) -> tuple[list[int], list[int]]:
     return chars[:n_documents], np.frombuffer(digests, np.uint64).tolist()
 
 
-def split_pieces(part: Part, shares: Sequence[int]) -> Iterator[tuple[str, Piece]]:
-    """Yield the pieces of a part with `train` or `val`; a document in both is cut between two words."""
+def split_pieces(work: Work) -> Iterator[tuple[str, Piece]]:
+    """Yield the pieces of some parts with `train` or `val`; a document in both is cut between two words."""
+    for part, shares in work:
+        yield from _split_part(Part(*part), shares)
+
+
+def _split_part(part: Part, shares: Sequence[int]) -> Iterator[tuple[str, Piece]]:
     index = position = 0
     is_cut = False
     for piece in documents.read(part):
@@ -117,7 +129,9 @@ class Corpus:
         planned = [(part, split == "val") for split in splits for part in _plan(folder / split)]
         self.parts = [part for part, _ in planned]
         self._is_val = np.array([is_val for _, is_val in planned], bool)
-        columns = (executor or LocalProcesses()).map(count, ((part, drop_duplicates) for part in self.parts))
+        self._groups = list(_grouped(self.parts))
+        tasks = ((self.parts[group.start : group.stop], drop_duplicates) for group in self._groups)
+        columns = chain.from_iterable((executor or LocalProcesses()).map(count, tasks))
         counts = [PartCount(np.array(chars, np.int64), np.array(hashes, np.uint64)) for chars, hashes in columns]
 
         # Document numbers: a part's first document may be the last one of the part before.
@@ -144,7 +158,17 @@ class Corpus:
         """The number of documents that were dropped as duplicates."""
         return int(self._dropped.sum())
 
-    def shares(self, number: int) -> list[int]:
+    @property
+    def n_tasks(self) -> int:
+        """The number of tasks."""
+        return len(self._groups)
+
+    def tasks(self) -> Iterator[Work]:
+        """Yield the parts in order, small ones together."""
+        for group in self._groups:
+            yield [(self.parts[number], self._shares(number)) for number in group]
+
+    def _shares(self, number: int) -> list[int]:
         """Return the characters for training per document of part `number`, or ALL_TRAIN, ALL_VAL, DROPPED."""
         here = slice(self._first[number], self._first[number] + self._n_in_part[number])
         if self._is_few:
@@ -178,8 +202,18 @@ class Corpus:
 
     def pieces(self, split: str) -> Iterator[Piece]:
         """Yield the pieces of split `train` or `val`."""
-        for number, part in enumerate(self.parts):
-            yield from (piece for name, piece in split_pieces(part, self.shares(number)) if name == split)
+        yield from (piece for work in self.tasks() for name, piece in split_pieces(work) if name == split)
+
+
+def _grouped(parts: Sequence[Part]) -> Iterator[range]:
+    """Yield the numbers of parts that are read together: of small files as many as have the bytes of one part."""
+    start = n_bytes = 0
+    for number, part in enumerate(parts):
+        if number > start and n_bytes + documents.text_bytes(part) > documents.PART_BYTES:
+            yield range(start, number)
+            start, n_bytes = number, 0
+        n_bytes += documents.text_bytes(part)
+    yield range(start, len(parts))
 
 
 def _plan(folder: Path) -> list[Part]:

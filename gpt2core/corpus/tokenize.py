@@ -1,8 +1,9 @@
 """From the raw corpus to a tokenizer and two token shards, part by part and in parallel.
 
-Finished parts are in `$DVC_ROOT/.checkpoints/tokenize/<key>`, outside the stage's output (which DVC deletes before each
-run): a killed run continues there, and a finished part is not computed again. The key is a hash of all that decides the
-bytes. The number of processes is not part of it: the parts depend on the files alone, and are joined in their order.
+A task is a part, or many parts of small files. The shards of finished tasks are in
+`$DVC_ROOT/.checkpoints/tokenize/<key>`, outside the stage's output (which DVC deletes before each run): a killed run
+continues there, and a finished task is not computed again. The key is a hash of all that decides the bytes. The number
+of processes is not part of it: the tasks depend on the files alone, and their shards are joined in order.
 """
 
 from __future__ import annotations
@@ -13,8 +14,9 @@ import json
 import platform
 import shutil
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from importlib.metadata import version
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +29,7 @@ from gpt2core.corpus import remote
 from gpt2core.corpus.documents import Part, find_documents
 from gpt2core.corpus.lengths import token_counts
 from gpt2core.corpus.shards import CONTINUED, Shard, join_shards, shard_writer
-from gpt2core.corpus.splits import Corpus, split_pieces
+from gpt2core.corpus.splits import Corpus, Work, split_pieces
 from gpt2core.executor import Executor, open_executor
 from gpt2core.tokenizer import Tokenizer, load_tokenizer, read_bpe
 from gpt2core.tokenizer.train import count_words, extend_char, merge_words, train_char
@@ -145,22 +147,23 @@ def _tokenizer(
 
 
 def _all_characters(corpora: list[Corpus], executor: Executor) -> Iterator[str]:
-    """Yield the characters of each part, of both splits: validation may have a character that training lacks."""
+    """Yield the characters of each task, of both splits: validation may have a character that training lacks."""
     for corpus in corpora:
-        tasks = ((part, corpus.shares(number)) for number, part in enumerate(corpus.parts))
-        yield from executor.map(_characters, tasks)
+        yield from executor.map(_characters, ((work,) for work in corpus.tasks()))
 
 
 def _words(corpus: Corpus, executor: Executor) -> Counter[str]:
     """Count the words of the training split; for a large corpus, LEARN_CHARS of them spread evenly over its text."""
     max_chars = [corpus.n_chars] * len(corpus.parts)
     if corpus.n_chars > LEARN_CHARS:
-        every = ((part, corpus.shares(number)) for number, part in enumerate(corpus.parts))
-        max_chars = _spread(list(executor.map(_train_chars, every)))
-    sampled = ((corpus.parts[n], corpus.shares(n), most) for n, most in enumerate(max_chars) if most)
+        train_chars = executor.map(_train_chars, ((work,) for work in corpus.tasks()))
+        max_chars = _spread(list(chain.from_iterable(train_chars)))
+    most = iter(max_chars)
+    chosen = ([entry for entry in zip(work, most, strict=False) if entry[1]] for work in corpus.tasks())
+    sampled = (tuple(zip(*entries, strict=True)) for entries in chosen if entries)
     words: Counter[str] = Counter()
-    for part_words in executor.map(_count_words, sampled):
-        words.update(part_words)
+    for task_words in executor.map(_count_words, sampled):
+        words.update(task_words)
     return words
 
 
@@ -181,51 +184,52 @@ def _spread(train_chars: list[int]) -> list[int]:
     return gives
 
 
-def _train_chars(part: Part, shares: list[int]) -> int:
-    return sum(len(piece.text) for split, piece in split_pieces(Part(*part), shares) if split == "train")
+def _train_chars(work: Work) -> list[int]:
+    return [sum(len(piece.text) for split, piece in split_pieces([entry]) if split == "train") for entry in work]
 
 
-def _count_words(part: Part, shares: list[int], max_chars: int) -> dict[str, int]:
-    def texts() -> Iterator[str]:
-        left_chars = max_chars
-        for split, piece in split_pieces(Part(*part), shares):
-            if split == "train":
-                yield piece.text[:left_chars]
-                left_chars -= len(piece.text)
-                if left_chars <= 0:
-                    return
-
-    return dict(count_words(texts()))
+def _count_words(work: Work, max_chars: Sequence[int]) -> dict[str, int]:
+    """Count the words of the training split, in at most `max_chars` characters of each part."""
+    return dict(count_words(text for entry, most in zip(work, max_chars, strict=True) for text in _texts(entry, most)))
 
 
-def _characters(part: Part, shares: list[int]) -> str:
-    return "".join(sorted(set().union(*(piece.text for _, piece in split_pieces(Part(*part), shares)))))
+def _texts(entry: tuple[Part, Sequence[int]], left_chars: int) -> Iterator[str]:
+    for split, piece in split_pieces([entry]):
+        if split == "train":
+            yield piece.text[:left_chars]
+            left_chars -= len(piece.text)
+            if left_chars <= 0:
+                return
+
+
+def _characters(work: Work) -> str:
+    return "".join(sorted(set().union(*(piece.text for _, piece in split_pieces(work)))))
 
 
 def _encode(corpus: Corpus, tokenizer_dir: Path, parts: Path, executor: Executor) -> None:
-    """Write a shard of each part into `train/` or `val/` of a folder, unless it exists."""
+    """Write the shards of each task into `train/` and `val/` of a folder, unless they exist."""
     folders = [parts / "train", parts / "val"]
     for folder in folders:
         folder.mkdir(parents=True, exist_ok=True)
 
     def missing() -> Iterator[tuple[Any, ...]]:
-        for number, part in enumerate(corpus.parts):
+        for number, work in enumerate(corpus.tasks()):
             name = f"{number // FOLDER_PARTS:06d}/{number:09d}.bin"
             train, val = (folder / name for folder in folders)
             if not (train.exists() and val.exists()):
-                yield part, corpus.shares(number), str(tokenizer_dir), str(train), str(val)
+                yield work, str(tokenizer_dir), str(train), str(val)
             else:
                 bar.update()
 
-    with tqdm(desc="tokenize", total=len(corpus.parts), unit="part", leave=False, disable=None) as bar:
-        for _ in executor.map(_encode_part, missing()):
+    with tqdm(desc="tokenize", total=corpus.n_tasks, unit="part", leave=False, disable=None) as bar:
+        for _ in executor.map(_encode_task, missing()):
             bar.update()
 
 
-def _encode_part(part: Part, shares: list[int], tokenizer_dir: str, train_path: str, val_path: str) -> None:
+def _encode_task(work: Work, tokenizer_dir: str, train_path: str, val_path: str) -> None:
     chosen = _load(tokenizer_dir)
     with shard_writer(Path(train_path), chosen) as train, shard_writer(Path(val_path), chosen) as val:
-        for split, piece in split_pieces(Part(*part), shares):
+        for split, piece in split_pieces(work):
             (train if split == "train" else val).add(piece)
 
 

@@ -12,6 +12,8 @@ import pytest
 from benchmarks import growth, growth_points
 from benchmarks.machine import ROOT
 from gpt2core.corpus.shards import open_shard
+from gpt2core.tracking import revisions
+from gpt2core.tracking.seeds import seed_groups
 from tools.docs import growth as page
 
 
@@ -52,6 +54,9 @@ def test_each_experiment_has_a_seed_and_metrics_of_its_own(tmp_path: Path) -> No
     assert [ref.rpartition("/")[2] for ref in refs] == ["seed-1", "seed-2", "seed-3"]
     assert len({git(clone, "show", f"{ref}:metrics/pretrain.json") for ref in refs}) == 3
     assert [f"\nseed: {n}" in git(clone, "show", f"{ref}:params.yaml") for n, ref in enumerate(refs, 1)] == [True] * 3
+    (group,) = seed_groups(revisions.select(clone))
+    (val_loss,) = (figure for figure in group.figures if figure.metric == "pretrain.val_loss")
+    assert {1, 2, 3} <= set(group.seeds) and val_loss.n == len(group.seeds) and val_loss.deviation > 0
 
 
 def test_the_models_have_the_sizes_that_their_points_name() -> None:

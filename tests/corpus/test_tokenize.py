@@ -64,6 +64,7 @@ def test_parts_of_many_files_are_in_many_folders_and_in_order(root: Path, monkey
     folder_with(root / "raw" / "corpus", **{f"t{i:02d}": text for i, text in enumerate(texts)})
     params = TokenizerParams(kind="bpe", vocab_size=280, val_fraction=0.1)
     monkeypatch.setattr(tokenize_module, "FOLDER_PARTS", 4)
+    monkeypatch.setattr(documents, "PART_BYTES", 30)  # one file
     sizes: list[int] = []
     join = tokenize_module.join_shards
 
@@ -78,6 +79,18 @@ def test_parts_of_many_files_are_in_many_folders_and_in_order(root: Path, monkey
     train = open_shard(root / "tokens" / "train.bin")
     found = [tokenizer.decode(ids.tolist()) for ids in documents_of(train, tokenizer.eot_id)]
     assert [text for text in texts if text in found] == found  # in the files' order
+
+
+def test_small_files_are_read_together_and_give_the_bytes_of_one_file(root: Path) -> None:
+    texts = [f"Tale {i} of the lantern and the {'x' * (i % 7)} key." for i in range(3000)]
+    corpus = folder_with(root / "many" / "corpus", **{f"t{i:04d}": text for i, text in enumerate(texts)})
+    assert Corpus(corpus, 0.1, seed=1).n_tasks == 1
+    one = folder_with(root / "one" / "corpus")
+    (one / "train" / "all.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
+    params = TokenizerParams(kind="bpe", vocab_size=280, val_fraction=0.1)
+    metrics = [tokenize(params, 1, root / name, root / f"{name}-tokens") for name in ("many", "one")]
+    assert metrics[0] == metrics[1]
+    assert contents(root / "many-tokens") == contents(root / "one-tokens")
 
 
 def test_the_verdict(root: Path, mirror: Path) -> None:
@@ -180,16 +193,16 @@ def test_shuffled_and_without_duplicates(root: Path, monkeypatch: pytest.MonkeyP
     assert contents(root / "other")["train.bin"] != contents(root / "whole")["train.bin"]
 
 
-def test_a_finished_part_is_not_done_again(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_finished_task_is_not_done_again(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     raw = mixed_corpus(root)
     monkeypatch.setattr(documents, "PART_BYTES", 2000)
     tokenize(params(), 7, raw, root / "once")
-    encode, done, learned = tokenize_module._encode_part, [], []
+    encode, done, learned = tokenize_module._encode_task, [], []
 
     def breaks_down(*task: object) -> None:
         if len(done) == 10:
             raise RuntimeError("the lights went out")
-        done.append(task[0])
+        done.append(task[2])
         encode(*task)
 
     def merge(*args: object) -> Tokenizer:
@@ -198,20 +211,20 @@ def test_a_finished_part_is_not_done_again(root: Path, monkeypatch: pytest.Monke
 
     merge_words = tokenize_module.merge_words
     monkeypatch.setattr(tokenize_module, "merge_words", merge)
-    monkeypatch.setattr(tokenize_module, "_encode_part", breaks_down)
+    monkeypatch.setattr(tokenize_module, "_encode_task", breaks_down)
     with pytest.raises(RuntimeError, match="the lights went out"):
         tokenize(params(), 7, raw, root / "twice")
     assert not (root / "twice").exists()
     first = list(done)
 
     def counts(*task: object) -> None:
-        done.append(task[0])
+        done.append(task[2])
         encode(*task)
 
-    monkeypatch.setattr(tokenize_module, "_encode_part", counts)
+    monkeypatch.setattr(tokenize_module, "_encode_task", counts)
     tokenize(params(), 7, raw, root / "twice")
     assert len(first) == 10
-    assert len(done) == len(set(done)) > 20, "a part was encoded twice"
+    assert len(done) == len(set(done)) > 20, "a task was done twice"
     assert len(learned) == 1
     assert contents(root / "once") == contents(root / "twice")
 
@@ -234,7 +247,7 @@ def test_success_removes_what_killed_runs_of_other_params_left(root: Path, monke
         raise RuntimeError("the lights went out")
 
     with monkeypatch.context() as patch:
-        patch.setattr(tokenize_module, "_encode_part", breaks_down)
+        patch.setattr(tokenize_module, "_encode_task", breaks_down)
         with pytest.raises(RuntimeError, match="the lights went out"):
             tokenize(params(vocab_size=270), 7, mixed_corpus(root), root / "tokens")
     assert list((root / ".checkpoints" / "tokenize").iterdir())
