@@ -4,7 +4,8 @@ VENV := .venv
 export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
 export VIRTUAL_ENV := $(CURDIR)/$(VENV)
 READY := $(VENV)/ready
-ON_ALL_CORES := --numprocesses logical --maxprocesses 8 --dist loadfile --no-loadscope-reorder
+# One process more than cores: many tests wait for a server, a killed process, or DVC.
+ON_ALL_CORES := --numprocesses $$(($$(getconf _NPROCESSORS_ONLN) + 1)) --maxprocesses 8 --dist loadfile --no-loadscope-reorder
 
 .PHONY: help private-cache repro test test-durations test-slow test-all tiny-outputs tiny-emulated deps clean-repro golden peers docs docs-tools report seeds profile params mirror mlflow lint sbom
 
@@ -45,9 +46,8 @@ test: $(READY)  ## every test that is not slow
 test-durations: $(READY)  ## the slowest 20 tests of make test
 	pytest -m "not slow" $(ON_ALL_CORES) --durations=20 --quiet
 
-# One process more than cores: many slow tests wait for a server, a killed process, or DVC.
 test-slow: $(READY)  ## the slow tests alone
-	pytest -m slow $(ON_ALL_CORES) --numprocesses $$(($$(getconf _NPROCESSORS_ONLN) + 1))
+	pytest -m slow $(ON_ALL_CORES)
 
 test-all: test test-slow  ## everything
 

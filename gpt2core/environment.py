@@ -1,4 +1,4 @@
-"""The environment variables that `numerics: portable` needs. Imports neither PyTorch nor NumPy.
+"""Environment variables, among them those that `numerics: portable` needs. Imports neither PyTorch nor NumPy.
 
 Every stage calls `prepare` before it imports anything that computes, also the stages that compute no floats, so this
 module is apart from `gpt2core.numerics`.
@@ -55,6 +55,11 @@ def prepare(mode: Numerics) -> None:
 def prepared_mode() -> Numerics | None:
     """Return the mode that `prepare` was called with."""
     return _prepared
+
+
+def is_off(name: str) -> bool:
+    """Return whether a variable is set to `off` or a similar word."""
+    return os.environ.get(name, "").lower() in ("off", "0", "false", "no")
 
 
 def has_avx2() -> bool:

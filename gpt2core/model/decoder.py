@@ -184,7 +184,7 @@ def _pointer(tensor: Tensor | None) -> int | None:
 @functools.cache
 def load() -> Decoder | None:
     """Return the functions, or None if they cannot be compiled here or `GPT2CORE_COMPILED_DECODER` is off."""
-    if os.environ.get(VARIABLE, "").lower() in ("off", "0", "false", "no") or not environment.has_avx2():
+    if environment.is_off(VARIABLE) or not environment.has_avx2():
         return None
     try:
         compiler = shlex.split(os.environ.get("CC", "")) or ["gcc" if shutil.which("gcc") else "cc"]

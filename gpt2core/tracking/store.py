@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
-from gpt2core import files
+from gpt2core import environment, files
 from gpt2core.deadline import within
 from gpt2core.errors import UserError
 from gpt2core.redact import redacted
@@ -38,7 +38,7 @@ CLIENT_SETTINGS = {  # a dead server costs 3 s and a hanging one 15 s, not MLflo
 
 def is_enabled() -> bool:
     """Return whether to track at all: `GPT2CORE_TRACKING=off` disables it."""
-    return os.environ.get("GPT2CORE_TRACKING", "").lower() not in ("off", "0", "false", "no")
+    return not environment.is_off("GPT2CORE_TRACKING")
 
 
 def address(root: Path) -> str:

@@ -31,7 +31,7 @@ import safetensors.torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from gpt2core import files, numerics, runtime, stage_code
+from gpt2core import environment, files, numerics, runtime, stage_code
 from gpt2core.errors import UserError
 from gpt2core.log import logger
 from gpt2core.training import distributed
@@ -266,7 +266,7 @@ def stage_checkpoints(stage: str, params: Mapping[str, Any], inputs: Iterable[Pa
         UserError: the folder that `GPT2CORE_CHECKPOINTS` names cannot be used. A stage that trained without it could
             repeat days of work that are there.
     """
-    if os.environ.get("GPT2CORE_RESUME", "").lower() in ("off", "0", "false", "no"):
+    if environment.is_off("GPT2CORE_RESUME"):
         yield StageCheckpoints()
         return
     known = fingerprint(stage, params, inputs)
