@@ -174,6 +174,7 @@ def test_the_pipeline_is_the_repository_s(new: New) -> None:
     """All but the code: its files are a param instead, and the stages' modules are in the package."""
     theirs, ours = new.yaml("dvc.yaml"), yaml.safe_load((ROOT / "dvc.yaml").read_text(encoding="utf-8"))
     assert theirs["plots"] == ours["plots"]
+    assert theirs["metrics"] == ours["metrics"]
     assert theirs["artifacts"] == ours["artifacts"]
     assert list(theirs["stages"]) == list(ours["stages"])
     for name, stage in ours["stages"].items():

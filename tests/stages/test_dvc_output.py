@@ -87,6 +87,15 @@ def test_exp_show_begins_with_at_most_25_metrics_without_paths(project: Project)
     assert all(len(name) <= 20 and ":" not in name for name in metrics)
 
 
+def test_exp_show_has_loss_and_accuracy_in_the_first_120_columns(project: Project) -> None:
+    """DVC's pager scrolls to the others. The counts of the corpus, equal in most experiments, come last."""
+    shown = project.dvc("exp", "show", timeout_s=120).stdout
+    (header,) = [line for line in shown.splitlines() if "Experiment" in line]
+    visible = header[:119].split()  # DVC's pager needs one column to mark a longer line
+    assert {"pretrain_loss", "perplexity", "accuracy"} <= {*visible}
+    assert header.index(" score ") < header.index(" tokens ") < header.index(" seed ")
+
+
 def test_the_models_are_artifacts(project: Project) -> None:
     """DVC and GTO find them by name; each path is an output of a stage, or one that other sizes have."""
     artifacts = YAML(typ="safe").load(project.root / "dvc.yaml")["artifacts"]
