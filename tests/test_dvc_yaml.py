@@ -16,6 +16,7 @@ import yaml
 
 ROOT = Path(__file__).parent.parent
 DVC = yaml.safe_load((ROOT / "dvc.yaml").read_text(encoding="utf-8"))
+EXPERIMENTS = (ROOT / "docs/experiments.md").read_text(encoding="utf-8")
 PICTURES = {".svg", ".png", ".jpg", ".jpeg", ".gif", ".webp", ".pdf", ".html"}
 
 
@@ -41,6 +42,14 @@ def test_git_keeps_exactly_the_outputs_that_dvc_does_not_cache() -> None:
     ).stdout  # fmt: skip
     kept = {name for name in listed.split("\0") if name and (ROOT / name).exists()}
     assert kept == {path for stage in DVC["stages"].values() for path in outputs(stage) if path.startswith("metrics/")}
+
+
+def test_the_docs_list_the_stages_that_dvc_can_freeze() -> None:
+    """DVC writes a frozen stage into dvc.yaml, and refuses one that has a param in it, or a loop."""
+    plain = [name for name, stage in DVC["stages"].items() if "foreach" not in stage and "${" not in json.dumps(stage)]
+    (paragraph,) = re.findall(r"^\*\*A stage that must not run.*?\n\n", EXPERIMENTS, re.MULTILINE | re.DOTALL)
+    (sentence,) = re.findall(r"it freezes only\s+(.*?)\. ", paragraph)
+    assert re.findall("`([^`]+)`", sentence) == plain
 
 
 PLOTS = {title: plot for entry in DVC["plots"] for title, plot in entry.items()}
