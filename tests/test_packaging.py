@@ -154,6 +154,7 @@ PIPELINE_ONLY = (
 BASE = (
     f"ABSENT = {PIPELINE_ONLY}"
     + """
+import importlib.util
 import sys
 
 def importer():
@@ -168,6 +169,8 @@ class Absent:
             raise ModuleNotFoundError(f"No module named {name!r}", name=name)
 
 sys.meta_path.insert(0, Absent())
+find_spec = importlib.util.find_spec
+importlib.util.find_spec = lambda name, *package: None if name in ABSENT else find_spec(name, *package)
 import torch, gpt2core
 from gpt2core.__main__ import main
 
@@ -206,16 +209,22 @@ def test_loading_generating_and_training_need_no_extra(tiny: str, command: str) 
 @pytest.mark.parametrize(
     ("command", "missing"),
     [
-        ("report", "pyarrow|jinja2|matplotlib|mlflow|dvc"),
-        ("ui models", "fastapi"),
-        ("doctor", "mlflow|dvc|psutil|voluptuous"),
+        ("report", "dvc and mlflow and matplotlib and pyarrow[pipeline]"),
+        ("report --markdown", "dvc[pipeline]"),
+        ("ui models", "fastapi and uvicorn[ui]"),
+        ("doctor", "dvc and mlflow and psutil[pipeline]"),
+        ("seeds", "dvc and mlflow and scipy[pipeline]"),
+        ("sync-mlflow", "dvc and mlflow[pipeline]"),
+        ("compare TINY", "scipy and sacrebleu[pipeline]"),
+        ("evaluate TINY --tasks piqa", "lm_eval[eval]"),
     ],
 )
 def test_a_command_names_the_extra_that_it_needs(tiny: str, command: str, missing: str) -> None:
-    done = without_extras(tiny, *command.split())
+    done = without_extras(tiny, *command.replace("TINY", tiny).split())
     assert done.returncode == 1
-    (line,) = done.stderr.splitlines()
-    assert re.search(missing, line) and "pip install 'gpt2core[" in line
+    modules, _, extra = missing.rstrip("]").partition("[")
+    needs = f"`gpt2core {command.split()[0]}` needs {modules}; install: pip install 'gpt2core[{extra}]'"
+    assert done.stderr == f"error: {needs}\n"
 
 
 def test_type_checkers_find_the_editable_install(tmp_path: Path) -> None:

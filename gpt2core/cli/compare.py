@@ -45,6 +45,7 @@ def compare(
     The models must have the same tokenizer. To compare seeds and checkpoints of one run, set the params
     finetune_instruct.seeds and checkpoint_steps.
     """
+    options.require_extra("pipeline", "scipy", "sacrebleu")
     from gpt2core.checkpoint.chat_template import instruction_prompt
     from gpt2core.checkpoint.cluster import batches_of_directory
     from gpt2core.checkpoint.model_dir import load_language_model

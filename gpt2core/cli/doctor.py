@@ -23,6 +23,7 @@ def doctor(as_json: bool) -> None:
 
     Each finding names a remedy. Memory is estimated from the params. The exit code is 1 if a problem would stop a run.
     """
+    options.require_extra("pipeline", "dvc", "mlflow", "psutil")
     from gpt2core.doctor import examine
 
     findings = []

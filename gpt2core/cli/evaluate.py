@@ -41,7 +41,7 @@ def evaluate(
     is first used; a task file (YAML) with local data, and MMLU's CSV, need no network. `lm-eval ls tasks` lists the
     names. --limit is per task.
     """
-    options.require_extra("evaluate", "lm_eval")
+    options.require_extra("eval", "lm_eval")
     from gpt2core.checkpoint.cluster import batches_of_directory
     from gpt2core.checkpoint.decoding import load_for_decoding
     from gpt2core.evaluation.harness import evaluate as evaluate_tasks

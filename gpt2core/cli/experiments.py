@@ -32,6 +32,7 @@ def seeds(names: tuple[str, ...], all_metrics: bool, as_json: bool) -> None:
     Name experiments or Git revisions. Without a name, the command takes the workspace, HEAD, and every experiment. To
     create experiments: dvc exp run --queue -S 'seed=1,2,3' && dvc exp run --run-all
     """
+    options.require_extra("pipeline", "dvc", "mlflow", "scipy")
     from gpt2core.tracking import revisions
     from gpt2core.tracking.seeds import seed_groups
 
@@ -85,6 +86,7 @@ def sync_mlflow(names: tuple[str, ...], as_json: bool) -> None:
     models are logged and registered as `mlflow` in params.yaml says. Existing data in MLflow is not changed. A run that
     you delete there comes back only if you name its experiment.
     """
+    options.require_extra("pipeline", "dvc", "mlflow")
     from gpt2core.tracking.sync import sync
 
     results = sync(config.project_root(), names)

@@ -85,6 +85,7 @@ def report(out: Path | None, markdown: bool, base: str | None) -> None:
     if base is not None and not markdown:
         raise click.UsageError("--base needs --markdown")
     if markdown:
+        options.require_extra("pipeline", "dvc")
         from gpt2core.report.markdown import comparison_markdown
 
         text = comparison_markdown(config.project_root(), base)
@@ -93,6 +94,7 @@ def report(out: Path | None, markdown: bool, base: str | None) -> None:
         else:
             files.write_text(out, text)
         return
+    options.require_extra("pipeline", "dvc", "mlflow", "matplotlib", "pyarrow")
     from gpt2core.report.pipeline import report_page
 
     out = out or Path("report/index.html")

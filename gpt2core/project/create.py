@@ -75,7 +75,7 @@ def _check(folder: Path) -> None:
     if shutil.which("git") is None:
         raise UserError("git: not found; a project is a Git repository: install git, such as: apt install git")
     if importlib.util.find_spec("dvc") is None:
-        raise UserError(f"dvc: not found in {sys.prefix}; DVC runs the stages: pip install 'dvc>=3.60'")
+        raise UserError(f"dvc: not found in {sys.prefix}; DVC runs the stages: pip install 'gpt2core[pipeline]'")
 
 
 def _write_files(work: Path) -> None:

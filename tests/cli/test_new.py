@@ -304,7 +304,7 @@ def test_a_missing_program_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPa
         patch.setenv("PATH", str(tmp_path))
         refused(tmp_path / "mine", "git: not found.*install git")
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    refused(tmp_path / "mine", "dvc: not found.*pip install")
+    refused(tmp_path / "mine", r"dvc: not found.*pip install 'gpt2core\[pipeline\]'")
     assert [*tmp_path.iterdir()] == []
 
 
