@@ -146,6 +146,16 @@ def test_the_extras_are_in_the_locks() -> None:
     assert {re.sub(r"[-_.]+", "-", re.match(r"[\w.-]+", line)[0]).lower() for line in wanted} <= names  # type: ignore[index]
 
 
+FOR_DEVELOPERS = {"test", "lint", "peers", "docs"}
+
+
+def test_the_docs_have_the_size_of_each_extra() -> None:
+    aliases = {name for name, lines in PROJECT["optional-dependencies"].items() if lines[0].startswith("gpt2core[")}
+    text = (ROOT / "docs/install.md").read_text(encoding="utf-8")
+    rows = re.findall(r"^\| `(\w+)` \| [^|]+ \| \d+ \| [\d.]+ GB more \|$", text, re.MULTILINE)
+    assert sorted(rows) == sorted(PROJECT["optional-dependencies"].keys() - FOR_DEVELOPERS - aliases)
+
+
 OPTIONAL = {"transformers"}  # for a judge in a directory; its message says how to install it
 PIPELINE_ONLY = (
     "dvc", "mlflow", "pandas", "scipy", "sklearn", "pyarrow", "matplotlib", "psutil", "tenacity", "sacrebleu",
