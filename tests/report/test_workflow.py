@@ -103,3 +103,11 @@ def test_the_comparison_reaches_the_summary_and_the_other_job(tmp_path: Path, ma
     assert first == f"markdown<<{last}" and len(last) == 32 and "\n".join(lines) + "\n" == markdown
     base = subprocess.check_output(["git", "rev-parse", "HEAD^1"], cwd=tmp_path, text=True).strip()
     assert (tmp_path / "arguments").read_text() == f"report --markdown --base {base} --out report.md "
+
+
+@pytest.mark.parametrize("path", sorted(WORKFLOWS.glob("*.yml")), ids=lambda path: path.name)
+def test_the_code_of_a_pull_request_finds_no_token(path: Path) -> None:
+    """By default, actions/checkout leaves the job's token in .git/config."""
+    jobs = yaml.safe_load(path.read_text(encoding="utf-8"))["jobs"]
+    steps = [step for job in jobs.values() for step in job["steps"] if "actions/checkout@" in step.get("uses", "")]
+    assert steps and all(step["with"]["persist-credentials"] is False for step in steps)
