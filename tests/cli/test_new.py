@@ -155,6 +155,15 @@ def test_the_params_name_the_example_data(new: New) -> None:
     assert all(f"`{name}`" in readme for name in names)
 
 
+def test_the_readme_explains_columns_of_other_names_and_where_docs_are(new: New) -> None:
+    texts = [(new.root / name).read_text(encoding="utf-8") for name in ("params.yaml", "data/own/README.md")]
+    readme = (new.root / "README.md").read_text(encoding="utf-8")
+    assert any("docs/" in text for text in texts) and not (new.root / "docs").exists()
+    assert "`docs/…`, it means the documentation in gpt2core's repository" in readme
+    columns = re.findall(r"classification_\w+_column", texts[0])
+    assert columns and all(f"`data.{name}`" in readme for name in columns)
+
+
 @pytest.mark.parametrize(("torch", "numerics"), [("lock", "portable"), ("lock+cpu", "portable"), ("2.9.0", "native")])
 def test_numerics_are_portable_with_the_wheels_of_the_lock(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, torch: str, numerics: str
