@@ -27,6 +27,7 @@ from gpt2core.errors import UserError
 
 MAX_TEXT_BYTES = 256 << 20  # of a text that is read into memory as a whole
 BLOCK_BYTES = 1 << 20
+SMALL_BYTES = 1 << 16  # the size of files in /proc is 0
 DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
@@ -170,21 +171,42 @@ def write_text(path: str | os.PathLike[str], text: str) -> None:
         temporary.write_text(text, encoding="utf-8", newline="")
 
 
-def read_bytes(path: str | os.PathLike[str], max_bytes: int = MAX_TEXT_BYTES) -> bytes:
-    """Read a regular file; UserError if it is missing, larger than `max_bytes`, or a pipe, device, or folder."""
+def open_regular(path: str | os.PathLike[str]) -> BinaryIO:
+    """Open a regular file for reading.
+
+    Raises:
+        UserError: it is missing, cannot be read, or is a pipe, device, or folder.
+    """
     try:
         # Without O_NONBLOCK, a pipe that nobody writes to would wait forever.
-        with open(path, "rb", opener=lambda name, flags: os.open(name, flags | getattr(os, "O_NONBLOCK", 0))) as file:
-            if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
-                raise UserError(f"{path}: is not a regular file; a file that can be read again is needed here")
-            content = file.read(max_bytes + 1)
+        descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
     except FileNotFoundError:
         raise UserError(f"{path}: no such file") from None
-    except IsADirectoryError:
-        raise UserError(f"{path}: is a folder; a file is needed here") from None
     except (OSError, ValueError) as error:  # ValueError: a NUL in the path
-        raise UserError(f"{path!s}: cannot be read ({getattr(error, 'strerror', None) or error})") from None
-    if len(content) > max_bytes:
+        raise _unreadable(path, error) from None
+    mode = os.fstat(descriptor).st_mode
+    if stat.S_ISREG(mode):
+        return os.fdopen(descriptor, "rb")
+    os.close(descriptor)
+    if stat.S_ISDIR(mode):
+        raise UserError(f"{path}: is a folder; a file is needed here")
+    raise UserError(f"{path}: is not a regular file; a file that can be read again is needed here")
+
+
+def _unreadable(path: str | os.PathLike[str], error: Exception) -> UserError:
+    return UserError(f"{path!s}: cannot be read ({getattr(error, 'strerror', None) or error})")
+
+
+def read_bytes(path: str | os.PathLike[str], max_bytes: int = MAX_TEXT_BYTES) -> bytes:
+    """Read a regular file. Raises UserError as `open_regular`, or if the file is larger than `max_bytes`."""
+    with open_regular(path) as file:
+        size_bytes = os.fstat(file.fileno()).st_size
+        limit = min(max(size_bytes, SMALL_BYTES), max_bytes)  # Python reserves as much memory as it may read
+        try:
+            content = file.read(limit + 1) if size_bytes <= max_bytes else b""
+        except OSError as error:
+            raise _unreadable(path, error) from None
+    if size_bytes > max_bytes or len(content) > limit:
         raise UserError(f"{path}: is larger than {max_bytes:,} bytes, the limit for this kind of file")
     return content
 

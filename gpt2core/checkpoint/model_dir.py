@@ -273,12 +273,13 @@ def read_tensors(path: Path) -> tuple[dict[str, torch.Tensor], str]:
 
 def read_safetensors(path: Path) -> dict[str, torch.Tensor]:
     """Return the tensors of a file, as views of it. Raises UserError if it is missing, damaged, or has no weights."""
-    if not path.exists():
-        raise UserError(f"{path}: no such file; weights in another format must be saved as safetensors")
-    if not path.is_file():  # a pipe that nobody writes to would wait forever
-        raise UserError(f"{path}: is not a regular file")
-    with path.open("rb") as file:
-        header_bytes = int.from_bytes(file.read(8), "little")
+    try:
+        with files.open_regular(path) as file:
+            header_bytes = int.from_bytes(file.read(8), "little")
+    except UserError as error:
+        if os.path.lexists(path):
+            raise
+        raise UserError(f"{error}; weights in another format must be saved as safetensors") from None
     if header_bytes > MAX_HEADER_BYTES:
         raise UserError(f"{path}: damaged or no safetensors file (a header of {header_bytes:,} bytes)")
     try:

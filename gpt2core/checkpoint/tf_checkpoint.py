@@ -21,11 +21,13 @@ from typing import Any
 import google_crc32c
 import numpy as np
 
+from gpt2core import files
 from gpt2core.errors import UserError
 
 MAGIC = 0xDB4775248B80FB57
 FOOTER_BYTES = 48  # two block handles, padded to 40 bytes, and the magic number
 TRAILER_BYTES = 5  # after each block: its type, and the masked CRC-32C of block and type
+MAX_INDEX_BYTES = 64 << 20  # GPT-2 1558M's has 16 KB
 MAX_KEY_BYTES = 4096  # far beyond any variable's name; keeps a forged table from growing its keys without end
 MAX_SHARDS = 99_999  # five digits in the file name
 MAX_DIMENSIONS = 64  # NumPy's
@@ -92,13 +94,13 @@ class TFCheckpoint(Mapping[str, np.ndarray]):
         self.index_path = Path(f"{prefix}.index")
         self._shards: dict[int, np.ndarray] = {}
         try:
-            table = _read_table(self.index_path.read_bytes())
+            table = _read_table(files.read_bytes(self.index_path, MAX_INDEX_BYTES))
             if (header := table.pop(b"", None)) is None:
                 raise _Damaged("has no header; not a TensorFlow checkpoint")
             self._n_shards = _parse_header(header)
-        except FileNotFoundError:
-            raise CheckpointError(f"{self.index_path}: no such file") from None
-        except (_Damaged, OSError) as error:
+        except UserError as error:
+            raise CheckpointError(str(error)) from None
+        except _Damaged as error:
             raise CheckpointError(f"{self.index_path}: {error}") from None
         self.entries: dict[str, TensorEntry] = {}
         for key, value in table.items():

@@ -136,6 +136,7 @@ def _parquet_rows(path: str | os.PathLike[str], columns: Columns) -> Iterator[Ro
     import pyarrow.parquet
 
     try:
+        files.open_regular(path).close()  # pyarrow waits for a pipe forever
         file = pyarrow.parquet.ParquetFile(path)
         label, text = _columns(str(path), file.schema_arrow.names, columns)
         names = _class_names(file.schema_arrow.metadata or {}, label)

@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import NamedTuple
 
-from gpt2core import runtime
+from gpt2core import files, runtime
 from gpt2core.checkpoint.chat_template import instruction_prompt, prompt_of
 from gpt2core.checkpoint.model_card import CARD
 from gpt2core.checkpoint.model_dir import (
@@ -26,6 +26,7 @@ from gpt2core.tokenizer import Tokenizer, has_tokenizer
 
 MAX_LOADED = 3  # models in memory: one for each tab with its own kind of model
 MAX_NOTE = 500  # characters
+MAX_CARD_BYTES = 1 << 20
 EMBEDDED_NOTE = "It has read short tales about a few people, places, and things, and knows nothing else."
 KINDS = LANGUAGE_MODEL, INSTRUCT, CLASSIFIER = "language model", "instruct", "classifier"
 
@@ -101,8 +102,8 @@ class Models:
     def note(self, name: str) -> str:
         """Return how a model was made, from its model card, and what a model of the embedded data knows."""
         try:
-            card = (self.by_name[name].path / CARD).read_text(encoding="utf-8")
-        except (OSError, UnicodeDecodeError):
+            card = files.read_text(self.by_name[name].path / CARD, MAX_CARD_BYTES)
+        except UserError:
             return ""
         match = re.search(r"^# .*\n\n((?:.+\n)+)", card, re.MULTILINE)
         made = match[1].replace("`", "").strip()[:MAX_NOTE] if match else ""

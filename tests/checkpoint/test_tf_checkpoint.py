@@ -127,7 +127,7 @@ def test_missing_index(tmp_path: Path) -> None:
 
 def test_index_is_a_directory(tmp_path: Path) -> None:
     (tmp_path / INDEX).mkdir()
-    with pytest.raises(CheckpointError, match=r"model\.ckpt\.index: .*directory"):
+    with pytest.raises(CheckpointError, match=r"model\.ckpt\.index: is a folder"):
         TFCheckpoint(tmp_path / "model.ckpt")
 
 

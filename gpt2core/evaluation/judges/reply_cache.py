@@ -18,6 +18,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from gpt2core import files
+
 Messages = Sequence[Mapping[str, str]]  # role, content
 
 
@@ -72,9 +74,11 @@ class ReplyCache:
     def _read(self) -> dict[str, str]:
         """Return the replies on the disk by key. Incomplete or unknown lines are ignored."""
         known: dict[str, str] = {}
-        with contextlib.suppress(FileNotFoundError), self.path.open("rb") as lines:
+        if not self.path.exists():
+            return known
+        with files.open_regular(self.path) as lines:
             for line in lines:
-                with contextlib.suppress(ValueError, KeyError, TypeError):
+                with contextlib.suppress(ValueError, KeyError, TypeError, RecursionError):
                     record = json.loads(line)
                     if isinstance(record["reply"], str):
                         known[record["key"]] = record["reply"]
