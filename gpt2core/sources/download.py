@@ -14,10 +14,11 @@ import math
 import os
 import re
 import shutil
+import threading
 import time
 import zipfile
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import quote, urljoin
@@ -347,7 +348,8 @@ def _complete(part: _Part, url: str, retry: Retry, title: str) -> None:
         error = state.outcome.exception() if state.outcome else None
         server_s = getattr(error, "retry_after_s", None)
         doubled_s = retry.first_wait_s * 2 ** min(state.attempt_number - first_try, 30)
-        return min(retry.longest_wait_s, doubled_s if server_s is None else server_s)
+        left_s = max(0.0, part.deadline_s - time.monotonic())
+        return min(retry.longest_wait_s, doubled_s if server_s is None else server_s, left_s)
 
     def give_up(state: tenacity.RetryCallState) -> None:
         raise _Transient(f"{state.outcome.exception()}, {state.attempt_number} tries")  # type: ignore[union-attr]
@@ -360,12 +362,15 @@ def _complete(part: _Part, url: str, retry: Retry, title: str) -> None:
 
 
 class _Session(requests.Session):
-    """A session that verifies certificates, and never follows a redirect from https to http."""
+    """A session that verifies certificates, never follows a redirect from https to http, and reads no body of one."""
 
     def get_redirect_target(self, response: requests.Response) -> str | None:
         target = super().get_redirect_target(response)
         if target and response.url.startswith("https:") and urljoin(response.url, target).startswith("http:"):
             raise _Failed("redirects from https to http, which is refused")
+        if target and response.raw:  # requests would read the whole body, and it may have no end
+            response.raw.close()
+            response.raw = None
         return target
 
 
@@ -411,7 +416,11 @@ def _failure(error: requests.exceptions.RequestException, received_bytes: int | 
             return _Failed(f"the server's certificate is not valid ({reason})")
         case requests.exceptions.SSLError():
             return _Transient(f"no secure connection ({reason})")
-        case requests.exceptions.InvalidURL() | requests.exceptions.TooManyRedirects():
+        case (
+            requests.exceptions.InvalidURL()
+            | requests.exceptions.InvalidSchema()
+            | requests.exceptions.TooManyRedirects()
+        ):
             return _Failed(reason)
         case requests.exceptions.ConnectTimeout():
             return _Transient("no connection (timed out)")
@@ -432,7 +441,7 @@ def _reason(error: BaseException) -> str:
 def _begin(response: requests.Response, part: _Part, have_bytes: int) -> int | None:
     """Check status and headers and prepare the part for the body; return the file's length in bytes, if known."""
     status, headers = response.status_code, response.headers
-    if status in (200, 206) and (encoding := headers.get("Content-Encoding", "identity")) != "identity":
+    if status in (200, 206) and (encoding := headers.get("Content-Encoding", "identity")).lower() != "identity":
         raise _Failed(f"the server compresses the file (Content-Encoding: {encoding}), which is refused")
     if status == 200:
         part.start(_validator(headers))
@@ -476,15 +485,40 @@ def _retry_after_s(value: str | None) -> float | None:
     return None
 
 
+@contextlib.contextmanager
+def _no_endless_read(response: requests.Response, limit_s: float) -> Iterator[Callable[[], None]]:
+    """Yield a function to call after each read. The connection of a read that takes longer than `limit_s` is shut down.
+
+    A server can keep a read busy without a byte of the file: the trailers after its last chunk need not end.
+    """
+    has_read, is_over = threading.Event(), threading.Event()
+
+    def watch() -> None:
+        while has_read.wait(limit_s):
+            has_read.clear()
+            if is_over.is_set():
+                return
+        with contextlib.suppress(OSError, ValueError):  # it is closed already
+            response.raw.shutdown()
+
+    threading.Thread(target=watch, daemon=True).start()
+    try:
+        yield has_read.set
+    finally:
+        is_over.set()
+        has_read.set()
+
+
 def _receive(response: requests.Response, part: _Part, total_bytes: int | None, title: str, retry: Retry) -> None:
     bar = tqdm(
         desc=title, total=total_bytes, initial=part.size_bytes, unit="B", unit_scale=True, leave=False, disable=None
     )
     size_bytes = part.size_bytes
     window_start_s, window_bytes = time.monotonic(), 0
-    with bar, part.path.open("ab") as file:
+    with bar, part.path.open("ab") as file, _no_endless_read(response, 2 * retry.read_timeout_s) as has_read:
         # Not iter_content: it undoes compression, and waits until a chunk is full.
         while chunk := response.raw.read1(CHUNK_BYTES, decode_content=False):
+            has_read()
             file.write(chunk)
             bar.update(len(chunk))
             size_bytes += len(chunk)
