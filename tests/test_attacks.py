@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import sqlite3
 import subprocess
 import sys
@@ -190,7 +191,8 @@ def test_names_of_own_files_that_are_none(tmp_path: Path, name: str) -> None:
     [
         "http://u:pa/SECRET@127.0.0.1:1/x", "http://u:pa#SECRET@h/", "http://u:pa?SECRET@h/", "http://u:SECRET@h:80/a",
         "postgresql://u:pa/SECRET@h/db", "https://h/x?sig=abc,SECRET", "https://h/x?a=1;SECRET", "https://h/x?SECRET",
-        "https://h/x?sig=a)SECRET",
+        "https://h/x?sig=a)SECRET", "http:/u:SECRET@h/", "//u:SECRET@h/x", "http:\\\\u:SECRET@h\\x",
+        "https://h/x#access_token=SECRET", "https://h/x#a=1&sig=SECRET", "https://h/x?a=1#token=SECRET",
     ],
 )  # fmt: skip
 def test_odd_secrets_are_hidden(address: str) -> None:
@@ -212,14 +214,24 @@ def test_a_password_with_a_space_is_hidden_where_it_comes_from(monkeypatch: pyte
     "address",
     [
         "https://h/x.txt?pass=S", "https://h/x.txt?pw=S", "https://h/x?jwt=S", "https://h/x?a=b;sig=S",
-        "https:/u:S@h/x", "https://h/x#access_token=S", "https://h/x?code=S", "https://h/x?sas=S",
+        "https:/u:S@h/x", "http://[u:S@h]/", "http:\\\\u:S@h\\x", "https://h/x#access_token=S", "https://h/x?code=S", "https://h/x?sas=S",
     ],
 )  # fmt: skip
 def test_more_secrets_in_params_are_known(address: str) -> None:
     assert secret_in_url(address)
 
 
+@pytest.mark.parametrize("address", ["http:/u:PLANTED@h/v1", "//u:PLANTED@h/v1", "http://h/v1#access_token=PLANTED"])
+def test_a_misspelled_address_in_params_is_refused_without_its_password(tmp_path: Path, address: str) -> None:
+    text = re.sub(r"(?<=  base_url:).*", f' "{address}"', (ROOT / "params.yaml").read_text())
+    (tmp_path / "params.yaml").write_text(text)
+    with pytest.raises(UserError, match=r"judge\.base_url.*not allowed in params") as error:
+        load_params(tmp_path / "params.yaml")
+    assert "PLANTED" not in str(error.value)
+
+
 def test_a_pinned_hash_is_no_secret() -> None:
+    assert redacted(f"https://h/x.txt#sha256={'0' * 64}").endswith("0" * 64)
     assert secret_in_url(f"https://h/x.txt#sha256={'0' * 64}") is None
 
 

@@ -156,7 +156,7 @@ def _secrets(params: Params) -> Iterator[str]:
     for section, keys in params.model_dump().items():
         for key, value in keys.items() if isinstance(keys, dict) else ():
             for text in value if isinstance(value, list) else [value]:
-                if isinstance(text, str) and "://" in text and (secret := secret_in_url(text)):
+                if isinstance(text, str) and re.search(r":[/\\]|^//", text) and (secret := secret_in_url(text)):
                     yield f"{section}.{key}: {redacted(text)} has {secret}, not allowed in params; {SECRETS_BELONG}"
 
 
