@@ -58,7 +58,9 @@ def schema_problem(error: ValidationError) -> str:
     If a type has alternatives, the message is of the one that fits furthest. Their names are not part of the key.
     """
     first = max(error.errors(include_url=False), key=lambda item: len(item["loc"]))
-    key = ".".join(str(part) for part in first["loc"] if not ALTERNATIVE.match(str(part)))
+    key = ".".join(str(part) for part in first["loc"] if not ALTERNATIVE.match(str(part))) or "the content"
+    if first["type"] == "model_type":  # its message has the name of a class
+        return f"{key}: must be an object of keys and values, found {first['input']!r:.40}"
     found = "" if first["type"] in ("missing", "extra_forbidden") else f", found {first['input']!r:.40}"
     return f"{key}: {first['msg']}{found}"
 

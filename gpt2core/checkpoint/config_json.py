@@ -177,10 +177,13 @@ def read_config_json(path: Path, dropout: float | None = None) -> Described:
         raise UserError(f"{path}: n_inner {keys.n_inner} must be 4 × n_embd or null")
     if keys.n_ctx not in (None, sizes.n_positions):
         raise UserError(f"{path}: n_ctx {keys.n_ctx} must be n_positions, {sizes.n_positions}")
+    is_classifier = any(name in CLASSIFIERS for name in keys.architectures or ())
+    if is_classifier:
+        _check_position(keys, hf["model_type"], path)
     ids = {"bos": keys.bos_token_id, "eos": keys.eos_token_id, "pad": keys.pad_token_id}
     return Described(
         config=sizes,
-        labels=_labels(keys, path) if any(name in CLASSIFIERS for name in keys.architectures or ()) else None,
+        labels=_labels(keys, path) if is_classifier else None,
         position=keys.position,
         padded_length=keys.padded_length,
         dtype=keys.dtype or keys.torch_dtype,
@@ -235,6 +238,15 @@ def _validated(schema: type[S], hf: dict[str, Any], path: Path) -> S:
         raise UserError(f"{path}: {schema_problem(error)}") from None
 
 
+def _check_position(keys: _Keys, model_type: str, path: Path) -> None:
+    if model_type != OWN_TYPE and keys.position != "last":
+        raise UserError(
+            f"{path}: position {keys.position!r} needs model_type {OWN_TYPE!r}: transformers would read the last token"
+        )
+    if (keys.padded_length is not None) != (keys.position == "padded"):
+        raise UserError(f"{path}: padded_length {keys.padded_length} does not go with position {keys.position!r}")
+
+
 def _labels(keys: _Keys, path: Path) -> tuple[str, ...]:
     """Return the classes in the order of their ids; transformers omits its default, LABEL_0 and LABEL_1.
 
@@ -248,4 +260,11 @@ def _labels(keys: _Keys, path: Path) -> tuple[str, ...]:
         raise UserError(f"{path}: id2label must map 0, 1, … to the classes' names, found {listed([*id2label])}")
     if len(id2label) == 1:
         raise UserError(f"{path}: id2label has one class; such a model computes a number or a yes or no, not a class")
-    return tuple(id2label[str(i)] for i in range(len(id2label)))
+    labels = tuple(id2label[str(i)] for i in range(len(id2label)))
+    if len(set(labels)) < len(labels):
+        raise UserError(f"{path}: id2label gives two classes the name {_repeated(labels)!r:.80}; give each its own")
+    return labels
+
+
+def _repeated(names: tuple[str, ...]) -> str:
+    return next(name for number, name in enumerate(names) if name in names[:number])

@@ -186,6 +186,6 @@ def differences(
 def listed(names: Sequence[str], sentence: str) -> Iterator[str]:
     """Yield the sentence for the first few names, and the number of the others."""
     for name in names[:MAX_LISTED]:
-        yield sentence.format(repr(name))
+        yield sentence.format(f"{name!r:.200}")
     if more := names[MAX_LISTED:]:
-        yield sentence.format(f"{len(more)} more: the last") + f" is {more[-1]!r}"
+        yield sentence.format(f"{len(more)} more: the last") + f" is {more[-1]!r:.200}"

@@ -25,7 +25,7 @@ TOKENIZER_CONFIG, SPECIAL_TOKENS_MAP, ADDED_TOKENS = (
     "special_tokens_map.json",
     "added_tokens.json",
 )
-MAX_BYTES = 64 << 20  # of each file; GPT-2's largest has 3.5 MB
+MAX_BYTES = 32 << 20  # of each file; GPT-2's largest has 3.5 MB
 CLASSES = Literal["GPT2Tokenizer", "GPT2TokenizerFast", "PreTrainedTokenizerFast", "TokenizersBackend"]
 
 
@@ -130,7 +130,20 @@ def load_tokenizer(folder: str | os.PathLike[str]) -> Tokenizer:
     folder = Path(folder)
     config = _read(folder / TOKENIZER_CONFIG, _TokenizerConfig) or _TokenizerConfig()
     _read(folder / SPECIAL_TOKENS_MAP, _SpecialTokens)
-    _check_added_tokens(folder / ADDED_TOKENS)
+    stated_ids = _added_tokens(folder / ADDED_TOKENS)
+    for stated_id in config.added_tokens_decoder:
+        stated_ids.append((folder / TOKENIZER_CONFIG, stated_id))
+    tokenizer = _load_tables(folder, config)
+    for path, stated_id in stated_ids:
+        if str(stated_id) != str(tokenizer.eot_id):
+            raise UserError(
+                f"{path}: gives {END_OF_TEXT} the id {stated_id!r:.40}, the vocabulary {tokenizer.eot_id}; correct one"
+            )
+    return tokenizer
+
+
+def _load_tables(folder: Path, config: _TokenizerConfig) -> Tokenizer:
+    """Read `tokenizer.json`, or `vocab.json` and `merges.txt`."""
     vocab_path, merges_path, json_path = folder / VOCAB, folder / MERGES, folder / TOKENIZER_JSON
     if not json_path.exists():
         return read_bpe(vocab_path, merges_path, add_prefix_space=bool(config.add_prefix_space))
@@ -191,12 +204,14 @@ def _read_merges(path: str | os.PathLike[str]) -> list[tuple[str, list[str]]]:
     return merges
 
 
-def _check_added_tokens(path: Path) -> None:
+def _added_tokens(path: Path) -> list[tuple[Path, Any]]:
+    """Return the file with the id that it gives `<|endoftext|>`, if there is one. Raises UserError for other tokens."""
     content = files.read_json(path, MAX_BYTES) if path.exists() else {}
     if not isinstance(content, dict):
         raise UserError(f"{path}: must be a JSON object of tokens and ids")
     if other := content.keys() - {END_OF_TEXT}:
         raise UserError(f"{path}: {min(other)!r:.40} is an added token, and gpt2core computes none but {END_OF_TEXT}")
+    return [(path, token_id) for token_id in content.values()]
 
 
 def _read(path: Path, schema: type[S]) -> S | None:
