@@ -86,8 +86,7 @@ def mlflow(root: Path) -> Iterator[Finding]:
 def _database(path: Path) -> Finding:
     aside = f"mv {path} {path}.damaged; gpt2core sync-mlflow fills a new one from Git and metrics/"
     try:
-        connection = sqlite3.connect(f"file:{path}?mode=ro", uri=True, timeout=CONNECT_TIMEOUT_S)
-        with contextlib.closing(connection) as database:
+        with contextlib.closing(store.connect(path)) as database:
             (verdict,) = database.execute("PRAGMA quick_check(1)").fetchone()
             (runs,) = database.execute("SELECT count(*) FROM runs WHERE lifecycle_stage = 'active'").fetchone()
     except sqlite3.Error as error:

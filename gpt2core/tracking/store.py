@@ -155,13 +155,21 @@ def _check_server(uri: str) -> None:
         ) from None
 
 
+def connect(path: Path) -> sqlite3.Connection:
+    """Open an existing database to read it.
+
+    Not as read-only: what a killed writer left half-written is rolled back when the database is opened. SQLite opens a
+    file that this user cannot write for reading.
+    """
+    return sqlite3.connect(f"{path.absolute().as_uri()}?mode=rw", uri=True, timeout=CHECK_TIMEOUT_S)
+
+
 def _check_database(path: Path) -> None:
     move = f"move it away (mv {path} {path}.old); gpt2core sync-mlflow fills a new one from Git and metrics/"
     if not path.is_file():
         raise UserError(f"{path} is not a file; {move}")
-    uri = f"{path.absolute().as_uri()}?mode=ro"
     try:
-        with contextlib.closing(sqlite3.connect(uri, uri=True, timeout=CHECK_TIMEOUT_S)) as database:
+        with contextlib.closing(connect(path)) as database:
             tables = {name for (name,) in database.execute("SELECT name FROM sqlite_master WHERE type = 'table'")}
             if not tables:
                 return  # MLflow creates its tables

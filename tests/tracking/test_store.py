@@ -183,3 +183,31 @@ def test_stages_of_one_pipeline_run_warn_once(
     assert "not a file" in warning
     (note,) = pending.read(root)
     assert note.stages == ["tokenize", "pretrain", "convert"]
+
+
+KILLED_WRITER = """
+import os, sqlite3, sys
+database = sqlite3.connect(sys.argv[1], isolation_level=None)
+database.execute("PRAGMA cache_size = 1")
+database.execute("BEGIN EXCLUSIVE")
+database.execute("UPDATE texts SET text = 'half-written'")
+database.execute("PRAGMA cache_spill = 1")
+os._exit(9)
+"""
+
+
+def test_what_a_killed_writer_left_is_rolled_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "a project # 1?" / "mlflow.db"
+    path.parent.mkdir()
+    with contextlib.closing(sqlite3.connect(path)) as database, database:
+        database.execute("CREATE TABLE alembic_version (version_num TEXT)")
+        newest = next(version for version, is_newest in store._schema_versions().items() if is_newest)
+        database.execute("INSERT INTO alembic_version VALUES (?)", [newest])
+        database.execute("CREATE TABLE texts (text)")
+        database.executemany("INSERT INTO texts VALUES (?)", [("x" * 900,)] * 2000)
+    subprocess.run([sys.executable, "-c", KILLED_WRITER, path])
+    assert path.with_name("mlflow.db-journal").exists()
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    store.check(path.parent)
+    with contextlib.closing(store.connect(path)) as database:
+        assert database.execute("SELECT count(*) FROM texts WHERE text = 'half-written'").fetchone() == (0,)
