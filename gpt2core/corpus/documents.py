@@ -176,8 +176,8 @@ def _rows_before(part: Part) -> int:
         return sum(metadata.row_group(group).num_rows for group in range(part.start))
     if not part.start:
         return 0
-    with Path(part.path).open("rb") as file:
-        return file.read(part.start).count(b"\n")
+    with _open(Part(part.path, 0, part.start), "") as stream:
+        return sum(block.count(b"\n") for block in iter(lambda: stream.read(1 << 20), b""))
 
 
 def _open(part: Part, compression: str) -> BinaryIO:
@@ -191,9 +191,28 @@ def _open(part: Part, compression: str) -> BinaryIO:
         return io.BufferedReader(pyarrow.input_stream(source, compression="zstd"))
     if source is not part.path:
         return source
-    with Path(part.path).open("rb") as file:
-        file.seek(part.start)
-        return io.BytesIO(file.read(part.end - part.start))
+    return io.BufferedReader(_Range(part), 1 << 20)
+
+
+class _Range(io.RawIOBase):
+    """The bytes of a part, read in blocks: a file without line ends is one part, of any size."""
+
+    def __init__(self, part: Part) -> None:
+        self._file = Path(part.path).open("rb", buffering=0)  # noqa: SIM115
+        self._file.seek(part.start)
+        self._left_bytes = part.end - part.start
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        n_bytes = self._file.readinto(memoryview(buffer)[: self._left_bytes]) or 0
+        self._left_bytes -= n_bytes
+        return n_bytes
+
+    def close(self) -> None:
+        self._file.close()
+        super().close()
 
 
 # --- text ---
@@ -245,6 +264,8 @@ def _read_text(stream: BinaryIO, part: Part) -> Iterator[Piece]:
 
     reader = io.TextIOWrapper(stream, encoding="utf-8-sig")  # line ends become \n
     while block := reader.read(BLOCK_CHARS):
+        if "\0" in block:
+            raise Damaged("has a NUL, which no text has; is this a text in UTF-8?")
         *documents, buffer = SEPARATOR.split(buffer + block)
         for document in documents:
             yield from piece(document, True)
@@ -287,10 +308,12 @@ def _read_lines(stream: BinaryIO) -> Iterator[Piece]:
         if line.isspace():
             continue
         try:
-            value = json.loads(line)
+            value = json.loads(line.decode("utf-8-sig"))
         except UnicodeDecodeError as error:
             raise Damaged(f"not UTF-8 ({error.reason})", row) from None
         except (ValueError, RecursionError) as error:
+            if b"\r" in line.rstrip():
+                raise Damaged("the lines end in CR alone; write LF: tr '\\r' '\\n' < OLD > NEW", row) from None
             raise Damaged(f'not JSON ({error}); each line must be an object such as {{"text": …}}', row) from None
         if not isinstance(value, dict) or TEXT_KEY not in value:
             keys = f"its keys are {listed(list(value))}" if isinstance(value, dict) else f"it is {type(value).__name__}"

@@ -9,6 +9,7 @@ import itertools
 import json
 import os
 import random
+import unicodedata
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -20,6 +21,7 @@ from gpt2core.errors import UserError, listed
 LABEL_COLUMNS = ("label", "class", "category", "target")
 TEXT_COLUMNS = ("text", "message", "sentence", "content")
 SUFFIXES = (".tsv", ".csv", ".jsonl", ".parquet", ".txt", "")
+MAX_LABEL_CHARS = 1000
 MIN_TEXTS = 3  # per class: one each for training, validation and test
 
 Row = tuple[int, Any, Any]  # its number, label, text
@@ -65,7 +67,7 @@ def read_table(
 
     Raises:
         UserError: names file and row: empty file, not UTF-8, damaged, missing or ambiguous column, empty label or text,
-            two labels that differ by capitals alone, or a single class.
+            two labels that differ by capitals or Unicode forms alone, or a single class.
     """
     columns = (label_column, text_column)
     suffix = Path(path).suffix.lower()
@@ -83,9 +85,11 @@ def read_table(
         where = f"{path}, row {row:,}"
         messages.append(_checked(where, label, text))
         name = messages[-1].label
-        first_row, first = first_rows.setdefault(name.casefold(), (row, name))
+        same = unicodedata.normalize("NFC", name).casefold()
+        first_row, first = first_rows.setdefault(same, (row, name))
         if name != first:
-            raise UserError(f"{where}: label {name!r} is {first!r} of row {first_row:,} but for capitals; write one")
+            differs = "capitals" if name.casefold() == first.casefold() else "how Unicode composes its characters"
+            raise UserError(f"{where}: label {name!a} is {first!a} of row {first_row:,} but for {differs}; write one")
     if len(first_rows) < 2:
         rows_have = f"every row is labeled {messages[0].label!r}" if messages else "there is no row"
         raise UserError(f"{path}: {rows_have}; texts of two classes at least are needed")
@@ -201,6 +205,11 @@ def _checked(where: str, label: object, text: object) -> Message:
     label = str(label).strip()
     if not label:
         raise UserError(f"{where}: the label is empty; a row is a label and a text")
+    if len(label) > MAX_LABEL_CHARS:
+        raise UserError(
+            f"{where}: the label has {len(label):,} characters, at most {MAX_LABEL_CHARS:,} are allowed; "
+            "are label and text exchanged?"
+        )
     if not isinstance(text, str):
         raise UserError(f"{where}: the text must be a text, found {text!r:.40}")
     if not text.strip():

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import gzip
 import json
+import os
+import tracemalloc
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -169,3 +171,45 @@ def test_a_zst_that_is_cut_short_is_refused(tmp_path: Path) -> None:
     (tmp_path / "a.txt.zst").write_bytes(whole[:-30])
     with pytest.raises(UserError, match="damaged or cut short"):
         list(pieces(tmp_path / "a.txt.zst"))
+
+
+def test_a_large_file_without_line_ends_is_not_read_into_memory(tmp_path: Path) -> None:
+    path = tmp_path / "a.jsonl"
+    path.touch()
+    os.truncate(path, 2 << 30)
+    (part,) = plan(path)
+    tracemalloc.start()
+    with documents._open(part, "") as stream:
+        assert stream.read(4) == bytes(4)
+    assert tracemalloc.get_traced_memory()[1] < 16 << 20
+    tracemalloc.stop()
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("a.txt.gz", gzip.compress(b"a tale\0of a NUL"), "has a NUL"),
+        ("a.txt", b"a tale\0of a NUL", "has a NUL"),
+        ("a.jsonl", '{"text": "a"}\n{"text": "b"}\n'.encode("utf-16-le"), "row 1: not"),
+        ("a.jsonl", '{"text": "a"}'.encode("utf-16-le"), "row 1: not"),
+        ("a.jsonl", '{"text": "a"}\n'.encode("utf-16"), "row 1: not UTF-8"),
+        ("a.jsonl", b'{"text": "a"}\r{"text": "b"}\r', r"row 1: the lines end in CR alone; write LF: tr '\\r'"),
+    ],
+)
+def test_what_is_no_text_in_utf8_with_line_ends_is_refused(
+    tmp_path: Path, name: str, content: bytes, message: str
+) -> None:
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(UserError, match=message):
+        [*map(list, map(read, plan(tmp_path / name)))]
+
+
+def test_an_error_in_a_late_part_names_its_row(tmp_path: Path) -> None:
+    path = tmp_path / "a.jsonl"
+    row = json.dumps({"text": "x" * 1000}) + "\n"
+    n = 3 * documents.PART_BYTES // len(row)
+    path.write_text(row * n + "{}\n")
+    parts = plan(path)
+    assert len(parts) > 2
+    with pytest.raises(UserError, match=f"row {n + 1:,}: must be"):
+        list(read(parts[-1]))

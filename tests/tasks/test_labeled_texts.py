@@ -228,3 +228,16 @@ def test_the_real_collection_has_5574_messages_of_which_403_repeat_an_earlier_on
     assert Counter(m.label for m in messages) == {"ham": 4827, "spam": 747}
     assert len(messages) - len({m.text for m in messages}) == 403
     assert sum(map(len, split(messages, 0.1, 0.2, seed=1))) == 2 * len({m for m in messages if m.label == "spam"})
+
+
+def test_labels_that_only_look_equal_are_refused(tmp_path: Path) -> None:
+    path = write(tmp_path / "a.csv", "label,text\ncaf\u00e9,a\ncafe\u0301,b\n")
+    with pytest.raises(UserError, match=r"row 3: label 'cafe\\u0301' is 'caf\\xe9' of row 2 but for how Unicode"):
+        read_table(path)
+
+
+@pytest.mark.parametrize("label", ["9" * 5000, "a" * 5000])
+def test_a_label_as_long_as_a_text_is_refused(tmp_path: Path, label: str) -> None:
+    path = write(tmp_path / "a.csv", f"label,text\nham,a\n{label},b\n")
+    with pytest.raises(UserError, match="row 3: the label has 5,000 characters"):
+        classes(read_table(path))
