@@ -571,3 +571,12 @@ def test_a_connection_is_closed_after_the_timeout() -> None:
     with contextlib.closing(listener), pytest.raises(UserError, match="no reply within"):
         judge_of(params(base_url, timeout_s=0.3, max_retries=0)).score(items("a"))
     assert closed.wait(10)
+
+
+@pytest.mark.parametrize("headers", [{"Content-Length": "9999"}, {"Content-Length": "-1"}])
+def test_one_broken_answer_is_one_missing_score(server: Server, headers: dict[str, str]) -> None:
+    broken = "<response>\nbroken"
+    server.answer = lambda request: (
+        Reply(body=b"{}", headers={"Connection": "close", **headers}) if broken in request.prompt else Reply("60")
+    )
+    assert score(server, "a", "broken", "c", max_retries=0) == [60.0, None, 60.0]

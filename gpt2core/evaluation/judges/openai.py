@@ -26,6 +26,7 @@ from gpt2core.redact import redacted, without_secret
 
 MAX_ANSWER_BYTES = 1 << 20
 MAX_REDIRECTS = 5
+BROKEN_ANSWERS = (httpx2.RemoteProtocolError, httpx2.ReadError)  # of a server that was reached
 
 
 class OpenAIChat:
@@ -77,6 +78,10 @@ class OpenAIChat:
         except openai.APITimeoutError:
             raise NoReply(f"no reply within judge.timeout_s = {self._timeout_s:g} s") from None
         except openai.APIConnectionError as error:
+            if isinstance(error.__cause__, BROKEN_ANSWERS):
+                raise NoReply(
+                    f"the server's answer is cut short or no HTTP ({self._redact(error.__cause__)})"
+                ) from None
             raise self._unusable(
                 f"no server answers there ({self._redact(error.__cause__ or error)})",
                 "start it (Ollama: `ollama serve`) and run again, which asks only for what is missing, or fix "
