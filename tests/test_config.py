@@ -8,7 +8,7 @@ from ruamel.yaml import YAML
 
 from gpt2core.config.presets import PRESETS
 from gpt2core.errors import UserError
-from gpt2core.params import load_params, read_values
+from gpt2core.params import load, load_params, read_values
 from gpt2core.params.profiles import render_profile
 
 ROOT = Path(__file__).parent.parent
@@ -251,3 +251,14 @@ def test_params_that_are_a_folder_or_a_pipe_are_one_message(tmp_path: Path) -> N
     for name in ("folder", "pipe"):
         with pytest.raises(UserError, match=name):
             load_params(tmp_path / name)
+
+
+def test_only_the_first_of_many_errors_are_explained(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "params.yaml"
+    path.write_text((ROOT / "params.yaml").read_text() + "".join(f"k{i}: 1\n" for i in range(1000)))
+    explained: list[object] = []
+    explain = load._explain
+    monkeypatch.setattr(load, "_explain", lambda details: explained.append(details) or explain(details))
+    with pytest.raises(UserError, match="1000 problems(.|\n)*and 980 more"):
+        load_params(path)
+    assert len(explained) == 20

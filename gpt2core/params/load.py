@@ -34,17 +34,20 @@ def load_params(path: str | os.PathLike[str] = "params.yaml") -> Params:
     try:
         params = Params.model_validate(values)
     except ValidationError as error:
-        problems += [_explain(details) for details in error.errors()]
-        wrong = {details["loc"][:2] for details in error.errors()}
+        errors = error.errors()
+        problems += [_explain(details) for details in errors[:MAX_PROBLEMS]]
+        n_more = len(errors) - len(errors[:MAX_PROBLEMS])
+        wrong = {details["loc"][:2] for details in errors}
     else:
-        wrong = set()
+        wrong, n_more = set(), 0
     # What is valid is checked against each other too, so that one run shows both kinds of errors.
     problems += contradictions(_valid_part(values, wrong) if problems else params)
     if problems:
-        noun = "problem" if len(problems) == 1 else "problems"
-        more = [f"and {len(problems) - MAX_PROBLEMS} more"] if len(problems) > MAX_PROBLEMS else []
+        n_problems = len(problems) + n_more
+        noun = "problem" if n_problems == 1 else "problems"
+        more = [f"and {n_problems - MAX_PROBLEMS} more"] if n_problems > MAX_PROBLEMS else []
         shown = [f"  {problem}" for problem in [*problems[:MAX_PROBLEMS], *more]]
-        raise UserError("\n".join([f"{path}: {len(problems)} {noun}", *shown]))
+        raise UserError("\n".join([f"{path}: {n_problems} {noun}", *shown]))
     for old, new in old_names(content):
         logger.warning(f"{path}: {old} is now {new}, and works for one more release; `{command}` updates the file")
     if Path(path).name == "params.yaml":
