@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from gpt2core import files
-from gpt2core.errors import UserError
+from gpt2core.errors import UserError, first_line
 from gpt2core.log import log_to_stderr, logger, shown
 from gpt2core.signals import interrupted, raise_on_signals
 
@@ -159,10 +159,15 @@ def device() -> torch.device:
 
     name = os.environ.get("GPT2CORE_DEVICE") or ("cuda" if torch.cuda.is_available() else "cpu")
     try:
-        return torch.empty(0, device=name).device
+        probe = torch.ones(1, device=name)
+        probe.item()  # some devices, as `meta`, compute nothing
+        return probe.device
     except (RuntimeError, AssertionError) as error:
-        reason = str(error).splitlines()[0]
-        raise UserError(f"GPT2CORE_DEVICE={name}: this device cannot be used ({reason}); try cpu") from None
+        reason = first_line(error).partition(". ")[0]
+        raise UserError(
+            f"GPT2CORE_DEVICE={name}: this device cannot be used: the machine lacks it, or this build of PyTorch does "
+            f"({reason:.150}); try cpu"
+        ) from None
 
 
 def reuse_memory() -> None:

@@ -15,6 +15,7 @@ import pytest
 import torch
 
 from gpt2core import runtime
+from gpt2core.errors import UserError
 
 ROOT = Path(__file__).parents[1]
 
@@ -201,6 +202,7 @@ def test_freed_memory_is_used_again() -> None:
     code = """
 import resource, sys, torch
 from gpt2core import runtime
+from gpt2core.errors import UserError
 if sys.argv[1] == "reuse":
     runtime.reuse_memory()
 def faults():
@@ -216,3 +218,13 @@ print([faults() for _ in range(5)][-1])
     )
     assert plain > 1000
     assert again < plain / 50
+
+
+@pytest.mark.parametrize("name", ["mps", "meta", "xla", "tpu", "cuda:99", "\x1b[31m"])
+def test_a_device_that_is_not_there_is_one_short_line(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("GPT2CORE_DEVICE", name)
+    if name == "mps" and torch.backends.mps.is_available():
+        pytest.skip("this machine has it")
+    with pytest.raises(UserError, match="this device cannot be used.*try cpu") as error:
+        runtime.device()
+    assert len(str(error.value)) < 400
