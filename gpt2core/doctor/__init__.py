@@ -60,6 +60,7 @@ def examine(root: Path) -> Iterator[Finding]:
     yield from project.model_directories(root)
     yield from stores.dvc(root)
     yield from stores.mlflow(root)
+    yield from stores.checkpoints()
     if params is not None:
         yield from stores.sources_of(params)
         yield from needs.disk(params, root)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -48,7 +49,7 @@ def git(root: Path) -> Iterator[Finding]:
         yield Finding("problem", "git", "this folder is no repository", "git init && git add --all && git commit")
     elif untracked := listed.split("\0")[:-1]:
         missed = f"`dvc exp run --queue` and `--temp` would miss {len(untracked)} file(s): {some_of(untracked)}"
-        yield Finding("warning", "git", missed, f"git add -N {' '.join(untracked[:MAX_NAMED])}")
+        yield Finding("warning", "git", missed, f"git add -N {shlex.join(untracked[:MAX_NAMED])}")
     else:
         yield Finding("ok", "git", "experiments see every file that a stage reads")
 

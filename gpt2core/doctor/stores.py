@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from urllib.parse import urlsplit
 
+from gpt2core.deadline import within
 from gpt2core.doctor import Finding, Level
 from gpt2core.errors import UserError, first_line
 from gpt2core.params import Params
@@ -19,6 +20,7 @@ from gpt2core.sources.registry import Asset
 from gpt2core.tracking import store
 
 CONNECT_TIMEOUT_S = 3.0
+CHECKPOINTS_TIMEOUT_S = 20.0  # clients of object stores try again a few times
 
 
 def dvc(root: Path) -> Iterator[Finding]:
@@ -94,6 +96,36 @@ def _database(path: Path) -> Finding:
     if verdict != "ok":
         return Finding("problem", "mlflow", f"{path.name} is damaged ({verdict})", aside)
     return Finding("ok", "mlflow", f"{path.name}, {runs} runs")
+
+
+def checkpoints() -> Iterator[Finding]:
+    """Check that a file can be written where `GPT2CORE_CHECKPOINTS` says, read, and removed; without it, nothing."""
+    from gpt2core.training.object_store import VARIABLE, checkpoint_root
+    from gpt2core.training.storage import PROCESS
+
+    if not os.environ.get(VARIABLE, "").strip():
+        return
+    name, place = f"doctor-{PROCESS}", redacted(os.environ[VARIABLE])
+
+    def write_and_remove() -> None:
+        folder = checkpoint_root()
+        folder.write(name, name)
+        is_same = folder.read(name).decode() == name
+        folder.remove(name)
+        if not is_same:
+            raise OSError(f"{place}: returns another content than was written")
+
+    try:
+        within(CHECKPOINTS_TIMEOUT_S, write_and_remove)
+    except TimeoutError:
+        problem = f"{place} does not answer in {CHECKPOINTS_TIMEOUT_S:g} s"
+    except (UserError, OSError) as error:  # a StoreError is an OSError without a file
+        problem = f"{error.filename}: {error.strerror}" if isinstance(error, OSError) and error.filename else str(error)
+    else:
+        yield Finding("ok", "training", f"checkpoints can be written to {place}")
+        return
+    remedy = f"see to it, or unset {VARIABLE}, which keeps the checkpoints in .checkpoints/"
+    yield Finding("problem", "training", problem, remedy)
 
 
 def source_names(params: Params) -> list[tuple[registry.Kind, str]]:

@@ -382,3 +382,43 @@ def test_a_folder_is_private_if_no_one_else_can_enter_it(mode: int, private: boo
         for path in (inner, inner.parent):
             path.chmod(0o777)
         assert stores._is_private(inner) == private
+
+
+# -- The folder of checkpoints ---------------------------------------------------------------------------------------
+
+
+def test_the_folder_of_checkpoints_is_written_to(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("GPT2CORE_CHECKPOINTS", raising=False)
+    assert [*stores.checkpoints()] == []
+    (root / "shared").mkdir()
+    monkeypatch.setenv("GPT2CORE_CHECKPOINTS", "shared")
+    (finding,) = stores.checkpoints()
+    assert (finding.level, finding.what) == ("ok", "checkpoints can be written to shared")
+    assert [*(root / "shared").iterdir()] == []
+
+
+@pytest.mark.parametrize(
+    ("value", "message"),
+    [
+        ("missing", "is not a folder; create it"),
+        ("https://u:PLANTED@127.0.0.1:1/x", "a user name or password"),
+        ("nosuchscheme://bucket", "nosuchscheme"),
+        ("/proc/sys", "/proc/sys"),
+    ],
+)
+def test_checkpoints_that_cannot_be_written_are_a_problem(
+    root: Path, monkeypatch: pytest.MonkeyPatch, value: str, message: str
+) -> None:
+    monkeypatch.setenv("GPT2CORE_CHECKPOINTS", value)
+    (finding,) = stores.checkpoints()
+    assert (finding.level, finding.area) == ("problem", "training")
+    assert message in finding.what and "PLANTED" not in finding.what + finding.remedy
+    assert "unset GPT2CORE_CHECKPOINTS" in finding.remedy
+
+
+def test_the_name_of_an_untracked_file_is_quoted_for_the_shell(root: Path) -> None:
+    git(root, "init", "-q")
+    git(root, "add", "params.yaml")
+    (root / "data/own/$(touch pwned).txt").write_text("x")
+    (finding,) = project.git(root)
+    assert "git add -N 'data/own/$(touch pwned).txt'" in finding.remedy
