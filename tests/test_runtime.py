@@ -202,7 +202,6 @@ def test_freed_memory_is_used_again() -> None:
     code = """
 import resource, sys, torch
 from gpt2core import runtime
-from gpt2core.errors import UserError
 if sys.argv[1] == "reuse":
     runtime.reuse_memory()
 def faults():
