@@ -18,7 +18,7 @@ from gpt2core.redact import redacted
 
 logger = logging.getLogger("gpt2core")
 # Everything that moves the cursor, colors, or reorders text (Unicode's bidirectional controls), but not \n and \t.
-CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u200e\u200f\u2028-\u202e\u2066-\u2069]")
+CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069]")
 
 
 class _AboveProgressBars(logging.Handler):
@@ -38,7 +38,12 @@ def shown(message: str) -> str:
 
     What a server or a file said may be part of the message, and a terminal obeys control characters.
     """
-    return CONTROL.sub(lambda match: match[0].encode("unicode_escape").decode(), redacted(message))
+    return escaped(redacted(message))
+
+
+def escaped(text: str) -> str:
+    """Return a text with its control characters escaped, apart from line ends and tabs."""
+    return CONTROL.sub(lambda match: match[0].encode("unicode_escape").decode(), text)
 
 
 def log_to_stderr() -> None:

@@ -52,7 +52,7 @@ def classify(
     for result in results:
         label, by_class = result["label"], result["probabilities"]
         cell = _format(by_class) if probabilities else f"{by_class[label]:6.1%}"
-        click.echo(f"{label:<{width}} {cell}  {result['text']}")
+        options.show(f"{label:<{width}} {cell}  {result['text']}")
 
 
 def _format(probabilities: dict[str, float]) -> str:

@@ -81,4 +81,4 @@ def compare(
         return
     click.echo(f"{len(entries)} entries, ", nl=False)
     for line in table.lines():
-        click.echo(line)
+        options.show(line)

@@ -45,4 +45,4 @@ def doctor(as_json: bool) -> None:
 def _print(finding: Finding) -> None:
     click.echo(f"{finding.level:<8} {finding.area:<9} {shown(finding.what)}")
     for number, line in enumerate(finding.remedy.splitlines()):
-        click.echo(f"{'':<18} {'do: ' if number == 0 else '    '}{line}")
+        options.show(f"{'':<18} {'do: ' if number == 0 else '    '}{line}")

@@ -79,7 +79,7 @@ def generate(
     model, tokenizer = load_for_decoding(model_dir, dtype)
     texts = [inference.TextStream(tokenizer.token_bytes, tokenizer.eot_id, stops) for _ in range(num_samples)]
     ids = tokenizer.encode(prompt) or [tokenizer.eot_id]
-    click.echo(prompt if stream else "", nl=False)
+    options.show(prompt if stream else "", nl=False)
     for start in range(0, num_samples, SAMPLES_PER_BATCH):
         rows = texts[start : start + SAMPLES_PER_BATCH]
         columns = inference.stream(model, [ids] * len(rows), max_new_tokens, sampling, seed + start, lookup=lookup)
@@ -112,7 +112,7 @@ def respond(model_dir: Path, instruction: str, input_text: str, max_new_tokens: 
     if as_json:
         options.print_json({**entry, "response": response})
     else:
-        click.echo(response)
+        options.show(response)
 
 
 def _read_prompt(file: BinaryIO) -> str:
@@ -128,7 +128,7 @@ def _fill(texts: Sequence[TextStream], columns: Iterable[Tensor], *, echo: bool)
 
     def show(piece: str) -> None:
         if echo and piece:
-            click.echo(piece, nl=False)
+            options.show(piece, nl=False)
 
     is_complete = True
     try:
@@ -157,4 +157,4 @@ def _print(prompt: str, texts: Sequence[TextStream], seed: int, is_streamed: boo
             click.echo()
         if len(texts) > 1:
             click.echo(f"--- seed {seed + row} ---")
-        click.echo(prompt + text.text)
+        options.show(prompt + text.text)

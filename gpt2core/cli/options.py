@@ -6,6 +6,7 @@ import dataclasses
 import functools
 import importlib.util
 import json
+import sys
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from gpt2core.errors import UserError
+from gpt2core.log import escaped
 from gpt2core.runtime import DECODING_DTYPES
 
 if TYPE_CHECKING:
@@ -85,6 +87,11 @@ def require_extra(extra: str, *modules: str) -> None:
     if missing:
         command = click.get_current_context().command.name
         raise UserError(f"`gpt2core {command}` needs {' and '.join(missing)}; install: pip install 'gpt2core[{extra}]'")
+
+
+def show(text: str, *, nl: bool = True) -> None:
+    """Print a text that a file or a model gives. A terminal would obey its control characters, so they are escaped."""
+    click.echo(escaped(text) if sys.stdout.isatty() else text, nl=nl)
 
 
 def print_json(value: Any) -> None:

@@ -35,13 +35,13 @@ def summary(as_json: bool) -> None:
         options.print_table("Accuracy of models/classifier", ("messages", "before", "after"), of_splits)
     if samples["text"] is not None:
         _print_title("A text by models/pretrained")
-        click.echo(samples["text"])
+        options.show(samples["text"])
     if samples["messages"]:
         _print_title("Messages, by models/classifier")
         _print_messages(samples["messages"])
     if samples["answers"]:
         _print_title("Instructions, answered by models/instruct")
-        click.echo("\n\n".join(map(_answer, samples["answers"])))
+        options.show("\n\n".join(map(_answer, samples["answers"])))
     if missing:
         click.echo(f"\nNot run yet: {', '.join(missing)}. Run them: dvc repro")
     click.echo(f"\nAll results on one page, with pictures: {command_for('report')}")
@@ -58,7 +58,7 @@ def _print_messages(messages: list[dict[str, str]]) -> None:
     widths = {key: max(len(row[key]) for row in messages) for key in ("predicted", "label")}
     for row in messages:
         predicted, label = (f"{row[key]:<{width}}" for key, width in widths.items())
-        click.echo(f"{predicted} (is {label})  {row['text']}")
+        options.show(f"{predicted} (is {label})  {row['text']}")
 
 
 @click.command(short_help="Write the results of the pipeline as one page.")

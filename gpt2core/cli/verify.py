@@ -35,7 +35,7 @@ def verify(directory: Path, as_json: bool) -> None:
 
 
 def _print(report: Report) -> None:
-    click.echo(f"{report.path}: {report.kind}, {'whole' if report.is_whole else 'not whole'}")
+    options.show(f"{report.path}: {report.kind}, {'whole' if report.is_whole else 'not whole'}")
     rows = (
         ("parameters", report.parameters and f"{report.parameters:,}"),
         ("layers", report.layers),
@@ -50,6 +50,6 @@ def _print(report: Report) -> None:
     )
     for name, value in rows:
         if value is not None:
-            click.echo(f"  {name:<13} {value}")
+            options.show(f"  {name:<13} {value}")
     for problem in report.problems:
-        click.echo(f"  problem: {problem}")
+        options.show(f"  problem: {problem}")

@@ -18,6 +18,7 @@ from torch import Tensor
 
 import gpt2core
 from gpt2core import inference as engine
+from gpt2core.log import escaped
 from tests.cli.test_cli import Ended, Run, models, refused, run
 
 __all__ = ["models", "run"]  # fixtures
@@ -216,7 +217,7 @@ def test_a_terminal_shows_the_text_while_it_comes_until_ctrl_c(models: Path) -> 
     ids, text = tokenizer.encode("The lamp"), ""
     for column in engine.stream(model, [ids], 1_000_000):
         ids.append(column.item())
-        text = tokenizer.decode(ids)
+        text = escaped(tokenizer.decode(ids))
         if len(text) > len(complete) + 4:
             break
     assert text.startswith(complete)
