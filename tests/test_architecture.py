@@ -46,7 +46,7 @@ ALLOWED: dict[str, set[str]] = {
         "inspect",
         "tracking",
     },
-    "doctor": {"params", "sources", "checkpoint", "tracking"},
+    "doctor": {"params", "sources", "checkpoint", "training", "tracking"},
     "learn": {"checkpoint", "sources"},  # it opens model directories and OpenAI's files; nothing imports learn
     "ui": {"model", "tokenizer", "inference", "checkpoint", "training", "evaluation", "inspect", "report"},
     "cli": {

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 @click.command(short_help="Check whether this machine can run params.yaml.")
 @options.as_json
 def doctor(as_json: bool) -> None:
-    """Check Python, torch, the machine, params.yaml, Git, DVC, MLflow, and the sources.
+    """Check Python, torch, the machine, params.yaml, Git, DVC, MLflow, the checkpoints, and the sources.
 
     Each finding names a remedy. Memory is estimated from the params. The exit code is 1 if a problem would stop a run.
     """
