@@ -27,7 +27,8 @@ PLOTS = Path("metrics/plots")
 
 def main() -> None:
     params = load_params()
-    with track_stage("tokenize", params, sections=("data", "tokenizer"), inputs=["data/raw/corpus"]) as run:
+    sections = ("data", "tokenizer", "pretrain.base")
+    with track_stage("tokenize", params, sections=sections, inputs=["data/raw/corpus"]) as run:
         section, seed = config.load_section(TokenizerParams, "tokenizer"), config.load_section(TopLevel).seed
         base = base_dir(config.load_section(WarmStart, "pretrain").base)
         metrics = tokenize(section, seed, Path("data/raw"), TOKENS, base_dir=base)

@@ -47,7 +47,7 @@ def test_git_keeps_exactly_the_outputs_that_dvc_does_not_cache() -> None:
 def test_the_docs_list_the_stages_that_dvc_can_freeze() -> None:
     """DVC writes a frozen stage into dvc.yaml, and refuses one that has a param in it, or a loop."""
     plain = [name for name, stage in DVC["stages"].items() if "foreach" not in stage and "${" not in json.dumps(stage)]
-    (paragraph,) = re.findall(r"^\*\*A stage that must not run.*?\n\n", EXPERIMENTS, re.MULTILINE | re.DOTALL)
+    (paragraph,) = re.findall(r"^\*\*Skipping a stage.*?\n\n", EXPERIMENTS, re.MULTILINE | re.DOTALL)
     (sentence,) = re.findall(r"it freezes only\s+(.*?)\. ", paragraph)
     assert re.findall("`([^`]+)`", sentence) == plain
 
@@ -92,3 +92,14 @@ def test_every_table_is_drawn() -> None:
     drawn = {path for plot in PLOTS.values() for path in plot["y"]}
     tables = {path for stage in DVC["stages"].values() for path in outputs(stage) if path.endswith(".csv")}
     assert drawn == {path for path in tables if Path(path).name not in TEXTS}
+
+
+@pytest.mark.parametrize("name", sorted(set(DVC["stages"]) - {"fetch-openai-weights", "download-data"}))
+def test_a_stages_run_has_the_params_that_decide_its_results(name: str) -> None:
+    """Else `sync-mlflow` would add them from dvc.lock to a run that is complete."""
+    stage = DVC["stages"][name]
+    params = stage.get("params", stage.get("do", {}).get("params", []))
+    source = (ROOT / f"stages/{name.replace('-', '_')}.py").read_text(encoding="utf-8")
+    sections = re.findall(r'"([^"]+)"', re.search(r"sections ?= ?\(([^)]*)\)", source)[1])
+    for param in params:
+        assert any(param == known or param.startswith(f"{known}.") for known in ("seed", *sections)), param

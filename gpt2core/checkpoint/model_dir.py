@@ -287,9 +287,8 @@ def read_safetensors(path: Path) -> dict[str, torch.Tensor]:
     except (SafetensorError, OSError) as error:
         raise UserError(f"{path}: damaged or no safetensors file ({error})") from None
     for name, tensor in tensors.items():
-        if tensor.dtype not in DTYPES and not name.endswith(
-            names.BUFFERS
-        ):  # older transformers: masks of bool or uint8
+        is_mask = name.endswith(names.BUFFERS)  # by older versions of transformers: of bool or uint8
+        if tensor.dtype not in DTYPES and not is_mask:
             found, allowed = (", ".join(str(d).removeprefix("torch.") for d in ds) for ds in ((tensor.dtype,), DTYPES))
             raise UserError(
                 f"{path}: tensor {name!r:.80} has the type {found}; weights must be floating-point numbers: {allowed}"

@@ -68,7 +68,8 @@ def write_profile(name: str, root: Path = Path(), *, force: bool = False) -> str
         name = PROFILES[name]
     profiles = {path.stem: path for path in sorted((root / "profiles").glob("*.yaml"))}
     if name not in profiles:
-        raise UserError(f"NAME={name}: no such profile; there are: {', '.join(profiles)} (make profile NAME=tiny)")
+        there_are = ", ".join(profiles) or f"none, since {root / 'profiles'} has none; clone gpt2core's repository"
+        raise UserError(f"NAME={name}: no such profile; there are: {there_are} (make profile NAME=tiny)")
     params = root / "params.yaml"
     new = render_profile(profiles[name])
     if params.exists() and not force and files.read_text(params) not in _rendered(profiles.values()):

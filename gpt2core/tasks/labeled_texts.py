@@ -189,6 +189,8 @@ def _columns(where: str, names: Sequence[str], columns: Columns) -> tuple[str, s
         chosen += fitting[:1]
     if problems:
         remedy = f"name it by {' and '.join(keys)} in params.yaml"
+        if len(names) == 1 and any(separator in names[0] for separator in ";,\t|"):
+            remedy = "separate the cells by commas in a .csv file, by tabs in a .tsv file"
         raise UserError(f"{where}: {' and '.join(problems)}; there are: {listed(names)}; {remedy}")
     if chosen[0] == chosen[1]:
         raise UserError(f"{where}: column {chosen[0]!r} cannot be both the label and the text")

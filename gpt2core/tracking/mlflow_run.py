@@ -28,7 +28,7 @@ from gpt2core.errors import UserError, first_line
 from gpt2core.log import logger, shown
 from gpt2core.params import Params
 from gpt2core.tracking import pending, state, store
-from gpt2core.tracking.flatten import numbers
+from gpt2core.tracking.flatten import flatten, numbers
 from gpt2core.tracking.pipeline_run import Pipeline, common_tags, current_pipeline, git_revision
 from gpt2core.tracking.plots.stages import stage_figures
 from gpt2core.tracking.usage import usage
@@ -57,7 +57,8 @@ def track_stage(
     Args:
         stage: the stage's name in dvc.yaml.
         params: all params; the parent run gets them all.
-        sections: the sections that the stage reads. The child gets these and the seed; None for all.
+        sections: the sections and single params (`pretrain.base`) that the stage reads. The child gets these and the
+            seed; None for all.
         inputs: outputs of other stages that it reads; their hashes become tags, and they are shown as datasets.
         run_file: where a stage that can be resumed stores its run's id until it is finished. If it has an id, that run
             is continued.
@@ -199,7 +200,7 @@ class StageRun:
             self._run = self._writer.create(self.stage, tags)
         if self._run_file:
             files.write_json(self._run_file, {"run_id": self._run.run_id})
-        self._run.log_params(params if sections is None else {name: params[name] for name in ("seed", *sections)})
+        self._run.log_params(params if sections is None else _chosen(params, ("seed", *sections)))
 
     def _open_parent(
         self, pipeline: Pipeline, earlier: RunWriter | None, tags: dict[str, str], params: dict[str, Any]
@@ -318,3 +319,9 @@ def _warn(message: str, error: Exception) -> None:
     """Log one line with the first line of the error; a UserError says all that is needed."""
     kind = "" if isinstance(error, UserError) else f"{type(error).__name__}: "
     logger.warning(f"{message} ({kind}{first_line(error)})")
+
+
+def _chosen(params: Mapping[str, Any], names: Iterable[str]) -> dict[str, Any]:
+    """Return some sections, and single params by their dotted names, flattened."""
+    flat = flatten(params)
+    return {key: value for key, value in flat.items() if any(key == n or key.startswith(f"{n}.") for n in names)}

@@ -119,6 +119,7 @@ def test_parquet_is_read_and_the_names_of_its_numbered_classes(tmp_path: Path) -
             "in params.yaml",
         ),
         ("a.csv", "label,body\nham,hi\n", "row 1: no column text"),
+        ("a.csv", "label;text\nham;hi\n", "separate the cells by commas"),
         ("a.csv", "label,message,content\nham,hi,ho\n", "row 1: columns message and content may both be the text"),
         ("a.csv", 'label,text\nham,"a\nb"\n ,hi\n', "row 4: the label is empty"),
         ("a.csv", "label,text\nham\n", "row 2: 1 column"),
