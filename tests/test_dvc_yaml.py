@@ -48,7 +48,7 @@ def test_the_docs_list_the_stages_that_dvc_can_freeze() -> None:
     """DVC writes a frozen stage into dvc.yaml, and refuses one that has a param in it, or a loop."""
     plain = [name for name, stage in DVC["stages"].items() if "foreach" not in stage and "${" not in json.dumps(stage)]
     (paragraph,) = re.findall(r"^\*\*Skipping a stage.*?\n\n", EXPERIMENTS, re.MULTILINE | re.DOTALL)
-    (sentence,) = re.findall(r"it freezes only\s+(.*?)\. ", paragraph)
+    (sentence,) = re.findall(r"it freezes only\s+(.*?)\. ", paragraph, re.DOTALL)
     assert re.findall("`([^`]+)`", sentence) == plain
 
 
