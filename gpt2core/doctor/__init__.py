@@ -10,6 +10,7 @@ from typing import Literal
 from gpt2core.errors import UserError
 from gpt2core.params import load_params
 from gpt2core.params.load import MISSING
+from gpt2core.redact import redacted
 
 Level = Literal["ok", "note", "warning", "problem"]
 MAX_NAMED = 5  # names in one line
@@ -17,7 +18,7 @@ MAX_NAMED = 5  # names in one line
 
 @dataclass(frozen=True)
 class Finding:
-    """One line of the doctor's report.
+    """One line of the doctor's report. Secrets in addresses are hidden in it, also in those that a library quotes.
 
     Attributes:
         level: `problem` stops a run; `warning` may cost time or results; `note` is good to know.
@@ -30,6 +31,10 @@ class Finding:
     area: str
     what: str
     remedy: str = ""
+
+    def __post_init__(self) -> None:
+        for name in ("what", "remedy"):
+            object.__setattr__(self, name, redacted(getattr(self, name)))
 
 
 def some_of(names: list[str]) -> str:

@@ -422,3 +422,10 @@ def test_the_name_of_an_untracked_file_is_quoted_for_the_shell(root: Path) -> No
     (root / "data/own/$(touch pwned).txt").write_text("x")
     (finding,) = project.git(root)
     assert "git add -N 'data/own/$(touch pwned).txt'" in finding.remedy
+
+
+def test_a_password_that_a_library_quotes_is_hidden(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "xyz://user:PLANTED@host")
+    (finding,) = stores.mlflow(root)
+    assert finding.level == "warning"
+    assert "PLANTED" not in finding.what + finding.remedy
