@@ -9,9 +9,9 @@ from pathlib import Path
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 
-# The same inputs in each run, so that a failure is found again. After a change of a reader, draw more.
+# The same inputs in each run, so that a failure is found again.
 FUZZ = settings(
-    max_examples=int(os.environ.get("GPT2CORE_FUZZ_CASES", "200")), derandomize=True, deadline=None, database=None,
+    max_examples=int(os.environ.get("GPT2CORE_FUZZ_CASES", "2000")), derandomize=True, deadline=None, database=None,
     suppress_health_check=list(HealthCheck),
 )  # fmt: skip
 

@@ -1,7 +1,7 @@
 """Every reader, with many changed files each: a right value, or one error that names the file.
 
-After a change of a reader, set GPT2CORE_FUZZ_CASES=2000 to draw more. `PAST_FAILURES` are inputs that once made a
-reader fail.
+The inputs are the same in each run; GPT2CORE_FUZZ_CASES draws another number. `PAST_FAILURES` are inputs that once made
+a reader fail.
 """
 
 from __future__ import annotations
