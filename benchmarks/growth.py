@@ -122,7 +122,7 @@ def table(curve: dict[str, Any]) -> str:
     for row in rows:
         times = [f"{row[name]:.3g}" for name in columns]
         lines.append(f"| {row['n']:,} | {' | '.join(times)} | {row['peak_mb'] * MB / GB:.2f} GB |")
-    return "\n".join([curve["what"], "", *lines, ""])
+    return "\n".join([f"{curve['what']}; {curve['machine']}, {curve['date']}", "", *lines, ""])
 
 
 # -- Corpora ---------------------------------------------------------------------------------------------------------
@@ -136,10 +136,10 @@ def novels(mirror: Path) -> Iterator[str]:
             yield from text.split("\n\n")
 
 
-def write_params(folder: Path, **changes: str) -> None:
-    """Write params.yaml: the profile novels with other values, named as `section.key`."""
+def write_params(folder: Path, profile: str = "novels", **changes: Any) -> None:
+    """Write params.yaml: a profile with other values, named as `section.key`."""
     path = folder / "params.yaml"
-    path.write_text(render_profile(ROOT / "profiles/novels.yaml"))
+    path.write_text(render_profile(ROOT / f"profiles/{profile}.yaml"))
     yaml = YAML()
     params = yaml.load(path)
     for name, value in changes.items():

@@ -68,10 +68,11 @@ def gpt2_tokenizer(mirror: Path) -> Tokenizer:
     return read_bpe(mirror / "gpt2-bpe/encoder.json", mirror / "gpt2-bpe/vocab.bpe")
 
 
-def random_checkpoint(size: str, folder: Path) -> Path:
-    """Write OpenAI's files of a size with random weights."""
+def random_checkpoint(size: str, folder: Path, bpe: Path | None = None) -> Path:
+    """Write OpenAI's files of a size with random weights, and with the tokenizer in a folder or a made-up one."""
     script = ROOT / "scripts/make_random_checkpoint.py"
-    subprocess.run([sys.executable, script, size, folder / "openai"], check=True)
+    tokenizer = ["--bpe", bpe] if bpe else []
+    subprocess.run([sys.executable, script, size, folder / "openai", *tokenizer], check=True)
     return folder / "openai"
 
 
