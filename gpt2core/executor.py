@@ -127,7 +127,7 @@ class LocalProcesses:
                     'if __name__ == "__main__":'
                 )
             spawn = multiprocessing.get_context("spawn")
-            self._pool = ProcessPoolExecutor(self.slots, spawn, _start)
+            self._pool = ProcessPoolExecutor(self.slots, spawn, start_worker)
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -162,7 +162,7 @@ class LocalProcesses:
             ) from None
 
 
-def _start() -> None:
+def start_worker() -> None:
     """Leave Ctrl-C to the parent, and end with the parent even if it is killed."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     threading.Thread(target=_end_with_parent, daemon=True).start()

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import multiprocessing
 from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
@@ -11,14 +13,15 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from gpt2core import config, files, runtime
-from gpt2core.errors import UserError, first_line
+from gpt2core.errors import UserError
 from gpt2core.evaluation import checkpoint_table
+from gpt2core.executor import start_worker
 from gpt2core.log import logger
 from gpt2core.report import results
 from gpt2core.report.inside import language_model_pictures, script_data, temperature_table
 from gpt2core.report.page import Picture, Table, picture, render
 from gpt2core.report.stage_status import outdated_stages
-from gpt2core.tracking.find_runs import LOCAL_PAGE, FoundRun, find_runs
+from gpt2core.tracking.find_runs import LOCAL_PAGE, FoundRun, look_for_runs
 from gpt2core.tracking.plots.stages import FOLDER as PLOTS
 from gpt2core.tracking.plots.stages import JUDGE_BASELINES, read_rows, stage_figures
 
@@ -32,6 +35,7 @@ STAGE_OF = {
     "text": "tokenize", "pretraining": "pretrain", "inside": "pretrain", "classifier": "finetune-classify",
     "instructions": "finetune-instruct", "judge": "llm-judge-eval",
 }  # fmt: skip
+RUN_STAGES = ("download-data", "tokenize", "pretrain", "finetune-classify", "finetune-instruct", "llm-judge-eval")
 
 
 class Text(NamedTuple):
@@ -79,14 +83,18 @@ def report_page(root: Path) -> str:
     metrics = {name: files.read_json(path) for name in METRICS if (path := root / "metrics" / f"{name}.json").exists()}
     if not metrics:
         raise UserError(f"{root / 'metrics'}: there are no results yet; make them: dvc repro")
-    builders: tuple[Callable[[Path, dict[str, Any]], Section | None], ...] = (
-        _results, _corpus, _pretraining, _inside, _classifier, _instructions, _judge, _runs, _params,
-    )  # fmt: skip
-    progress = runtime.progress(builders, what="report", unit="section")
-    sections = [section for build in progress if (section := build(root, metrics))]
-    outdated = outdated_stages(root)
-    for section in sections:
-        section.outdated = outdated.get(STAGE_OF.get(section.id, ""), "")
+    # MLflow and DVC take seconds to load, in another process while this one draws.
+    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn"), start_worker) as other_process:
+        runs = other_process.submit(look_for_runs, root, RUN_STAGES, metrics)
+        outdated = other_process.submit(outdated_stages, root)
+        builders: tuple[Callable[[Path, dict[str, Any]], Section | None], ...] = (
+            _results, _corpus, _pretraining, _inside, _classifier, _instructions, _judge,
+            lambda root, metrics: _runs(*runs.result()), _params,
+        )  # fmt: skip
+        progress = runtime.progress(builders, what="report", unit="section")
+        sections = [section for build in progress if (section := build(root, metrics))]
+        for section in sections:
+            section.outdated = outdated.result().get(STAGE_OF.get(section.id, ""), "")
     return render(
         "report.html",
         title="gpt2core: results of the pipeline",
@@ -292,15 +300,10 @@ def _tasks(result: Mapping[str, Any]) -> Iterator[Table]:
         yield Table(("benchmark", "metric", "value", "± error"), rows, "The fine-tuned model", n_text_columns=2)
 
 
-def _runs(root: Path, metrics: Mapping[str, Any]) -> Section:
-    stages = (
-        "download-data", "tokenize", "pretrain", "finetune-classify", "finetune-instruct", "llm-judge-eval",
-    )  # fmt: skip
-    section = Section("runs", "Runs in MLflow")
-    try:
-        section.runs = find_runs(root, stages, metrics)
-    except Exception as error:  # an error of MLflow, its database, or its server must not stop the report
-        logger.warning(f"the report has no runs ({type(error).__name__}: {first_line(error)})")
+def _runs(runs: list[FoundRun], problem: str) -> Section:
+    section = Section("runs", "Runs in MLflow", runs=runs)
+    if problem:  # an error of MLflow, its database, or its server must not stop the report
+        logger.warning(f"the report has no runs ({problem})")
         section.lead = "The runs could not be read when this page was written."
         return section
     section.lead = "The runs of these results." if section.runs else "No run with these results is recorded here."

@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+from gpt2core.errors import first_line
 from gpt2core.redact import redacted
 from gpt2core.tracking import store
 from gpt2core.tracking.flatten import numbers
 from gpt2core.tracking.state import file_stem
 
-MAX_RUNS = 200  # of one stage, the newest, that are searched
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+    from mlflow.entities import Run
+
+PAGE_RUNS, MAX_PAGES = 10, 20  # of one stage, the newest, that are searched
 LOCAL_PAGE = "http://127.0.0.1:5000"  # where `make mlflow` shows the project's own database
 
 
@@ -55,14 +60,9 @@ def find_runs(root: Path, stages: Iterable[str], metrics: Mapping[str, Mapping[s
     page = redacted(address.rstrip("/")) if address.startswith(("http://", "https://")) else LOCAL_PAGE
     found_runs = []
     for stage in stages:
-        runs = client.search_runs(
-            [experiment.experiment_id],
-            f"tags.stage = '{stage}' and attributes.status = 'FINISHED'",
-            max_results=MAX_RUNS,
-            order_by=["attributes.start_time DESC"],
-        )
         expected = numbers(metrics.get(file_stem(stage), {}))
-        if run := next((run for run in runs if _has(run.data.metrics, expected)), None):
+        newest = _newest_runs(client, experiment.experiment_id, stage)
+        if run := next((run for run in newest if _has(run.data.metrics, expected)), None):
             found_runs.append(
                 FoundRun(
                     stage,
@@ -75,6 +75,29 @@ def find_runs(root: Path, stages: Iterable[str], metrics: Mapping[str, Mapping[s
                 )
             )
     return found_runs
+
+
+def look_for_runs(
+    root: Path, stages: Iterable[str], metrics: Mapping[str, Mapping[str, Any]]
+) -> tuple[list[FoundRun], str]:
+    """Return what `find_runs` finds, or none and the reason."""
+    try:
+        return find_runs(root, stages, metrics), ""
+    except Exception as error:
+        return [], f"{type(error).__name__}: {first_line(error)}"
+
+
+def _newest_runs(client: MlflowClient, experiment_id: str, stage: str) -> Iterator[Run]:
+    """Yield the finished runs of a stage, the newest first; most often the first one is wanted."""
+    token: str | None = None
+    for _ in range(MAX_PAGES):
+        page = client.search_runs(
+            [experiment_id], f"tags.stage = '{stage}' and attributes.status = 'FINISHED'",
+            max_results=PAGE_RUNS, order_by=["attributes.start_time DESC"], page_token=token,
+        )  # fmt: skip
+        yield from page
+        if not (token := page.token):
+            return
 
 
 def _has(logged: Mapping[str, float], expected: Mapping[str, float]) -> bool:

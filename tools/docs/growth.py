@@ -64,7 +64,7 @@ def draw(record: dict[str, Any]) -> None:
             axis.yaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
             axis.yaxis.set_minor_formatter(NullFormatter())
             axis.grid(True)
-            axis.legend(frameon=False, fontsize=7)
+            axis.legend(frameon=False, fontsize=6)
         for axis in axes[len(curves) :]:
             axis.remove()
 
