@@ -192,7 +192,7 @@ def measured(function: str) -> Callable[[Path, Path, int], list[Command]]:
 
 
 def experiments(folder: Path, mirror: Path, n: int) -> list[Command]:
-    """Clone this project with its outputs, and make experiments that differ in the seed and the metrics, as DVC does."""
+    """Clone this project with its outputs, and make experiments as DVC does, which differ in seed and metrics."""
     clone = folder / "clone"
     subprocess.run(["git", "clone", "--quiet", str(ROOT), str(clone)], check=True)
     for name in ("metrics", "models", "data"):
@@ -201,13 +201,10 @@ def experiments(folder: Path, mirror: Path, n: int) -> list[Command]:
         ["git", "rev-parse", "HEAD"], cwd=clone, check=True, capture_output=True, text=True
     ).stdout.strip()
     subprocess.run(["git", "fast-import", "--quiet"], cwd=clone, check=True, input=b"".join(commits(clone, head, n)))
-    return [
-        (f"{column}:", "env", "--chdir=clone", f"DVC_ROOT={clone}", "GPT2CORE_TRACKING=on", PYTHON, "-m", "gpt2core", name)
-        for column, name in (
-            ("sync-mlflow", "sync-mlflow"), ("sync-mlflow, again", "sync-mlflow"), ("seeds", "seeds"),
-            ("doctor", "doctor"), ("report", "report"),
-        )
-    ]  # fmt: skip
+    command = ("env", "--chdir=clone", f"DVC_ROOT={clone}", "GPT2CORE_TRACKING=on", PYTHON, "-m", "gpt2core")
+    columns = {"sync-mlflow": "sync-mlflow", "sync-mlflow, again": "sync-mlflow"}
+    columns |= {name: name for name in ("seeds", "doctor", "report")}
+    return [(f"{column}:", *command, name) for column, name in columns.items()]
 
 
 def commits(clone: Path, head: str, n: int) -> Iterator[bytes]:
