@@ -230,37 +230,37 @@ def commits(clone: Path, head: str, n: int) -> Iterator[bytes]:
 
 CURVES = {
     "tokens": Curve(
-        "`tokenize`: one text, GPT-2's tokenizer", "tokens", [10**5, 10**6, 10**7, 10**8, 10**9], one_file
+        "`tokenize` on one text, with GPT-2's tokenizer", "tokens", [10**5, 10**6, 10**7, 10**8, 10**9], one_file
     ),
     "files": Curve(
-        "`download-data` and `tokenize`: a folder of small texts", "files", [10**2, 10**3, 10**4, 10**5], many_files
+        "`download-data` and `tokenize` on a folder of small texts", "files", [10**2, 10**3, 10**4, 10**5], many_files
     ),
     "size": Curve(
-        "a training step, B=4 T=256, not compiled", "parameters in millions", [1, 3, 10, 30, 124, 355],
+        "One training step with B=4 and T=256, not compiled", "parameters in millions", [1, 3, 10, 30, 124, 355],
         measured("train_size"), "s per step",
     ),
     "batch": Curve(
-        "a training step of the 124M, T=256, not compiled", "batch size", [1, 2, 4, 8, 16, 32],
+        "One training step of the 124M with T=256, not compiled", "batch size", [1, 2, 4, 8, 16, 32],
         measured("train_batch"), "s per step",
     ),
     "context": Curve(
-        "a training step of the 124M, B=1, not compiled", "context", [64, 128, 256, 512, 1024],
+        "One training step of the 124M with B=1, not compiled", "context", [64, 128, 256, 512, 1024],
         measured("train_context"), "s per step",
     ),
     "prompts": Curve(
-        "generating with the 124M: 32 new tokens for each prompt of 64", "prompts", [1, 4, 16, 64],
+        "Generating 24 new tokens for each prompt of 64 tokens with the 124M", "prompts", [1, 4, 16, 64],
         measured("generate_batch"), "ms per token of all prompts",
     ),
     "cache": Curve(
-        "generating with the 124M: one more token, by the tokens in the KV cache", "tokens in the cache",
+        "Generating one more token with the 124M, by the number of tokens in the KV cache", "tokens in the cache",
         [64, 256, 512, 1000], measured("generate_context"), "ms per token",
     ),
     "entries": Curve(
-        "responses of the default profile's size, 64 new tokens each", "entries of the test set",
+        "Responses of 64 new tokens by a model of the default profile's size", "entries of the test set",
         [10, 100, 1000, 10_000], measured("respond_entries"), "s",
     ),
     "experiments": Curve(
-        "commands that read all experiments", "experiments", [10, 100, 500, 2000], experiments
+        "Commands that read all experiments", "experiments", [10, 100, 500, 2000], experiments
     ),
 }  # fmt: skip
 
