@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import multiprocessing
 from collections.abc import Callable, Iterator, Mapping
-from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 
@@ -28,6 +29,8 @@ from gpt2core.tracking.plots.stages import JUDGE_BASELINES, read_rows, stage_fig
 METRICS = ("tokenize", *results.NAMES)
 MAX_ANSWERS = 10
 MAX_SAMPLES = 8
+KILLED = "the process that reads them was killed, perhaps because memory ran out"
+T = TypeVar("T")
 
 
 # The stage whose results a section shows.
@@ -89,18 +92,27 @@ def report_page(root: Path) -> str:
         outdated = other_process.submit(outdated_stages, root)
         builders: tuple[Callable[[Path, dict[str, Any]], Section | None], ...] = (
             _results, _corpus, _pretraining, _inside, _classifier, _instructions, _judge,
-            lambda root, metrics: _runs(*runs.result()), _params,
+            lambda root, metrics: _runs(*_result(runs, ([], KILLED))), _params,
         )  # fmt: skip
         progress = runtime.progress(builders, what="report", unit="section")
         sections = [section for build in progress if (section := build(root, metrics))]
+        reasons = _result(outdated, {})
         for section in sections:
-            section.outdated = outdated.result().get(STAGE_OF.get(section.id, ""), "")
+            section.outdated = reasons.get(STAGE_OF.get(section.id, ""), "")
     return render(
         "report.html",
         title="gpt2core: results of the pipeline",
         description=f"{_corpus_and_model(root)}Written {datetime.now():%Y-%m-%d %H:%M}.",
         sections=sections,
     )
+
+
+def _result(future: Future[T], otherwise: T) -> T:
+    """Return the result of the other process, or `otherwise` if it was killed."""
+    try:
+        return future.result()
+    except BrokenProcessPool:
+        return otherwise
 
 
 def _corpus_and_model(root: Path) -> str:
