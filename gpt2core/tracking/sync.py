@@ -96,7 +96,7 @@ def _sync(writer: Writer, root: Path, revision: Revision, notes: list[Note]) -> 
     ran = set(note.stages if note else ()) | set(revision.ran or ())
     if revision.ran is None and is_new and note is None:
         ran = set(revision.state.metrics)  # nobody knows which of them came from the cache
-    _complete_children(writer, parent, revision, ran, synced)
+    _complete_children(writer, parent, is_new, revision, ran, synced)
     if not parent.is_finished and (is_new or note or revision.key):
         parent.end(at_ms=revision.at_ms)
         synced.done += [] if is_new else ["its end"]
@@ -106,26 +106,29 @@ def _sync(writer: Writer, root: Path, revision: Revision, notes: list[Note]) -> 
 
 
 def _complete_parent(parent: RunWriter, revision: Revision, synced: Synced) -> None:
-    synced.add(
-        (parent.log_params(_resolved(revision.state.params)), "params"),
-        (parent.log_results(revision.state.table, revision.at_ms), "metrics"),
-    )
     tags = {"git_revision": revision.revision}
     if revision.key:
         tags |= {"dvc_exp_name": revision.name, "dvc_exp_baseline": revision.baseline}
     missing = {key: value for key, value in tags.items() if key not in parent.tags}
-    parent.set_tags(missing | {RESULTS_TAG: revision.state.fingerprint})
+    with parent.in_one_request():
+        params = parent.log_params(_resolved(revision.state.params))
+        results = parent.log_results(revision.state.table, revision.at_ms)
+        parent.set_tags(missing | {RESULTS_TAG: revision.state.fingerprint})
+    synced.add((params, "params"), (results, "metrics"))
 
 
-def _complete_children(writer: Writer, parent: RunWriter, revision: Revision, ran: set[str], synced: Synced) -> None:
-    newest = {child.tags.get("stage", ""): child for child in writer.children(parent.run_id)}
+def _complete_children(
+    writer: Writer, parent: RunWriter, is_new: bool, revision: Revision, ran: set[str], synced: Synced
+) -> None:
+    children = [] if is_new else writer.children(parent.run_id)
+    newest = {child.tags.get("stage", ""): child for child in children}
     for stage, entry in revision.state.stages.items():
         child = newest.get(stage)
         if child is not None and child.run.info.status in ("FAILED", "KILLED"):
             child = None  # and ran again, untracked, if it is in `ran`
         if child is None and stage not in ran:
             continue
-        if is_new := child is None:
+        if is_new_child := child is None:
             tags = {PARENT_TAG: parent.run_id, "stage": stage}
             child = writer.create(stage, tags, revision.at_ms)
             synced.done.append(f"the stage {stage}")
@@ -133,14 +136,15 @@ def _complete_children(writer: Writer, parent: RunWriter, revision: Revision, ra
             continue  # it may be running
         curve = [] if child.is_finished else list(_curve(child, stage, revision))
         last_step = max((point.step for point in curve), default=0)
-        params = child.log_params(entry.get("params", {}).get("params.yaml", {}))
-        results = child.log_results(revision.state.metrics.get(stage, {}), revision.at_ms, last_step)
-        child.log_missing_steps(curve)  # a result takes the place of its curve's last value
-        of = "" if is_new else f" of {stage}"
+        with child.in_one_request():
+            params = child.log_params(entry.get("params", {}).get("params.yaml", {}))
+            results = child.log_results(revision.state.metrics.get(stage, {}), revision.at_ms, last_step)
+            child.log_missing_steps(curve)  # a result takes the place of its curve's last value
+        of = "" if is_new_child else f" of {stage}"
         synced.add((params, f"params{of}"), (results, f"metrics{of}"))
         if not child.is_finished:
             child.end(at_ms=revision.at_ms)
-            synced.done += [] if is_new else [f"the end of {stage}"]
+            synced.done += [] if is_new_child else [f"the end of {stage}"]
 
 
 def _curve(child: RunWriter, stage: str, revision: Revision) -> Iterator[Point]:

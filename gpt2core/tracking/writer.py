@@ -6,10 +6,11 @@ has, and sends only what is missing.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -43,11 +44,22 @@ class RunWriter:
         rows = run.data.to_proto().metrics
         self._latest = {row.key: Point(row.key, row.value, row.timestamp, row.step) for row in rows}
         self._values: dict[str, dict[int, float]] = {}  # by step, of metrics whose history was needed
+        self._waiting: dict[str, list[Any]] | None = None  # what `in_one_request` will send
 
     @property
     def is_finished(self) -> bool:
         """Whether the run was finished when it was read from the store."""
         return self.run.info.status == "FINISHED"
+
+    @contextlib.contextmanager
+    def in_one_request(self) -> Iterator[None]:
+        """Send the params, tags, and metrics that are logged within together: each request takes a while."""
+        self._waiting = waiting = dict[str, list[Any]]()
+        try:
+            yield
+        finally:
+            self._waiting = None
+        self._log(**waiting)
 
     def last_step(self, system: bool = False) -> int:
         """Return the last step of the training's metrics, or of the machine's; -1 if there are none."""
@@ -59,7 +71,7 @@ class RunWriter:
         from mlflow.entities import Param
 
         missing = {key: str(value) for key, value in flatten(params).items() if key not in self.params}
-        self.client.log_batch(self.run_id, params=[Param(*param) for param in missing.items()])
+        self._log(params=[Param(*param) for param in missing.items()])
         self.params |= missing
         return len(missing)
 
@@ -68,7 +80,7 @@ class RunWriter:
         from mlflow.entities import RunTag
 
         changed = {key: str(value) for key, value in tags.items() if self.tags.get(key) != str(value)}
-        self.client.log_batch(self.run_id, tags=[RunTag(*tag) for tag in changed.items()])
+        self._log(tags=[RunTag(*tag) for tag in changed.items()])
         self.tags |= changed
 
     def log_points(self, points: Iterable[Point]) -> None:
@@ -105,7 +117,7 @@ class RunWriter:
             for key, value in numbers(metrics).items()
         ]
         rows = [Metric(*point, model_id, run_id=self.run_id) for point in points]
-        self.client.log_batch(self.run_id, metrics=rows)
+        self._log(metrics=rows)
 
     def log_inputs(self, hashes: Mapping[str, str]) -> None:
         """Show the inputs, by the MD5 that DVC knows: as tags `input.<path>`, and as MLflow's datasets."""
@@ -147,7 +159,16 @@ class RunWriter:
     def _send(self, points: Iterable[Point]) -> None:
         from mlflow.entities import Metric
 
-        self.client.log_batch(self.run_id, metrics=[Metric(*point) for point in map(self._note, points)])
+        self._log(metrics=[Metric(*point) for point in map(self._note, points)])
+
+    def _log(self, **entities: list[Any]) -> None:
+        """Send params, tags, or metrics, if there are any, or let them wait."""
+        if self._waiting is not None:
+            for kind, added in entities.items():
+                self._waiting.setdefault(kind, []).extend(added)
+        elif any(entities.values()):
+            metrics, params, tags = (entities.get(kind, []) for kind in ("metrics", "params", "tags"))
+            self.client.log_batch(self.run_id, metrics, params, tags)
 
     def _note(self, point: Point) -> Point:
         """Remember a point that is sent. Of several values at a step, MLflow takes the one with the latest time."""
