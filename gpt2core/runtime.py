@@ -159,9 +159,10 @@ def device() -> torch.device:
 
     name = os.environ.get("GPT2CORE_DEVICE") or ("cuda" if torch.cuda.is_available() else "cpu")
     try:
-        probe = torch.ones(1, device=name)
-        probe.item()  # some devices, as `meta`, compute nothing
-        return probe.device
+        found = torch.ones(1, device=name).device
+        if found.type == "meta":
+            raise RuntimeError("it computes nothing")
+        return found
     except (RuntimeError, AssertionError) as error:
         reason = first_line(error).partition(". ")[0]
         raise UserError(

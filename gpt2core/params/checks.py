@@ -164,7 +164,7 @@ def _evaluate(params: Params) -> Iterator[str]:
     if len(set(params.evaluate.tasks)) < len(params.evaluate.tasks):
         yield f"evaluate.tasks: {params.evaluate.tasks} names a task twice"
     if params.evaluate.tasks and importlib.util.find_spec("lm_eval") is None:  # said before hours of training
-        yield "evaluate.tasks: lm-eval is not installed; pip install 'gpt2core[evaluate]', or leave the list empty: []"
+        yield "evaluate.tasks: lm-eval is not installed; pip install 'gpt2core[eval]', or leave the list empty: []"
 
 
 def _benchmarks(params: Params) -> Iterator[str]:

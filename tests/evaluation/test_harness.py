@@ -316,5 +316,5 @@ def test_a_benchmark_that_does_not_exist_is_said_before_the_training(
 
 def test_without_the_extra_it_says_what_to_install(run: Run, model_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    said = "`gpt2core evaluate` needs lm_eval; install: pip install 'gpt2core[evaluate]'"
+    said = "`gpt2core evaluate` needs lm_eval; install: pip install 'gpt2core[eval]'"
     refused(run("evaluate", model_dir, "--tasks", "mmlu"), 1, said)
