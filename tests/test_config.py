@@ -181,7 +181,7 @@ def test_benchmarks_need_their_extra_before_anything_runs(tmp_path: Path, monkey
     load_params(edited(tmp_path, tasks))
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     load_params(edited(tmp_path, ("evaluate.tasks", [])))
-    with pytest.raises(UserError, match=r"tasks: lm-eval is not installed; pip install 'gpt2core\[evaluate\]'"):
+    with pytest.raises(UserError, match=r"tasks: lm-eval is not installed; pip install 'gpt2core\[eval\]'"):
         load_params(edited(tmp_path, tasks))
 
 
