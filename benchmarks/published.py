@@ -37,9 +37,9 @@ class Row(NamedTuple):
 
     def line(self) -> str:
         """Return the row of a table in Markdown."""
-        hours = (self.step_s * self.n_steps + self.rest_s) / 3600
+        minutes = (self.step_s * self.n_steps + self.rest_s) / 60
         return (
-            f"| `{self.stage}` | {self.step_s:.2f} s | {self.n_steps} | {self.rest_s:.0f} s | {hours:.1f} h "
+            f"| `{self.stage}` | {self.step_s:.2f} s | {self.n_steps} | {self.rest_s:.0f} s | {minutes:.0f} min "
             f"| {self.peak_bytes / GB:.1f} GB |"
         )
 

@@ -43,4 +43,4 @@ def test_a_stage_is_run_with_few_steps_and_more(tmp_path: Path, monkeypatch: pyt
     monkeypatch.setattr(published.machine, "random_checkpoint", checkpoint)
     (row,) = published.measure("124M", tmp_path, ["finetune_instruct"], 5)
     assert row == published.Row("finetune_instruct", 3.0, 100.0, 234, 2e9)
-    assert "| 0.2 h | 2.0 GB |" in row.line()
+    assert "| 13 min | 2.0 GB |" in row.line()
