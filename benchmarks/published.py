@@ -93,7 +93,7 @@ def whole_run(folder: Path, stage: str) -> int:
 
 
 def run(folder: Path, *command: str) -> dict[str, Any]:
-    """Run a stage in the folder, with its mirror."""
+    """Run a stage in a folder that has its inputs in `mirror/`."""
     words = ("env", f"GPT2CORE_MIRROR={folder / 'mirror'}", growth.PYTHON, "-m", f"stages.{command[0]}", *command[1:])
     return growth.run(words, folder)
 
